@@ -1,0 +1,1 @@
+"""Experiment configs: each defines ``get_config()`` and imports nothing of ours."""

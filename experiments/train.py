@@ -1,0 +1,104 @@
+"""Trains the experts of a config: data, latents, both experts, checkpoints; resumes where a run was left.
+
+    python -m experiments.train --config configs/light_scenes_tiny.py --workdir runs/tiny --config.model.width=128
+"""
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+import sys
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from data_pipelines import encode, light_scenes
+from wanjax import codec as codec_lib
+from wanjax import config as config_lib
+from wanjax import data, partition, text, warm_start
+from wanjax.checkpoint import CheckpointError, Checkpoints
+from wanjax.models.dit import WanDiT
+from wanjax.objectives import make_objective
+from wanjax.preview import make_preview
+from wanjax.run_log import RunLog
+from wanjax.train import EXPERTS, Diverged, Expert, Stopped, train_expert
+from wanjax.workdir import Workdir, WorkdirError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, previews.")
+
+
+def run(experiment: config_lib.Experiment, workdir: str) -> None:
+    """Trains what the experiment asks for, from wherever the workdir stands."""
+    sizes = experiment.mesh.sizes(jax.device_count())
+    mesh_config = config_lib.MeshConfig(**sizes)
+    config_lib.validate(dataclasses.replace(experiment, mesh=mesh_config))
+    mesh = partition.make_mesh(sizes)
+    with Workdir(workdir, experiment):
+        codec = codec_lib.open_codec(experiment.codec)
+        objective = make_objective(experiment.objective, codec.luminance.m if codec.luminance else None)
+        encoder = text.load_text_encoder_for(experiment.text)
+        cache = _encoded_data(experiment, codec, encoder)
+        for name in experiment.train.experts:
+            _train(name, experiment, mesh, objective, codec, encoder, cache, pathlib.Path(workdir) / name)
+
+
+def _encoded_data(experiment: config_lib.Experiment, codec: codec_lib.Codec, encoder: text.TextEncoder) -> str:
+    config = experiment.data
+    if config.source == "light_scenes":
+        light_scenes.prepare(config.data_dir, frames=config.frames, height=config.height, width=config.width,
+                             fps=config.fps)
+    encode.ensure_cache(config.cache_dir, source=config, vae=codec.model, vae_params=codec.params,
+                        vae_fingerprint=codec.fingerprint, text=encoder)
+    return config.cache_dir
+
+
+def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh, objective, codec, encoder,
+           cache: str, folder: pathlib.Path) -> None:
+    config, steps = experiment.train, experiment.train.steps(name)
+    null = encoder.embed([""])[0]
+    model = WanDiT(experiment.model, mesh if mesh.size > 1 else None)
+    shape = dict(text_length=experiment.text.length, null_text=null)
+    batches = data.make_loader(cache, "train", batch=experiment.data.batch, caption_dropout=experiment.data.caption_dropout,
+                               seed=experiment.seed + EXPERTS.index(name), process_index=jax.process_index(),
+                               process_count=jax.process_count(), **shape)
+    validation = data.validation_batches(cache, "validation", batch=experiment.data.batch, **shape)
+    preview = make_preview(name, model, codec, validation[0], experiment.sample, seed=experiment.seed)
+    params = None
+    if config.init_from:
+        def params():
+            return warm_start.initial_params(config.init_from, name, experiment.model, mesh)
+    expert = Expert(name, model, objective, experiment.optimizer, config, mesh, experiment.seed, params, batches,
+                    validation, preview, lambda b: data.to_global(b, partition.batch_sharding(mesh)))
+    log = RunLog(folder, name=f"{name} expert", steps=steps, log_every=config.log_every)
+    try:
+        with Checkpoints(folder / "checkpoints", experiment=experiment, expert=name, keep=config.keep) as checkpoints:
+            if checkpoints.latest == steps:
+                print(f"{name} expert: all {steps} steps are done", flush=True)
+                return
+            train_expert(expert, checkpoints, log)
+    finally:
+        log.close()
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    try:
+        run(config_lib.from_config_dict(_CONFIG.value), _WORKDIR.value)
+    except Stopped as stopped:
+        print(stopped, flush=True)
+    except (config_lib.ConfigError, WorkdirError, CheckpointError, Diverged, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def entry() -> None:
+    """Console entry point."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,230 @@
+"""orbax checkpoints of a run: state, data position and resolved config, saved together and asynchronously.
+
+One folder per step, with the parts ``params``, ``ema``, ``optimizer`` (arrays), ``position`` (of the data) and
+``run`` (resolved config, expert, step): what sampling needs is read without touching the optimizer.
+"""
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from wanjax import config as config_lib
+from wanjax import partition
+from wanjax.models import rows
+from wanjax.models.rows.dit import dit_rows
+from wanjax.train import EXPERTS, TrainState
+
+# what orbax and its storage raise on files that are missing, short or altered
+UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message names it and the remedy."""
+
+
+class Checkpoints:
+    """The checkpoints of one expert.
+
+    Args:
+      folder: created where absent; one subfolder per step.
+      experiment: stored with every checkpoint.
+      expert: "high" or "low".
+      keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, experiment: config_lib.Experiment, expert: str, keep: int):
+        self.folder = pathlib.Path(folder).absolute()
+        self._run = {"experiment": config_lib.to_dict(experiment), "expert": expert}
+        self._manager = ocp.training.Checkpointer(
+            self.folder, preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1), cleanup_tmp_directories=True)
+
+    @property
+    def latest(self) -> int | None:
+        """Newest step on disk, or None."""
+        newest = self._manager.latest
+        return None if newest is None else newest.step
+
+    def restore(self, shapes: TrainState) -> tuple[TrainState, Any] | None:
+        """The newest readable state, placed as ``shapes`` says (any mesh), and its data position; None if none exists.
+
+        A checkpoint that cannot be read is named in a warning, set aside, and the one before it is tried.
+
+        Raises:
+          CheckpointError: if checkpoints exist and none can be read.
+        """
+        steps = sorted((c.step for c in self._manager.checkpoints), reverse=True)
+        failures = []
+        for step in steps:
+            try:
+                restored = self._manager.load_checkpointables(step, {
+                    "params": shapes.params, "ema": shapes.ema,
+                    "optimizer": {"step": shapes.step, "state": shapes.opt_state}, "position": None})
+            except UNREADABLE as error:
+                failures.append((step, error))
+                logging.warning("checkpoint %s cannot be read (%s); going on from the one before",
+                                self.folder / str(step), _first_line(error))
+                continue
+            self._set_aside([step for step, _ in failures])
+            optimizer = restored["optimizer"]
+            return TrainState(optimizer["step"], restored["params"], restored["ema"], optimizer["state"]), \
+                restored["position"]
+        if failures:
+            reasons = "\n".join(f"  step {step}: {_first_line(error)}" for step, error in failures)
+            raise CheckpointError(f"none of the checkpoints in {self.folder} can be read:\n{reasons}\nGive a new "
+                                  "--workdir, or move that folder away to start over")
+        return None
+
+    def save(self, step: int, state: TrainState, position: Any) -> None:
+        """Starts writing a checkpoint in the background, after the one before it is whole.
+
+        Raises:
+          CheckpointError: if the disk has no room; what is there stays.
+        """
+        self.wait()
+        self._check_room(state)
+        saved = self._manager.save_checkpointables_async(step, {
+            "params": state.params, "ema": state.ema, "optimizer": {"step": state.step, "state": state.opt_state},
+            "position": position, "run": {**self._run, "step": step}}, force=True)
+        if saved is None:
+            raise CheckpointError(f"checkpoint {self.folder / str(step)} was not accepted for saving")
+
+    def wait(self) -> None:
+        """Blocks until the last save is whole on disk.
+
+        Raises:
+          CheckpointError: if it could not be written.
+        """
+        try:
+            self._manager.wait()
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"the newest checkpoint in {self.folder} could not be written ({_first_line(error)}); "
+                                  f"earlier ones are untouched. Free disk space and launch again") from error
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def _check_room(self, state: TrainState) -> None:
+        # sums over this process's shards; uncompressed, so that a save that passes also fits
+        need = sum(s.data.nbytes for x in jax.tree.leaves(state) for s in x.addressable_shards if s.replica_id == 0)
+        free = shutil.disk_usage(self.folder).free
+        if free < 1.05 * need:
+            raise CheckpointError(f"the disk of {self.folder} has {free / 1e6:.1f} MB free and a checkpoint takes "
+                                  f"{need / 1e6:.1f} MB: nothing was written, the checkpoint of step {self.latest} is "
+                                  "untouched. Free space and launch again: it goes on from there")
+
+    def _set_aside(self, steps: list[int]) -> None:
+        for step in steps:
+            broken = self.folder / str(step)
+            target = self.folder.parent / f"unreadable_{broken.name}"
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(broken, target)
+        if steps:
+            self._manager.reload()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a checkpoint holds for sampling.
+
+    Attributes:
+      config: the experiment that made it.
+      experts: {"high": params, "low": params}, those that are there.
+      steps: {"high": step, ...}.
+      description: one line that says what was found.
+    """
+
+    config: config_lib.Experiment
+    experts: Mapping[str, Any]
+    steps: Mapping[str, int]
+    description: str
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is a workdir, one expert's folder in it, or a checkpoint of one step."""
+    return bool(_expert_checkpoints(pathlib.Path(path)))
+
+
+def open_run(path: str | os.PathLike[str], weights: str = "ema", mesh: jax.sharding.Mesh | None = None) -> Run:
+    """Opens a workdir, an expert's folder, or one checkpoint.
+
+    Args:
+      path: the folder.
+      weights: "ema" or "raw".
+      mesh: where the parameters go; None for one device.
+
+    Raises:
+      CheckpointError: if there is no readable checkpoint.
+      ValueError: if ``weights`` is neither.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights = {weights!r}: expected 'ema' or 'raw'")
+    found = _expert_checkpoints(pathlib.Path(path))
+    if not found:
+        raise CheckpointError(f"{str(path)!r} holds no checkpoint: expected a --workdir of experiments.train, its high/ "
+                              "or low/ folder, or the folder of one step")
+    experts, steps, experiment, said = {}, {}, None, []
+    part = {"ema": "ema", "raw": "params"}[weights]
+    for candidates in found:
+        run, params, folder = _newest_readable(candidates, part, mesh)
+        expert = run["expert"]
+        experts[expert], steps[expert] = params, int(run["step"])
+        said.append(f"{expert} expert at step {run['step']}")
+        experiment = experiment or config_lib.from_dict(run["experiment"])
+    assert experiment is not None
+    return Run(experiment, experts, steps, f"wanjax run {experiment.name!r} in {path}: {', '.join(said)} ({weights})")
+
+
+def _newest_readable(folders: list[pathlib.Path], part: str, mesh: jax.sharding.Mesh | None
+                     ) -> tuple[Mapping[str, Any], Any, pathlib.Path]:
+    failures = []
+    for folder in folders:
+        try:
+            run = ocp.load_checkpointables(folder, {"run": None})["run"]
+            experiment = config_lib.from_dict(run["experiment"])
+            table = dit_rows(experiment.model)
+            shapes = rows.shapes(table, "float32")
+            target = mesh or partition.make_mesh({axis: 1 for axis in partition.AXES}, devices=jax.devices()[:1])
+            placed = partition.shardings(target, rows.logical_axes(table), shapes)
+            abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
+            return run, ocp.load_checkpointables(folder, {part: abstract})[part], folder
+        except UNREADABLE as error:
+            failures.append(f"  {folder}: {_first_line(error)}")
+            logging.warning("checkpoint %s cannot be read (%s)", folder, _first_line(error))
+    raise CheckpointError("no checkpoint can be read:\n" + "\n".join(failures))
+
+
+def _expert_checkpoints(path: pathlib.Path) -> list[list[pathlib.Path]]:
+    """Per expert found under ``path``: its checkpoint folders, newest first."""
+    path = path.absolute()
+    if path.is_dir() and ocp.is_orbax_checkpoint(path):
+        return [[path]]
+    for folders in ([path / e for e in EXPERTS], [path]):
+        found = []
+        for folder in folders:
+            steps = [p for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+            if steps:
+                found.append(sorted(steps, key=lambda p: int(p.name), reverse=True))
+        if found:
+            return found
+    return []
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,296 @@
+"""From a config file to one validated, frozen ``Experiment``; the only file of the library that knows ml_collections.
+
+A config file defines ``get_config() -> ml_collections.ConfigDict``. Each section of it is a frozen dataclass that
+lives with the thing it configures (``DiTConfig`` in models/dit.py, ``OptimizerConfig`` in optim.py, ...). What is
+wrong in a config is said here, before any work is spent, in one ``ConfigError``.
+"""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import math
+import pathlib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from wanjax.data import DataConfig
+from wanjax.generate import SampleConfig
+from wanjax.models.dit import DiTConfig
+from wanjax.models.umt5 import UMT5Config
+from wanjax.objectives import ObjectiveConfig
+from wanjax.optim import OptimizerConfig
+from wanjax.text import TextConfig
+from wanjax.train import TrainConfig
+
+CODEC_STRIDES = (4, 8, 8)  # frames, height, width of the Wan2.1 codec
+
+
+class ConfigError(ValueError):
+    """A config that cannot work; the message names the field, the value, what was expected and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 for at most one axis means "all that are left"."""
+
+    data: int = 1
+    fsdp: int = -1
+    seq: int = 1
+    tensor: int = 1
+
+    def sizes(self, devices: int) -> dict[str, int]:
+        """The axis sizes on ``devices`` devices.
+
+        Raises:
+          ConfigError: if the axes do not multiply to the number of devices.
+        """
+        sizes = dataclasses.asdict(self)
+        known = math.prod(n for n in sizes.values() if n != -1)
+        if devices % known:
+            raise ConfigError(f"mesh {sizes} needs a multiple of {known} devices, but there are {devices}: "
+                              "change config.mesh.* or the number of devices")
+        sizes = {axis: devices // known if n == -1 else n for axis, n in sizes.items()}
+        if math.prod(sizes.values()) != devices:
+            raise ConfigError(f"mesh {sizes} uses {math.prod(sizes.values())} devices, but there are {devices}: "
+                              "set one axis to -1 to take what is left")
+        return sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that determines a run.
+
+    Attributes:
+      name: short name, used in logs.
+      seed: of parameters, noise and data order.
+      model: the transformer, the same for both experts.
+      codec: name of a codec shipped with wanjax (``"light_scenes_tiny"``) or a folder in the diffusers ``vae`` layout.
+      text, data, objective, optimizer, mesh, train, sample: see their classes.
+    """
+
+    name: str
+    seed: int
+    model: DiTConfig
+    codec: str
+    text: TextConfig
+    data: DataConfig
+    objective: ObjectiveConfig
+    optimizer: OptimizerConfig
+    mesh: MeshConfig
+    train: TrainConfig
+    sample: SampleConfig
+
+
+def load(path_to_config: str | pathlib.Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """Reads a config file and applies overrides such as ``{"model.width": 64}``.
+
+    Raises:
+      ConfigError: naming what is wrong and what to do.
+    """
+    return from_config_dict(override(read(path_to_config), overrides or {}))
+
+
+def read(path_to_config: str | pathlib.Path) -> ml_collections.ConfigDict:
+    """Runs ``get_config()`` of a config file."""
+    path = pathlib.Path(path_to_config)
+    if not path.is_file():
+        raise ConfigError(f"config file {str(path)!r} does not exist")
+    spec = importlib.util.spec_from_file_location(f"_wanjax_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"config file {str(path)!r} is not a Python file: expected a .py that defines get_config()")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"config file {str(path)!r} defines no get_config(): see configs/light_scenes_tiny.py")
+    config = module.get_config()
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(f"get_config() of {str(path)!r} returns {type(config).__name__}, expected a ConfigDict")
+    return config
+
+
+def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A copy of ``config`` with dotted fields replaced; an unknown field is refused with its nearest name."""
+    config = config.copy_and_resolve_references()
+    config.unlock()
+    for dotted, value in overrides.items():
+        *parents, leaf = dotted.split(".")
+        node = config
+        for i, name in enumerate([*parents, leaf]):
+            if not isinstance(node, ml_collections.ConfigDict) or name not in node:
+                keys = list(node.keys()) if isinstance(node, ml_collections.ConfigDict) else []
+                raise ConfigError(_unknown(".".join([*parents, leaf][: i + 1]), name, keys))
+            if i < len(parents):
+                node = node[name]
+        with node.ignore_type():  # types are checked against the dataclasses, with better messages
+            node[leaf] = value
+    return config
+
+
+def from_config_dict(config: ml_collections.ConfigDict) -> Experiment:
+    """The frozen, validated experiment of a ConfigDict."""
+    return from_dict(config.copy_and_resolve_references().to_dict())
+
+
+def from_dict(values: Mapping[str, Any]) -> Experiment:
+    """The frozen, validated experiment of a plain nested dict (what ``to_dict`` made)."""
+    experiment = _build(Experiment, values, "config")
+    validate(experiment)
+    return experiment
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """A plain nested dict of JSON types; ``from_dict`` inverts it."""
+    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "config") -> dict[str, tuple[Any, Any]]:
+    """Fields whose values differ between two ``to_dict`` results: {"config.model.width": (old, new)}."""
+    out: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*old, *new}):
+        a, b, name = old.get(key), new.get(key), f"{prefix}.{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out.update(differences(a, b, name))
+        elif a != b:
+            out[name] = (a, b)
+    return out
+
+
+def validate(experiment: Experiment) -> None:
+    """Refuses combinations that cannot work.
+
+    Raises:
+      ConfigError: naming every problem found.
+    """
+    problems = [*_data_problems(experiment), *_model_problems(experiment), *_train_problems(experiment)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _data_problems(e: Experiment) -> list[str]:
+    out, d = [], e.data
+    if d.frames < 1 or (d.frames - 1) % CODEC_STRIDES[0]:
+        near = max(1, (d.frames - 1) // 4 * 4 + 1)
+        out.append(f"config.data.frames = {d.frames}: the codec takes 4n+1 frames; use {near} or {near + 4}")
+    for name, value, codec, patch in (("height", d.height, CODEC_STRIDES[1], e.model.patch[1]),
+                                      ("width", d.width, CODEC_STRIDES[2], e.model.patch[2])):
+        stride = codec * patch
+        if value < stride or value % stride:
+            near = max(stride, value // stride * stride)
+            out.append(f"config.data.{name} = {value}: expected a multiple of {stride} (codec stride {codec} × patch "
+                       f"{patch}); use {near} or {near + stride}")
+    if not 0.0 <= d.caption_dropout < 1.0:
+        out.append(f"config.data.caption_dropout = {d.caption_dropout}: expected a probability in [0, 1)")
+    if d.fps <= 0:
+        out.append(f"config.data.fps = {d.fps}: expected frames per second > 0")
+    micro, shards = e.train.accumulate, _batch_shards(e.mesh)
+    if d.batch < 1 or d.batch % (micro * shards):
+        out.append(f"config.data.batch = {d.batch}: expected a multiple of {micro * shards} = config.train.accumulate "
+                   f"{micro} × mesh data·fsdp {shards}")
+    return out
+
+
+def _batch_shards(mesh: MeshConfig) -> int:
+    # an axis of -1 is only known with the devices: the launcher checks again with the real mesh
+    return max(mesh.data, 1) * max(mesh.fsdp, 1)
+
+
+def _model_problems(e: Experiment) -> list[str]:
+    out, m = [], e.model
+    sizes = dataclasses.asdict(e.mesh)
+    for axis, n in sizes.items():
+        if n != -1 and n < 1:
+            out.append(f"config.mesh.{axis} = {n}: expected a number of devices ≥ 1, or -1 for what is left")
+    if list(sizes.values()).count(-1) > 1:
+        out.append(f"config.mesh = {sizes}: at most one axis may be -1")
+    for axis in ("seq", "tensor"):
+        if sizes[axis] > 1 and m.heads % sizes[axis]:
+            out.append(f"config.model.heads = {m.heads}: not divisible by config.mesh.{axis} = {sizes[axis]}")
+    if e.text.encoder == "seeded" and m.text_dim != e.text.model.d_model:
+        out.append(f"config.model.text_dim = {m.text_dim}: the text encoder is {e.text.model.d_model} wide "
+                   "(config.text.model.d_model); make them equal")
+    if e.text.length < 1:
+        out.append(f"config.text.length = {e.text.length}: expected at least one token")
+    if m.in_channels < m.out_channels:
+        out.append(f"config.model.in_channels = {m.in_channels}: expected at least out_channels = {m.out_channels}")
+    return out
+
+
+def _train_problems(e: Experiment) -> list[str]:
+    out, t, s = [], e.train, e.sample
+    if s.boundary != t.boundary:
+        out.append(f"config.sample.boundary = {s.boundary} differs from config.train.boundary = {t.boundary}: the "
+                   "experts are only defined on the ranges they were trained on; make them equal")
+    if e.objective.light.orders and max(e.objective.light.orders) >= 1 + (e.data.frames - 1) // CODEC_STRIDES[0]:
+        out.append(f"config.objective.light.orders = {e.objective.light.orders}: {e.data.frames} frames have "
+                   f"{1 + (e.data.frames - 1) // CODEC_STRIDES[0]} latent frames, too few for that difference")
+    return out
+
+
+def _unknown(dotted: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(sorted(known)) or 'nothing'}"
+    return f"unknown field {dotted!r}{hint}"
+
+
+def _build(cls: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} = {values!r}: expected a section with fields of {cls.__name__}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in fields:
+            raise ConfigError(_unknown(f"{where}.{name}", name, list(fields)))
+    missing = [n for n, f in fields.items() if n not in values
+               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}: add it to get_config()")
+    built = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    try:
+        return cls(**built)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    if origin in (typing.Union, types.UnionType):
+        for option in typing.get_args(hint):
+            try:
+                return _convert(option, value, where)
+            except ConfigError:
+                continue
+        raise ConfigError(f"{where} = {value!r}: expected {hint}")
+    if hint is type(None) and value is None:
+        return None
+    if origin is tuple or hint is tuple:
+        return _tuple(typing.get_args(hint), hint, value, where)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ConfigError(f"{where} = {value!r}: expected a finite number")
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise ConfigError(f"{where} = {value!r}: expected {getattr(hint, '__name__', hint)}, got {type(value).__name__}")
+
+
+def _tuple(args: tuple[Any, ...], hint: Any, value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (tuple, list)):
+        raise ConfigError(f"{where} = {value!r}: expected {hint}")
+    if not args:
+        return tuple(value)
+    kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+    if len(kinds) != len(value):
+        raise ConfigError(f"{where} = {value!r}: expected {len(kinds)} values, got {len(value)}")
+    return tuple(_convert(kind, v, f"{where}[{i}]") for i, (kind, v) in enumerate(zip(kinds, value, strict=True)))
+
+
+__all__ = ["ConfigError", "Experiment", "MeshConfig", "UMT5Config", "differences", "from_config_dict", "from_dict",
+           "load", "override", "read", "to_dict", "validate"]

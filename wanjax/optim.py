@@ -1,0 +1,86 @@
+"""The optimizer: AdamW through optax with clipping, warm-up and decay; and the moving average of the weights."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter, 2019) and its schedule.
+
+    Attributes:
+      learning_rate: the peak, after warm-up.
+      warmup_steps: linear from 0.
+      decay: "constant", "cosine" or "linear", from the end of warm-up to the last step.
+      final_fraction: of the peak, where the decay ends.
+      b1, b2, eps, weight_decay: of AdamW; weight decay applies to matrices only, not to biases, norms or tables.
+      clip_norm: global gradient norm above which gradients are scaled down.
+      ema_decay: of the moving average; early steps use (1 + step) / (10 + step) where that is smaller.
+    """
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    decay: str = "constant"
+    final_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("constant", "cosine", "linear"):
+            raise ValueError(f"decay = {self.decay!r}: expected 'constant', 'cosine' or 'linear'")
+        if self.learning_rate <= 0 or self.clip_norm <= 0:
+            raise ValueError(f"learning_rate = {self.learning_rate}, clip_norm = {self.clip_norm}: expected > 0")
+        if not (0 <= self.ema_decay < 1 and 0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise ValueError(f"ema_decay = {self.ema_decay}, b1 = {self.b1}, b2 = {self.b2}: expected in [0, 1)")
+        if self.warmup_steps < 0 or self.weight_decay < 0 or not 0 <= self.final_fraction <= 1:
+            raise ValueError(f"warmup_steps = {self.warmup_steps}, weight_decay = {self.weight_decay}, final_fraction "
+                             f"= {self.final_fraction}: expected ≥ 0, ≥ 0 and in [0, 1]")
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The schedule over ``steps`` optimizer steps."""
+    peak, rest = config.learning_rate, max(steps - config.warmup_steps, 1)
+    final = peak * config.final_fraction
+    after = {"constant": lambda: optax.constant_schedule(peak),
+             "cosine": lambda: optax.cosine_decay_schedule(peak, rest, config.final_fraction),
+             "linear": lambda: optax.linear_schedule(peak, final, rest)}[config.decay]()
+    if config.warmup_steps == 0:
+        return after
+    warm = optax.linear_schedule(0.0, peak, config.warmup_steps)
+    return optax.join_schedules([warm, after], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, decay_mask: Any) -> optax.GradientTransformation:
+    """Clip → AdamW.
+
+    Args:
+      config: see ``OptimizerConfig``.
+      steps: optimizer steps of the whole run, for the schedule.
+      decay_mask: tree of bool like the parameters, True where weight decay applies.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(learning_rate(config, steps), config.b1, config.b2, config.eps,
+                    weight_decay=config.weight_decay, mask=decay_mask),
+    )
+
+
+def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
+    """One step of the moving average, computed in the average's own dtype.
+
+    Args:
+      ema, params: trees of the same shapes.
+      step: scalar, steps done before this one.
+      decay: the limit; (1 + step) / (10 + step) while that is smaller.
+    """
+    rate = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: e + (rate * (p - e)).astype(e.dtype), ema, params)

@@ -1,0 +1,59 @@
+"""Sample grids during training: each expert is shown doing its own job."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wanjax import rectified_flow, solvers
+from wanjax.codec import Codec
+from wanjax.generate import SampleConfig
+from wanjax.models.dit import WanDiT
+
+COLUMNS = 5  # frames shown per clip
+
+
+def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, np.ndarray], config: SampleConfig,
+                 *, seed: int, clips: int = 4) -> Callable[[Any], np.ndarray]:
+    """``preview(params) -> image [clips·H, 5·W, 3]`` uint8, a row of five frames per clip, without guidance.
+
+    The high-noise expert starts from noise, runs to the boundary, and its clean estimate there is shown. The
+    low-noise expert starts from held-out clips noised to the boundary and runs to the end.
+
+    Args:
+      batch: {"latents": [B,F,h,w,C], "text": [B,L,E]} held-out clips; the first ``clips`` are used.
+    """
+    x0, text = (jnp.asarray(batch[k][:clips]) for k in ("latents", "text"))
+    solver = solvers.make("euler", steps=config.steps, shift=config.shift)
+    edge = int(np.sum(np.asarray(solver.timesteps) >= 1000.0 * config.boundary))
+    noise = jax.random.normal(jax.random.key(seed), x0.shape, jnp.float32)
+    start, stop = (0, edge) if expert == "high" else (edge, len(solver.timesteps))
+    sigmas = jnp.asarray(solver.sigmas, jnp.float32)
+    timesteps = jnp.asarray(solver.timesteps, jnp.float32)
+
+    @jax.jit
+    def run(params: Any, codec_params: Any) -> jax.Array:
+        x = noise if expert == "high" else rectified_flow.add_noise(x0, noise, jnp.full(len(x0), sigmas[edge]))
+
+        def body(i, x):
+            velocity = model.apply({"params": params}, x, jnp.full(len(x0), timesteps[i]), text)
+            return x + (sigmas[i + 1] - sigmas[i]) * velocity
+
+        x = jax.lax.fori_loop(start, stop, body, x)
+        if expert == "high":
+            t = jnp.full(len(x0), 1000.0 * sigmas[edge])
+            velocity = model.apply({"params": params}, x, t, text)
+            x = rectified_flow.x0_from_velocity(x, velocity, t / 1000.0)
+        return codec.model.apply({"params": codec_params}, x, method="decode")
+
+    def preview(params: Any) -> np.ndarray:
+        video = np.asarray(run(params, codec.params))
+        frames = np.linspace(0, video.shape[1] - 1, min(COLUMNS, video.shape[1])).astype(int)
+        pixels = np.clip((video[:, frames] + 1.0) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+        b, t, h, w, _ = pixels.shape
+        return pixels.transpose(0, 2, 1, 3, 4).reshape(b * h, t * w, 3)
+
+    return preview

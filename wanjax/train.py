@@ -1,0 +1,347 @@
+"""Training of one expert: the state, one step, validation, and the loop, which reads from top to bottom.
+
+Everything random in step n (noise, timesteps) comes from ``fold_in(key, n)`` and every batch from the data position
+that is saved with the state, so a run that was killed and restarted is bit for bit the run that was not.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from wanjax import optim, partition, rectified_flow
+from wanjax.models import rows
+from wanjax.models.dit import WanDiT
+from wanjax.models.rows.dit import dit_rows
+from wanjax.objectives import Objective, Prediction
+from wanjax.optim import OptimizerConfig
+
+EXPERTS = ("high", "low")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What the loop does.
+
+    Attributes:
+      expert: "high", "low" or "both" (one after the other, each with its own state and step count).
+      steps_high, steps_low: optimizer steps of each expert.
+      boundary: noise level that divides the experts: high sees timesteps [1000·boundary, 1000], low [0, 1000·boundary).
+      shift: of the timestep density, σ' = s·σ / (1 + (s − 1)·σ), cut to the expert's range.
+      accumulate: micro-batches per optimizer step.
+      log_every: steps between TensorBoard points and progress updates (JSON lines are written at every step).
+      checkpoint_every, keep: steps between checkpoints, and how many of the newest stay on disk.
+      validate_every, validation_bins: steps between validations; equal-width noise bins over the expert's range.
+      preview_every: steps between sample grids; 0 for none.
+      init_from: a wanjax run or any layout that the hub opens; weights only; "" starts from random weights.
+    """
+
+    expert: str = "both"
+    steps_high: int = 1000
+    steps_low: int = 1000
+    boundary: float = 0.875
+    shift: float = 5.0
+    accumulate: int = 1
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep: int = 2
+    validate_every: int = 500
+    validation_bins: int = 4
+    preview_every: int = 0
+    init_from: str = ""
+
+    def __post_init__(self) -> None:
+        if self.expert not in (*EXPERTS, "both"):
+            raise ValueError(f"expert = {self.expert!r}: expected 'high', 'low' or 'both'")
+        if not 0.0 < self.boundary < 1.0 or self.shift <= 0:
+            raise ValueError(f"boundary = {self.boundary}, shift = {self.shift}: expected in (0, 1) and > 0")
+        for name in ("steps_high", "steps_low", "accumulate", "log_every", "checkpoint_every", "keep",
+                     "validate_every", "validation_bins"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
+        if self.preview_every < 0:
+            raise ValueError(f"preview_every = {self.preview_every}: expected 0 (none) or a number of steps")
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        return EXPERTS if self.expert == "both" else (self.expert,)
+
+    def steps(self, expert: str) -> int:
+        return {"high": self.steps_high, "low": self.steps_low}[expert]
+
+    def timesteps(self, expert: str) -> tuple[float, float]:
+        """The expert's range of timesteps, in [0, 1000]."""
+        edge = 1000.0 * self.boundary
+        return {"high": (edge, 1000.0), "low": (0.0, edge)}[expert]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "ema", "opt_state"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """step: int32 scalar; params, ema: the transformer's tree in float32; opt_state: of the optax chain."""
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+class Diverged(FloatingPointError):
+    """A loss term or the gradient is not finite; says which, at which step, and what is safe."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+def state_shapes(model: WanDiT, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh,
+                 params_dtype: str = "float32") -> TrainState:
+    """Shapes, dtypes and shardings of the state, without allocating anything."""
+    table = dit_rows(model.config)
+    params = rows.shapes(table, params_dtype)
+    params_sharding = partition.shardings(mesh, rows.logical_axes(table), params)
+    shapes = jax.eval_shape(functools.partial(_first_state, optimizer), params)
+    alone = partition.replicated(mesh)
+    opt_sharding = optax.tree.map_params(optimizer, lambda _, s: s, shapes.opt_state, params_sharding,
+                                         transform_non_params=lambda _: alone)
+    shardings = TrainState(alone, params_sharding, params_sharding, opt_sharding)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def init_state(model: WanDiT, optimizer: optax.GradientTransformation, shapes: TrainState, key: jax.Array,
+               params: Any | None = None) -> TrainState:
+    """The first state, made where it will live; ``params`` continues given weights instead of random ones."""
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    if params is None:
+        return jax.jit(lambda k: _first_state(optimizer, model.init(k)["params"]), out_shardings=shardings)(key)
+    params = jax.tree.map(lambda p, x: jax.device_put(jnp.asarray(p, x.dtype), x.sharding), params, shapes.params)
+    return jax.jit(functools.partial(_first_state, optimizer), out_shardings=shardings)(params)
+
+
+def _first_state(optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+    # the copy keeps params and ema apart, so that both can be donated
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+
+def decay_mask(model: WanDiT) -> Any:
+    """True for matrices: the tensors that weight decay applies to."""
+    return jax.tree.map(lambda axes: len([a for a in axes if a != "layers"]) >= 2,
+                        rows.logical_axes(dit_rows(model.config)), is_leaf=lambda x: isinstance(x, tuple))
+
+
+def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.GradientTransformation, *,
+                    timesteps: tuple[float, float], shift: float, accumulate: int,
+                    ema_decay: float) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """One optimizer step: ``step(state, {"latents": [B,F,h,w,C], "text": [B,L,E]}, key) -> (state, metrics)``.
+
+    Pure; jit it with the state donated. Metrics are float32 scalars: the objective's, and ``grad_norm``.
+    """
+
+    def loss(params: Any, step: jax.Array, x0: jax.Array, text: jax.Array, noise: jax.Array, timestep: jax.Array):
+        sigma = timestep / 1000.0
+        velocity = model.apply({"params": params}, rectified_flow.add_noise(x0, noise, sigma), timestep, text)
+        return objective(Prediction(velocity, rectified_flow.velocity_target(x0, noise), x0, sigma), step)
+
+    value_and_grad = jax.value_and_grad(lambda *args: loss(*args), has_aux=True)
+
+    def step_fn(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array):
+        x0, text = batch["latents"], batch["text"]
+        noise_key, time_key = jax.random.split(jax.random.fold_in(key, state.step))
+        noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
+        timestep = rectified_flow.sample_timesteps(time_key, x0.shape[0], shift=shift, low=timesteps[0],
+                                                   high=timesteps[1])
+        if accumulate == 1:
+            (_, metrics), grads = value_and_grad(state.params, state.step, x0, text, noise, timestep)
+        else:
+            def micro(total, part):
+                (_, metrics), grads = value_and_grad(state.params, state.step, *part)
+                return jax.tree.map(jnp.add, total, grads), metrics
+
+            # interleaved, so that every device's own clips are split, and none moves
+            parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0),
+                                 (x0, text, noise, timestep))
+            grads, metrics = jax.lax.scan(micro, jax.tree.map(jnp.zeros_like, state.params), parts)
+            grads, metrics = jax.tree.map(lambda g: g / accumulate, grads), jax.tree.map(jnp.mean, metrics)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = optim.update_ema(state.ema, params, state.step, ema_decay)
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    return step_fn
+
+
+def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int) -> Callable[..., jax.Array]:
+    """``validate(params, batch, key) -> [bins]`` velocity loss at the centre of equal-width noise bins, fixed noise."""
+    low, high = timesteps
+    centres = low + (np.arange(bins) + 0.5) * (high - low) / bins
+
+    @jax.jit
+    def validate(params: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
+        x0 = batch["latents"]
+        noise = jax.random.normal(key, x0.shape, jnp.float32)
+
+        def one(timestep):
+            t = jnp.full((x0.shape[0],), timestep)
+            velocity = model.apply({"params": params}, rectified_flow.add_noise(x0, noise, t / 1000.0), t,
+                                   batch["text"])
+            return jnp.mean(jnp.square(velocity - rectified_flow.velocity_target(x0, noise)))
+
+        return jax.lax.map(one, jnp.asarray(centres, jnp.float32))
+
+    return validate
+
+
+class Log(Protocol):
+    """Where metrics go (run_log.RunLog)."""
+
+    def cut(self, step: int) -> None: ...
+    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def validation(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def image(self, step: int, image: np.ndarray) -> None: ...
+
+
+class Checkpoints(Protocol):
+    """Where states go (checkpoint.Checkpoints)."""
+
+    @property
+    def latest(self) -> int | None: ...
+    def restore(self, shapes: TrainState) -> tuple[TrainState, Any] | None: ...
+    def save(self, step: int, state: TrainState, position: Any) -> None: ...
+    def wait(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Expert:
+    """One expert's training, everything bound but the state.
+
+    Attributes:
+      name: "high" or "low".
+      model: with its mesh.
+      objective, optimizer_config, config: what to minimise, how, and what the loop does.
+      mesh: over which the state and the batches lie.
+      seed: of parameters and noise.
+      params: weights to continue, or None; a function, so that nothing is read when a checkpoint is restored.
+      batches: endless; ``get_state``/``set_state`` give and take its position.
+      validation: held-out batches, in a fixed order.
+      preview: EMA weights -> an image [*, *, 3] uint8, or None.
+    """
+
+    name: str
+    model: WanDiT
+    objective: Objective
+    optimizer_config: OptimizerConfig
+    config: TrainConfig
+    mesh: jax.sharding.Mesh
+    seed: int
+    params: Callable[[], Any] | None
+    batches: Any
+    validation: Sequence[Mapping[str, np.ndarray]]
+    preview: Callable[[Any], np.ndarray] | None
+    to_global: Callable[[Mapping[str, np.ndarray]], Mapping[str, jax.Array]]
+
+
+def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step: Callable[[], None] | None = None
+                 ) -> TrainState:
+    """Trains one expert from its newest checkpoint, or from the start, to its last step.
+
+    Raises:
+      Diverged: when a loss term or the gradient norm is not finite; the last checkpoint is untouched.
+      Stopped: after SIGTERM or SIGINT, when the step is finished and its state saved.
+    """
+    config, steps, span = expert.config, expert.config.steps(expert.name), expert.config.timesteps(expert.name)
+    optimizer = optim.make_optimizer(expert.optimizer_config, steps, decay_mask(expert.model))
+    shapes = state_shapes(expert.model, optimizer, expert.mesh)
+    key = jax.random.fold_in(jax.random.key(expert.seed), EXPERTS.index(expert.name))
+    init_key, step_key, validation_key = jax.random.split(key, 3)
+
+    restored = checkpoints.restore(shapes)
+    if restored is None:
+        state = init_state(expert.model, optimizer, shapes, init_key, expert.params() if expert.params else None)
+    else:
+        state, position = restored
+        expert.batches.set_state(position)
+    done = int(state.step)
+    log.cut(done)
+
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    train_step = jax.jit(make_train_step(expert.model, expert.objective, optimizer, timesteps=span, shift=config.shift,
+                                         accumulate=config.accumulate, ema_decay=expert.optimizer_config.ema_decay),
+                         donate_argnums=0, out_shardings=(shardings, None))
+    validate = make_validation(expert.model, timesteps=span, bins=config.validation_bins)
+
+    waiting: tuple[int, dict[str, jax.Array]] | None = None
+    with _stop_signal() as stop:
+        for step in range(done + 1, steps + 1):
+            batch = expert.to_global(next(expert.batches))
+            state, metrics = train_step(state, batch, step_key)
+            if waiting:  # read one step late, so that the device never waits for the log
+                log.step(waiting[0], _finite(expert.name, *waiting, checkpoints.latest))
+            waiting = (step, metrics)
+            last, stopping = step == steps, stop.is_set()
+            save = last or stopping or step % config.checkpoint_every == 0
+            check = last or step % config.validate_every == 0
+            preview = expert.preview and config.preview_every and (last or step % config.preview_every == 0)
+            if save or check or preview:
+                log.step(step, _finite(expert.name, *waiting, checkpoints.latest))
+                waiting = None
+            if check:
+                log.validation(step, _validation_metrics(validate, state.ema, expert, validation_key, span))
+            if preview and expert.preview:
+                log.image(step, expert.preview(state.ema))
+            if save:
+                checkpoints.save(step, state, expert.batches.get_state())
+            if on_step:
+                on_step()
+            if stopping:
+                checkpoints.wait()
+                raise Stopped(f"{expert.name}: stopped after step {step} of {steps}; its state is saved")
+    checkpoints.wait()
+    return state
+
+
+def _finite(name: str, step: int, metrics: Mapping[str, jax.Array], saved: int | None) -> dict[str, float]:
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    bad = [k for k, v in values.items() if not math.isfinite(v)]
+    if bad:
+        # name the culprit, not the sum that it spoils
+        terms = [k for k in bad if k.startswith("loss/")] or bad
+        safe = f"the checkpoint of step {saved} is untouched" if saved else "no checkpoint was written yet"
+        raise Diverged(f"{name} expert, step {step}: {', '.join(f'{k} = {values[k]}' for k in terms)}; {safe}. Lower "
+                       "config.optimizer.learning_rate or clip_norm, look at the data of this step, and launch again")
+    return values
+
+
+def _validation_metrics(validate: Callable[..., jax.Array], params: Any, expert: Expert, key: jax.Array,
+                        span: tuple[float, float]) -> dict[str, float]:
+    losses = np.mean([np.asarray(validate(params, expert.to_global(batch), jax.random.fold_in(key, i)))
+                      for i, batch in enumerate(expert.validation)], axis=0)
+    edges = np.linspace(*span, len(losses) + 1)
+    bins = {f"validation/velocity/{a:.0f}-{b:.0f}": float(v)
+            for a, b, v in zip(edges[:-1], edges[1:], losses, strict=True)}
+    return {"validation/velocity": float(losses.mean()), **bins}
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """Sets an event on SIGTERM or SIGINT instead of dying in the middle of a step."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # signals reach the main thread only
+        return
+    old = {s: signal.signal(s, lambda *_: event.set()) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)

@@ -1,0 +1,46 @@
+"""Weights to start from: another run, or any layout that the hub opens."""
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from wanjax import checkpoint, hub
+from wanjax.models.dit import DiTConfig
+
+DIFFUSERS_FOLDERS = {"high": "transformer", "low": "transformer_2"}
+OFFICIAL_FOLDERS = {"high": "high_noise_model", "low": "low_noise_model"}
+
+
+def initial_params(source: str | os.PathLike[str], expert: str, config: DiTConfig, mesh: jax.sharding.Mesh) -> Any:
+    """One expert's weights, placed on ``mesh``.
+
+    Args:
+      source: a run's workdir (its EMA weights are taken), a diffusers or official pipeline folder, or one network's.
+      expert: "high" or "low".
+      config: of the transformer that will take them.
+
+    Raises:
+      ValueError: if the source has no such expert, or another architecture.
+    """
+    source = pathlib.Path(source)
+    if checkpoint.is_run(source):
+        run = checkpoint.open_run(source, "ema", mesh)
+        if expert not in run.experts:
+            raise ValueError(f"config.train.init_from = {str(source)!r} has no {expert} expert, only "
+                             f"{', '.join(run.experts)}: set config.train.expert to that, or give another source")
+        found, params = run.config.model, run.experts[expert]
+    else:
+        folders = [source / names[expert] for names in (DIFFUSERS_FOLDERS, OFFICIAL_FOLDERS)]
+        folder = next((f for f in folders if f.is_dir()), source)
+        model, params = hub.load_dit(folder, dtype="float32", mesh=mesh)
+        found = model.config
+    shape_fields = ("width", "heads", "layers", "ffn", "in_channels", "out_channels", "patch", "freq_dim", "text_dim",
+                    "eps")
+    wrong = [f"{n}: {getattr(found, n)} there, {getattr(config, n)} in config.model" for n in shape_fields
+             if getattr(found, n) != getattr(config, n)]
+    if wrong:
+        raise ValueError(f"config.train.init_from = {str(source)!r} is another architecture: {'; '.join(wrong)}")
+    return params

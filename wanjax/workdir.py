@@ -1,0 +1,78 @@
+"""One folder per run: who may write in it, and for which config."""
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from types import TracebackType
+
+from wanjax import config as config_lib
+
+# what may differ between two launches that continue one run
+FREE = ("config.train.log_every", "config.train.checkpoint_every", "config.train.keep", "config.train.validate_every",
+        "config.train.preview_every", "config.train.expert", "config.mesh.", "config.sample.", "config.data.data_dir",
+        "config.data.cache_dir", "config.model.remat")
+
+
+class WorkdirError(RuntimeError):
+    """The folder cannot be used; the message says why and what to do."""
+
+
+class Workdir:
+    """Holds the lock on a run's folder and its resolved config (``config.json``).
+
+    Raises on entering:
+      WorkdirError: if another process trains in the folder, if it holds a run of another config, or if it cannot be
+        written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], experiment: config_lib.Experiment):
+        self.path, self._experiment = pathlib.Path(path), experiment
+        self._lock: int | None = None
+
+    def __enter__(self) -> Workdir:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise WorkdirError(f"--workdir {str(self.path)!r} cannot be written ({error.strerror}): give another "
+                               "folder") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            other = os.pread(self._lock, 64, 0).decode(errors="replace").strip()
+            os.close(self._lock)
+            self._lock = None
+            raise WorkdirError(f"--workdir {str(self.path)!r} is in use by process {other or 'unknown'}: wait for it, "
+                               "stop it, or give another folder") from error
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        self._check_config()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._lock is not None:
+            os.close(self._lock)  # releases the lock
+            self._lock = None
+
+    def free_bytes(self) -> int:
+        """Bytes left on the folder's disk."""
+        return shutil.disk_usage(self.path).free
+
+    def _check_config(self) -> None:
+        file, new = self.path / "config.json", config_lib.to_dict(self._experiment)
+        if file.exists():
+            try:
+                old = json.loads(file.read_text())
+            except json.JSONDecodeError as error:
+                raise WorkdirError(f"{file} is damaged ({error}): move the folder away to start over") from error
+            changed = {k: v for k, v in config_lib.differences(old, new).items() if not k.startswith(FREE)}
+            if changed:
+                lines = "\n".join(f"  {k}: {was!r} there, {now!r} asked for" for k, (was, now) in changed.items())
+                raise WorkdirError(f"--workdir {str(self.path)!r} holds a run of another config:\n{lines}\nGive another "
+                                   "--workdir, the old values, or config.train.init_from to start from its weights")
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(new, indent=1) + "\n")
+        os.replace(temporary, file)
