@@ -1,0 +1,90 @@
+"""A config is refused before any work is done, with the field, the value and the remedy; a good one is frozen."""
+import dataclasses
+import pathlib
+
+import pytest
+
+from wanjax import config
+from wanjax.models import rows
+from wanjax.models.rows.dit import dit_rows
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = ROOT / "configs/light_scenes_tiny.py"
+A14B = ROOT / "configs/t2v_a14b.py"
+
+
+def test_every_config_loads_and_survives_json():
+    for path in sorted((ROOT / "configs").glob("[!_]*.py")):
+        experiment = config.load(path)
+        assert config.from_dict(config.to_dict(experiment)) == experiment
+
+
+def test_configs_are_frozen():
+    experiment = config.load(TINY)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        experiment.seed = 1
+
+
+def test_overrides_reach_the_field():
+    assert config.load(TINY, {"model.width": 64, "objective.light.weight": 0.5}).objective.light.weight == 0.5
+
+
+def test_the_real_model_is_counted_without_allocating_it():
+    assert rows.count(dit_rows(config.load(A14B).model)) == 14_288_491_584
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    ({"model.widht": 64}, ["model.widht", "did you mean 'width'"]),
+    ({"modle.width": 64}, ["modle", "did you mean 'model'"]),
+    ({"model.width": "wide"}, ["config.model.width", "'wide'", "int"]),
+    ({"seed": 1.5}, ["config.seed", "1.5", "int"]),
+    ({"model.heads": 3}, ["heads", "3", "128"]),
+    ({"data.frames": 16}, ["config.data.frames = 16", "4n+1", "13 or 17"]),
+    ({"data.height": 60}, ["config.data.height = 60", "multiple of 16", "48 or 64"]),
+    ({"mesh.data": 3, "mesh.fsdp": 1}, ["config.data.batch = 16", "multiple of 3"]),
+    ({"train.accumulate": 5}, ["config.data.batch = 16", "accumulate 5"]),
+    ({"mesh.seq": -1}, ["at most one axis"]),
+    ({"mesh.seq": 0}, ["config.mesh.seq = 0"]),
+    ({"mesh.tensor": 3}, ["heads", "config.mesh.tensor = 3"]),
+    ({"train.expert": "middle"}, ["expert", "'middle'", "'high', 'low' or 'both'"]),
+    ({"train.boundary": 0.9}, ["config.sample.boundary", "0.875", "0.9"]),
+    ({"model.text_dim": 32}, ["config.model.text_dim = 32", "64 wide"]),
+    ({"optimizer.learning_rate": -1.0}, ["learning_rate", "-1.0"]),
+    ({"optimizer.learning_rate": float("nan")}, ["config.optimizer.learning_rate", "finite"]),
+    ({"objective.velocity.weight": 0.0, "objective.light.weight": 0.0}, ["every weight is 0"]),
+    ({"objective.light.weight": ((100, 0.1), (0, 0.0))}, ["light.weight", "rising steps"]),
+    ({"data.frames": 5}, ["orders", "2 latent frames"]),
+    ({"data.caption_dropout": 1.0}, ["config.data.caption_dropout", "[0, 1)"]),
+])
+def test_what_cannot_work_is_named(overrides, words):
+    with pytest.raises(config.ConfigError) as error:
+        config.load(TINY, overrides)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_several_problems_come_in_one_error():
+    with pytest.raises(config.ConfigError) as error:
+        config.load(TINY, {"data.frames": 16, "data.width": 50})
+    assert "config.data.frames" in str(error.value) and "config.data.width" in str(error.value)
+
+
+def test_a_file_that_is_no_config_is_named(tmp_path):
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    for path, word in ((tmp_path / "none.py", "does not exist"), (tmp_path / "empty.py", "get_config()")):
+        with pytest.raises(config.ConfigError, match=path.name) as error:
+            config.load(path)
+        assert word in str(error.value)
+
+
+def test_mesh_sizes_fill_the_devices():
+    assert config.MeshConfig(data=2, fsdp=-1).sizes(8) == {"data": 2, "fsdp": 4, "seq": 1, "tensor": 1}
+    with pytest.raises(config.ConfigError, match="multiple of 3"):
+        config.MeshConfig(data=3, fsdp=-1).sizes(8)
+    with pytest.raises(config.ConfigError, match="uses 2 devices, but there are 8"):
+        config.MeshConfig(data=2, fsdp=1).sizes(8)
+
+
+def test_differences_name_the_fields():
+    a, b = (config.to_dict(config.load(TINY, {"model.width": w})) for w in (64, 128))
+    assert config.differences(a, b) == {"config.model.width": (64, 128)}

@@ -1,0 +1,50 @@
+"""The optimizer does what its config says."""
+import chex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wanjax import optim
+
+
+def test_schedule_warms_up_and_decays():
+    config = optim.OptimizerConfig(learning_rate=1.0, warmup_steps=10, decay="cosine", final_fraction=0.1)
+    rate = optim.learning_rate(config, 110)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 0.5, 1.0, 0.55, 0.1], atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear"])
+def test_schedules_end_where_they_say(decay):
+    config = optim.OptimizerConfig(learning_rate=2.0, warmup_steps=0, decay=decay, final_fraction=0.25)
+    assert float(optim.learning_rate(config, 100)(100)) == pytest.approx({"constant": 2.0, "linear": 0.5}[decay])
+
+
+def test_weight_decay_touches_masked_tensors_only():
+    config = optim.OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    tx = optim.make_optimizer(config, 10, {"kernel": True, "bias": False})
+    zero = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+    updates, _ = tx.update(zero, tx.init(params), params)
+    chex.assert_trees_all_close(updates, {"kernel": jnp.full((2, 2), -0.05), "bias": jnp.zeros(2)})
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    config = optim.OptimizerConfig(learning_rate=1.0, warmup_steps=0, clip_norm=1.0, weight_decay=0.0, b1=0.0, eps=1e3)
+    params = {"a": jnp.zeros(4)}
+    tx = optim.make_optimizer(config, 10, {"a": True})
+    small, _ = tx.update({"a": jnp.full(4, 0.5)}, tx.init(params), params)  # norm 1
+    large, _ = tx.update({"a": jnp.full(4, 50.0)}, tx.init(params), params)
+    chex.assert_trees_all_close(small, large, rtol=1e-5)
+
+
+def test_average_follows_fast_at_first_and_slowly_later():
+    ema = optim.update_ema({"a": jnp.zeros(1)}, {"a": jnp.ones(1)}, jnp.asarray(0), 0.999)
+    np.testing.assert_allclose(ema["a"], 0.9, rtol=1e-6)
+    ema = optim.update_ema({"a": jnp.zeros(1)}, {"a": jnp.ones(1)}, jnp.asarray(10**6), 0.999)
+    np.testing.assert_allclose(ema["a"], 0.001, rtol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [{"decay": "step"}, {"learning_rate": 0.0}, {"ema_decay": 1.0}, {"warmup_steps": -1}])
+def test_bad_values_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        optim.OptimizerConfig(**bad)

@@ -1,0 +1,48 @@
+"""One process, one config per run folder."""
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from wanjax import config
+from wanjax.workdir import Workdir, WorkdirError
+
+TINY = pathlib.Path(__file__).parents[1] / "configs/light_scenes_tiny.py"
+
+
+def test_a_second_process_is_refused_and_the_first_is_named(tmp_path):
+    experiment = config.load(TINY)
+    hold = ("import sys; from wanjax import config; from wanjax.workdir import Workdir\n"
+            f"with Workdir({str(tmp_path)!r}, config.load({str(TINY)!r})): print('held', flush=True); sys.stdin.read()")
+    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(WorkdirError, match=f"in use by process {other.pid}"), Workdir(tmp_path, experiment):
+            pass
+    finally:
+        other.communicate("")
+    with Workdir(tmp_path, experiment):  # the lock goes with its process
+        pass
+
+
+def test_another_config_is_refused_field_by_field(tmp_path):
+    with Workdir(tmp_path, config.load(TINY)):
+        pass
+    with pytest.raises(WorkdirError, match=r"config.seed: 0 there, 1 asked for"):
+        Workdir(tmp_path, config.load(TINY, {"seed": 1})).__enter__()
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+
+
+def test_what_does_not_change_the_result_may_change(tmp_path):
+    for every in (10, 20):
+        with Workdir(tmp_path, config.load(TINY, {"train.checkpoint_every": every, "mesh.data": every // 10})):
+            pass
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["checkpoint_every"] == 20
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkdirError, match="cannot be written"):
+        Workdir(tmp_path / "file" / "run", config.load(TINY)).__enter__()
