@@ -1,0 +1,238 @@
+"""umT5: the text encoder of Wan, an encoder-only T5 whose every layer has its own relative-position bias.
+
+The reference is transformers' ``UMT5EncoderModel``; the architecture is Raffel et al. 2019 (arXiv:1910.10683)
+with the gated feed-forward of Shazeer 2020 (arXiv:2002.05202) and the per-layer bias of Chung et al. 2023
+(arXiv:2304.09151). ``B`` texts, ``L`` tokens, ``E`` width, ``K`` heads.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+Params = dict[str, Any]
+
+_RELATIVE_BIAS_STD = 3.0
+
+
+@dataclass(frozen=True)
+class UMT5Config:
+    """Sizes of a umT5 encoder; the defaults are umT5-XXL as Wan2.2 uses it.
+
+    ``dtype`` is what matrices are multiplied in, ``param_dtype`` what parameters are stored in; the residual
+    stream, the norms and the softmax are float32 either way.
+    """
+
+    vocab_size: int = 256384
+    d_model: int = 4096
+    d_kv: int = 64
+    d_ff: int = 10240
+    num_heads: int = 64
+    num_layers: int = 24
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"UMT5Config.{field.name} must be a positive integer, got {value!r}")
+        if not self.layer_norm_epsilon > 0:
+            raise ValueError(f"UMT5Config.layer_norm_epsilon must be positive, got {self.layer_norm_epsilon!r}")
+        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if buckets % 4 or distance <= buckets // 4:
+            raise ValueError(
+                "UMT5Config needs relative_attention_num_buckets divisible by 4 (two directions, half of each "
+                f"exact) and relative_attention_max_distance above a quarter of it; got {buckets} and {distance}"
+            )
+        for name in ("dtype", "param_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16", "float16"):
+                raise ValueError(
+                    f"UMT5Config.{name} must be float32, bfloat16 or float16, got {getattr(self, name)!r}"
+                )
+
+
+def relative_position_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
+    """Bucket of every (query, key) pair: int32 ``[L, L]`` in [0, num_buckets).
+
+    Keys after the query use the upper half of the buckets. Within a half, distances below a quarter of
+    ``num_buckets`` have a bucket each, larger ones share logarithmic buckets up to ``max_distance``. The edges of
+    the logarithmic buckets are decided in integers, because a float32 logarithm may fall on either side of them:
+    ``n log(d/e) / log(m/e) >= k`` exactly when ``d^n e^k >= m^k e^n``.
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    steps = half - exact
+
+    def bucket(distance: int) -> int:
+        if distance < exact:
+            return distance
+        reached = [
+            k for k in range(steps) if distance**steps * exact**k >= max_distance**k * exact**steps
+        ]
+        return exact + reached[-1]
+
+    per_distance = np.array([bucket(d) for d in range(length)], np.int32)
+    offset = np.arange(length)[None, :] - np.arange(length)[:, None]  # key - query
+    return (per_distance[np.abs(offset)] + half * (offset > 0)).astype(np.int32)
+
+
+class _RMSNorm(nn.Module):
+    """``x / rms(x)`` over the last axis in float32, cast to ``dtype``, then times a learned scale."""
+
+    config: UMT5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config = self.config
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.dtype(config.param_dtype))
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + config.layer_norm_epsilon)
+        return x.astype(config.dtype) * scale.astype(config.dtype)
+
+
+class _Attention(nn.Module):
+    """Self-attention with a relative-position bias and without the usual 1/sqrt(d_kv)."""
+
+    config: UMT5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array, buckets: jax.Array, key_bias: jax.Array) -> jax.Array:
+        config = self.config
+        inner = config.num_heads * config.d_kv
+        # T5 folds 1/sqrt(d_kv) into the initial query weights instead of into the attention.
+        q = _dense(config, inner, "q", std=(config.d_model * config.d_kv) ** -0.5)(x)
+        k = _dense(config, inner, "k")(x)
+        v = _dense(config, inner, "v")(x)
+        q, k, v = (a.reshape(*a.shape[:2], config.num_heads, config.d_kv) for a in (q, k, v))  # [B, L, K, d_kv]
+        table = self.param(
+            "relative_bias",
+            nn.initializers.normal(_RELATIVE_BIAS_STD),
+            (config.relative_attention_num_buckets, config.num_heads),
+            jnp.dtype(config.param_dtype),
+        )
+        bias = jnp.moveaxis(table.astype(jnp.float32)[buckets], -1, 0)  # [K, L, L]
+        logits = jnp.einsum(
+            "bqkd,bskd->bkqs", q, k, precision=_precision(config), preferred_element_type=jnp.float32
+        )
+        weights = jax.nn.softmax(logits + bias + key_bias[:, None, None, :], axis=-1).astype(config.dtype)
+        out = jnp.einsum("bkqs,bskd->bqkd", weights, v, precision=_precision(config))
+        return _dense(config, config.d_model, "o")(out.reshape(*out.shape[:2], inner))
+
+
+class _FeedForward(nn.Module):
+    """``down(gelu_tanh(gate(x)) * up(x))``."""
+
+    config: UMT5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config = self.config
+        gate = nn.gelu(_dense(config, config.d_ff, "gate")(x), approximate=True)
+        return _dense(config, config.d_model, "down")(gate * _dense(config, config.d_ff, "up")(x))
+
+
+class _Block(nn.Module):
+    """One pre-norm layer; ``x`` is the float32 residual stream ``[B, L, E]``."""
+
+    config: UMT5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array, buckets: jax.Array, key_bias: jax.Array) -> jax.Array:
+        config = self.config
+        attended = _Attention(config, name="attention")(
+            _RMSNorm(config, name="attention_norm")(x), buckets, key_bias
+        )
+        x = x + attended.astype(jnp.float32)
+        fed = _FeedForward(config, name="mlp")(_RMSNorm(config, name="mlp_norm")(x))
+        return x + fed.astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class UMT5Encoder:
+    """A umT5 encoder. Parameters of all layers are stacked on a leading axis and the stack is one ``lax.scan``."""
+
+    config: UMT5Config
+
+    def init(self, rng: jax.Array) -> dict[str, Params]:
+        """Random parameters ``{"params": tree}``, made to be useful without training.
+
+        Token embeddings have unit variance and every matrix keeps variance (standard deviation 1/sqrt(fan-in)),
+        while the relative biases are large enough to outweigh the content part of attention. So each head looks
+        at a few definite offsets, and the features of a token describe the characters around it.
+        """
+        config = self.config
+        embedding_rng, *layer_rngs = jax.random.split(rng, 1 + config.num_layers)
+        x = jnp.zeros((1, 1, config.d_model), jnp.float32)
+        buckets = jnp.zeros((1, 1), jnp.int32)
+        key_bias = jnp.zeros((1, 1), jnp.float32)
+
+        def init_block(key: jax.Array) -> Params:
+            return _Block(config).init(key, x, buckets, key_bias)["params"]
+
+        param_dtype = jnp.dtype(config.param_dtype)
+        embedding = jax.random.normal(embedding_rng, (config.vocab_size, config.d_model), param_dtype)
+        return {
+            "params": {
+                "token_embedding": {"embedding": embedding},
+                "blocks": jax.vmap(init_block)(jnp.stack(layer_rngs)),
+                "final_norm": {"scale": jnp.ones((config.d_model,), param_dtype)},
+            }
+        }
+
+    def apply(self, variables: dict[str, Params], ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Features of each token.
+
+        Args:
+            variables: ``{"params": tree}`` as ``init`` gives it.
+            ids: token numbers ``[B, L]``, integers in [0, vocab_size).
+            mask: ``[B, L]``, true (or 1) for tokens, false (or 0) for padding.
+
+        Returns:
+            float32 ``[B, L, E]``; rows of padding are zero.
+        """
+        config = self.config
+        params = variables["params"]
+        ids, mask = jnp.asarray(ids), jnp.asarray(mask).astype(bool)
+        if ids.ndim != 2 or mask.shape != ids.shape:
+            raise ValueError(f"ids and mask must both be [B, L], got {ids.shape} and {mask.shape}")
+        buckets = jnp.asarray(
+            relative_position_buckets(
+                ids.shape[1], config.relative_attention_num_buckets, config.relative_attention_max_distance
+            )
+        )
+        key_bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min).astype(jnp.float32)
+        block = _Block(config)
+
+        def body(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
+            return block.apply({"params": layer}, x, buckets, key_bias), None
+
+        x = jnp.asarray(params["token_embedding"]["embedding"])[ids].astype(jnp.float32)
+        x, _ = jax.lax.scan(body, x, params["blocks"])
+        x = _RMSNorm(config).apply({"params": params["final_norm"]}, x).astype(jnp.float32)
+        return jnp.where(mask[..., None], x, 0.0)
+
+
+def _precision(config: UMT5Config) -> jax.lax.Precision:
+    # Accelerators otherwise multiply float32 matrices in a shorter format.
+    return jax.lax.Precision.HIGHEST if config.dtype == "float32" else jax.lax.Precision.DEFAULT
+
+
+def _dense(config: UMT5Config, features: int, name: str, std: float | None = None) -> nn.Dense:
+    """A linear layer without bias whose weights start with deviation ``std``, 1/sqrt(fan-in) by default."""
+    kernel_init = nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
+    return nn.Dense(
+        features,
+        use_bias=False,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.dtype(config.param_dtype),
+        precision=_precision(config),
+        kernel_init=kernel_init,
+        name=name,
+    )
