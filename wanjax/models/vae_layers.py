@@ -1,0 +1,175 @@
+"""Layers of the Wan2.1 codec: causal in time, one frame at a time in space.
+
+Every layer is a pure function of its parameters and ``x [B, T, H, W, channels]``. What a causal layer must remember
+of the frames before ``x`` comes from a :class:`Memory`, so that a whole clip and a clip cut into chunks run the
+same lines: the whole clip is one first chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wanjax.models.vae_config import Block
+
+Params = Mapping[str, Any]
+
+
+class Memory:
+    """Frames that causal layers carry from one chunk to the next, in the order in which the layers run.
+
+    Args:
+        frames: what the layers kept in the chunk before; None on the first chunk, which holds the first frame.
+    """
+
+    def __init__(self, frames: Sequence[jax.Array] | None) -> None:
+        self.first = frames is None
+        self._before: Iterator[jax.Array] = iter(frames or ())
+        self.kept: list[jax.Array] = []
+
+    def recall(self) -> jax.Array | None:
+        """What the layer that asks kept in the chunk before, or None on the first chunk."""
+        return None if self.first else next(self._before)
+
+    def keep(self, frames: jax.Array) -> None:
+        """Store what the same layer will recall in the next chunk."""
+        self.kept.append(frames)
+
+
+def _last(past: jax.Array | None, x: jax.Array, count: int) -> jax.Array:
+    """Last ``count`` frames of ``past`` followed by ``x``; zeros stand before the first frame."""
+    if past is not None:
+        x = jnp.concatenate([past, x], axis=1)
+    missing = max(count - x.shape[1], 0)
+    return jnp.pad(x, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0)))[:, missing + x.shape[1] - count :]
+
+
+def _per_frame(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
+    """2-D convolution of every frame with ``kernel [kh, kw, I, O]``.
+
+    Stride 1 pads all sides; stride 2 pads right and bottom only, as Wan does.
+    """
+    B, T, H, W, channels = x.shape
+    if kernel.shape[:2] == (1, 1):
+        return x @ kernel[0, 0]
+    padding = ((1, 1), (1, 1)) if stride == 1 else ((0, 1), (0, 1))
+    y = jax.lax.conv_general_dilated(
+        x.reshape(B * T, H, W, channels), kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return y.reshape(B, T, *y.shape[1:])
+
+
+def _over_time(params: Params, x: jax.Array, past: jax.Array | None) -> jax.Array:
+    """Causal 3-D convolution as one 2-D convolution per time tap; zeros stand before the first frame.
+
+    XLA's 3-D convolution on CPU runs at a third of the speed of this sum, forward and backward (measured at 8 to 32
+    channels). On the first chunk each tap skips the frames for which it would only see zeros.
+    """
+    kernel, frames = params["kernel"], x.shape[1]
+    y = jnp.zeros((), x.dtype)
+    if past is None:
+        for tap, weights in enumerate(kernel):
+            shift = kernel.shape[0] - 1 - tap
+            if shift < frames:
+                seen = _per_frame(x[:, : frames - shift], weights)
+                y = y + jnp.pad(seen, ((0, 0), (shift, 0), (0, 0), (0, 0), (0, 0)))
+    else:
+        x = jnp.concatenate([past, x], axis=1)
+        for tap, weights in enumerate(kernel):
+            y = y + _per_frame(x[:, tap : tap + frames], weights)
+    return y + params["bias"]
+
+
+def causal_conv(params: Params, x: jax.Array, memory: Memory) -> jax.Array:
+    """Convolution with ``kernel [kt, kh, kw, I, O]`` that sees this frame and the ``kt - 1`` frames before it."""
+    reach = params["kernel"].shape[0] - 1
+    if reach == 0:
+        return _over_time(params, x, None)
+    past = memory.recall()
+    memory.keep(_last(past, x, reach))
+    return _over_time(params, x, past)
+
+
+def rms_norm(gamma: jax.Array, x: jax.Array) -> jax.Array:
+    """x / ||x|| over channels, times sqrt(channels) and gamma; float32 inside (Wan's RMS_norm)."""
+    wide = x.astype(jnp.float32)
+    # 1e-12 bounds the norm itself in the reference, hence its square under the root.
+    scale = jax.lax.rsqrt(jnp.maximum(jnp.sum(wide * wide, -1, keepdims=True), 1e-24)) * x.shape[-1] ** 0.5
+    return (wide * scale).astype(x.dtype) * gamma
+
+
+def residual(params: Params, x: jax.Array, memory: Memory) -> jax.Array:
+    """Two times norm, SiLU, causal 3x3x3 convolution; a 1x1x1 convolution beside it where the width changes."""
+    short = causal_conv(params["shortcut"], x, memory) if "shortcut" in params else x
+    y = causal_conv(params["conv1"], jax.nn.silu(rms_norm(params["norm1"], x)), memory)
+    return short + causal_conv(params["conv2"], jax.nn.silu(rms_norm(params["norm2"], y)), memory)
+
+
+def frame_attention(params: Params, x: jax.Array) -> jax.Array:
+    """Single-head self-attention among the pixels of each frame, with a residual connection."""
+    B, T, H, W, channels = x.shape
+    y = rms_norm(params["norm"], x).reshape(B * T, H * W, channels)
+    query, key, value = jnp.split(y @ params["to_qkv"]["kernel"][0, 0] + params["to_qkv"]["bias"], 3, axis=-1)
+    logits = jnp.einsum("bqc,bkc->bqk", query, key).astype(jnp.float32) * channels**-0.5
+    y = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits).astype(x.dtype), value)
+    y = y @ params["proj"]["kernel"][0, 0] + params["proj"]["bias"]
+    return x + y.reshape(x.shape)
+
+
+def downsample(params: Params, x: jax.Array, memory: Memory) -> jax.Array:
+    """Halve height and width; with a ``time`` convolution also halve time, where the clip's first frame passes by."""
+    x = _per_frame(x, params["space"]["kernel"], stride=2) + params["space"]["bias"]
+    if "time" not in params:
+        return x
+    past = memory.recall()
+    memory.keep(x[:, -1:])
+    seen = x if past is None else jnp.concatenate([past, x], axis=1)
+    kernel = params["time"]["kernel"]
+    frames = (seen.shape[1] - 1) // 2
+    halved = jnp.zeros((), x.dtype)
+    for tap in range(3):
+        halved = halved + seen[:, tap : tap + 2 * frames - 1 : 2][:, :frames] @ kernel[tap, 0, 0]
+    halved = halved + params["time"]["bias"]
+    if past is not None:
+        return halved
+    return jnp.concatenate([x[:, :1], halved], axis=1) if frames else x
+
+
+def upsample(params: Params, x: jax.Array, memory: Memory) -> jax.Array:
+    """Double height and width (nearest, then a convolution that halves the channels).
+
+    With a ``time`` convolution it first doubles time: the clip's first frame comes out once, and that convolution
+    never sees it (zeros stand in its place); of the doubled channels the first half is the earlier frame.
+    """
+    if "time" in params:
+        past = memory.recall()
+        alone, rest = (x[:, :1], x[:, 1:]) if memory.first else (x[:, :0], x)
+        memory.keep(_last(past, rest, 2))
+        if rest.shape[1]:
+            B, frames, H, W, channels = rest.shape
+            pairs = _over_time(params["time"], rest, past).reshape(B, frames, H, W, 2, channels)
+            rest = jnp.moveaxis(pairs, 4, 2).reshape(B, 2 * frames, H, W, channels)
+        x = jnp.concatenate([alone, rest], axis=1)
+    x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+    return _per_frame(x, params["space"]["kernel"]) + params["space"]["bias"]
+
+
+def run_block(block: Block, params: Params, x: jax.Array, memory: Memory) -> jax.Array:
+    """One block of the plan."""
+    if block.kind == "residual":
+        return residual(params, x, memory)
+    return downsample(params, x, memory) if block.kind.startswith("down") else upsample(params, x, memory)
+
+
+def middle(params: Params, x: jax.Array, memory: Memory) -> jax.Array:
+    """Residual block, attention per frame, residual block, at the lowest resolution."""
+    x = frame_attention(params["mid_attention"], residual(params["mid_0"], x, memory))
+    return residual(params["mid_1"], x, memory)
+
+
+def head(params: Params, x: jax.Array, memory: Memory) -> jax.Array:
+    """Norm, SiLU and the last convolution of encoder or decoder."""
+    return causal_conv(params["conv_out"], jax.nn.silu(rms_norm(params["norm_out"], x)), memory)
