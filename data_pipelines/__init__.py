@@ -1,0 +1,1 @@
+"""Things that produce datasets on disk; nothing here knows about training."""

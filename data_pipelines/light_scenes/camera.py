@@ -1,0 +1,53 @@
+"""A pinhole camera in the scenes' frame: x to the right, y away from the viewer, z up, in meters."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera for ``T`` frames.
+
+    Attributes:
+      position: ``[3]`` meters.
+      yaw: ``[T]`` radians, positive turns to the right; one entry for a camera that stands still.
+      pitch: radians, positive looks down.
+      half_width: tangent of half the horizontal field of view.
+    """
+
+    position: tuple[float, float, float]
+    yaw: np.ndarray
+    pitch: float
+    half_width: float
+
+    def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Unit vectors right, up and forward, each ``[3, T]`` float64."""
+        sin_y, cos_y = np.sin(self.yaw), np.cos(self.yaw)
+        sin_p, cos_p = np.sin(self.pitch), np.cos(self.pitch)
+        zero = np.zeros_like(sin_y)
+        right = np.stack([cos_y, -sin_y, zero])
+        forward = np.stack([sin_y * cos_p, cos_y * cos_p, zero - sin_p])
+        up = np.stack([sin_y * sin_p, cos_y * sin_p, zero + cos_p])
+        return right, up, forward
+
+    def rays(self, height: int, width: int, supersample: int) -> np.ndarray:
+        """Directions ``[3, T, S]`` float32 of the samples in row-major order, S = height·width·supersample².
+
+        Their component along the camera's forward axis is 1, so a ray's parameter is the depth.
+        """
+        rows, columns = height * supersample, width * supersample
+        u = ((np.arange(columns) + 0.5) / columns * 2 - 1) * self.half_width
+        v = (1 - (np.arange(rows) + 0.5) / rows * 2) * self.half_width * height / width
+        u, v = np.meshgrid(u, v)
+        right, up, forward = (a[:, :, None] for a in self.axes())
+        return (forward + u.reshape(1, 1, -1) * right + v.reshape(1, 1, -1) * up).astype(np.float32)
+
+    def project(self, points: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Pixel coordinates ``[2, T, S]`` (x, y; centers of pixels at whole numbers) of ``points [3, T, S]``."""
+        offset = points - np.asarray(self.position).reshape(3, 1, 1)
+        right, up, forward = (a[:, :, None] for a in self.axes())
+        depth = (offset * forward).sum(0)
+        u = (offset * right).sum(0) / depth / self.half_width
+        v = (offset * up).sum(0) / depth / (self.half_width * height / width)
+        return np.stack([(u + 1) * width / 2 - 0.5, (1 - v) * height / 2 - 0.5])

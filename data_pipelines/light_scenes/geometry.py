@@ -1,0 +1,145 @@
+"""Planes, boxes and upright cylinders: where a ray meets them and whether they block the way to the sun.
+
+Points, directions and normals are ``[3, T, S]`` float32 (frames, samples), in meters; T may be 1 wherever
+nothing moves. An object's ``center`` may move: ``[3, T]``.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MISS = np.float32(np.inf)
+_TINY = np.float32(1e-9)
+
+
+def _safe_inverse(x: np.ndarray) -> np.ndarray:
+    return np.float32(1) / np.where(np.abs(x) < _TINY, _TINY, x)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The plane ``point[axis] = offset``; its normal points along ``axis`` with the given ``sign``."""
+
+    axis: int
+    offset: float
+    sign: float
+
+    def intersect(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ray parameter ``[T, S]`` (inf where it misses) and normals ``[3, 1, 1]``."""
+        s = (np.float32(self.offset) - origin[self.axis]) * _safe_inverse(direction[self.axis])
+        normal = np.zeros((3, 1, 1), np.float32)
+        normal[self.axis] = self.sign
+        return np.where(s > 0, s, MISS), normal
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box with its edges along the axes: center ``[3, T]`` and half sizes ``[3]``."""
+
+    center: np.ndarray
+    half: tuple[float, float, float]
+
+    def _slabs(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ray parameters at which each axis's slab is entered and left, ``[3, T, S]`` each."""
+        inverse = _safe_inverse(direction)
+        middle = (self.center.astype(np.float32)[:, :, None] - origin) * inverse
+        reach = np.abs(inverse) * np.asarray(self.half, np.float32).reshape(3, 1, 1)
+        return middle - reach, middle + reach
+
+    def intersect(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ray parameter ``[T, S]`` (inf where it misses) and outward normals ``[3, T, S]``."""
+        near, far = self._slabs(origin, direction)
+        enter = near.max(0)
+        hit = (enter < far.min(0)) & (enter > 0)
+        normal = np.where(near == enter, -np.sign(direction), np.float32(0)).astype(np.float32)
+        return np.where(hit, enter, MISS), normal
+
+    def blocks(self, point: np.ndarray, toward: np.ndarray) -> np.ndarray:
+        """Whether the ray from ``point`` ``toward`` the sun meets the box, bool ``[T, S]``."""
+        near, far = self._slabs(point, toward)
+        return np.maximum(near.max(0), 0) < far.min(0)
+
+
+@dataclass(frozen=True)
+class Cylinder:
+    """An upright cylinder: center of its foot ``[3, T]``, radius and height in meters."""
+
+    center: np.ndarray
+    radius: float
+    height: float
+
+    def _interval(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Entry and exit of the round side and of the slab between the caps, ``[T, S]`` each."""
+        center = self.center.astype(np.float32)[:, :, None]
+        x, y = origin[0] - center[0], origin[1] - center[1]
+        a = direction[0] ** 2 + direction[1] ** 2
+        b = x * direction[0] + y * direction[1]
+        c = x * x + y * y - np.float32(self.radius) ** 2
+        root = b * b - a * c
+        inverse = _safe_inverse(a)
+        reach = np.sqrt(np.maximum(root, 0)) * inverse
+        middle = -b * inverse
+        side_near = np.where(root > 0, middle - reach, MISS)
+        side_far = np.where(root > 0, middle + reach, -MISS)
+        inverse = _safe_inverse(direction[2])
+        first = (center[2] - origin[2]) * inverse
+        second = (center[2] + np.float32(self.height) - origin[2]) * inverse
+        return side_near, side_far, np.minimum(first, second), np.maximum(first, second)
+
+    def intersect(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ray parameter ``[T, S]`` (inf where it misses) and outward normals ``[3, T, S]``."""
+        side_near, side_far, cap_near, cap_far = self._interval(origin, direction)
+        enter = np.maximum(side_near, cap_near)
+        hit = (enter < np.minimum(side_far, cap_far)) & (enter > 0)
+        s = np.where(hit, enter, 0)
+        center = self.center.astype(np.float32)[:, :, None]
+        on_cap = cap_near >= side_near
+        normal = np.stack(
+            [
+                np.where(on_cap, 0, (origin[0] + s * direction[0] - center[0]) / np.float32(self.radius)),
+                np.where(on_cap, 0, (origin[1] + s * direction[1] - center[1]) / np.float32(self.radius)),
+                np.where(on_cap, -np.sign(direction[2]), 0) + np.zeros_like(s),
+            ]
+        ).astype(np.float32)
+        return np.where(hit, enter, MISS), normal
+
+    def blocks(self, point: np.ndarray, toward: np.ndarray) -> np.ndarray:
+        """Whether the ray from ``point`` ``toward`` the sun meets the cylinder, bool ``[T, S]``."""
+        side_near, side_far, cap_near, cap_far = self._interval(point, toward)
+        enter = np.maximum(np.maximum(side_near, cap_near), 0)
+        return enter < np.minimum(side_far, cap_far)
+
+
+@dataclass(frozen=True)
+class Window:
+    """An opening in an endless wall in the plane ``y = offset``: light passes through its panes alone.
+
+    Attributes:
+      offset: y of the wall, meters.
+      x, z: (low, high) edges of the opening, meters.
+      bars: (center, width) of upright bars inside the opening, meters along x.
+    """
+
+    offset: float
+    x: tuple[float, float]
+    z: tuple[float, float]
+    bars: tuple[tuple[float, float], ...] = ()
+
+    def lets_through(self, point: np.ndarray, toward: np.ndarray, sun_radius: float) -> np.ndarray:
+        """Share ``[T, S]`` of a square sun of angular half size ``sun_radius`` (tangent) seen from ``point``."""
+        s = (np.float32(self.offset) - point[1]) * _safe_inverse(toward[1])
+        x = point[0] + s * toward[0]
+        z = point[2] + s * toward[2]
+        if sun_radius > 0:
+            softness = np.float32(1) / np.maximum(2 * np.float32(sun_radius) * np.abs(s), np.float32(1e-6))
+        else:
+            softness = np.float32(1e9)
+
+        def above(position: np.ndarray, edge: float) -> np.ndarray:
+            return np.clip((position - np.float32(edge)) * softness + np.float32(0.5), 0, 1)
+
+        across = above(x, self.x[0]) - above(x, self.x[1])
+        for center, width in self.bars:
+            across = across - (above(x, center - width / 2) - above(x, center + width / 2))
+        share = across * (above(z, self.z[0]) - above(z, self.z[1]))
+        return np.where(s > 0, share, 0).astype(np.float32)

@@ -1,0 +1,90 @@
+"""What a scene is made of: surfaces with their material, a camera, a sun and an ambient light."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data_pipelines.light_scenes.camera import Camera
+from data_pipelines.light_scenes.geometry import Box, Cylinder, Plane, Window
+
+
+@dataclass(frozen=True)
+class Wave:
+    """One plane wave of a texture: wave vector in cycles per meter along two axes, phase in cycles, weight."""
+
+    u: float
+    v: float
+    phase: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Material:
+    """Albedo between two linear RGB colors ``[3]``, mixed by smooth waves over two world axes.
+
+    Waves are fixed to the surface: their coordinates are taken relative to the object's center. ``specular``
+    is the weight of a Blinn-Phong lobe with exponent ``shininess``.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    waves: tuple[Wave, ...] = ()
+    axes: tuple[int, int] = (0, 1)
+    specular: float = 0.0
+    shininess: float = 30.0
+
+    def albedo(self, point: np.ndarray) -> np.ndarray:
+        """Albedo ``[3, T, S]`` (or ``[3, 1, 1]``) at points ``[3, T, S]`` relative to the object's center."""
+        low = self.low.astype(np.float32).reshape(3, 1, 1)
+        if not self.waves:
+            return low
+        mix = np.float32(0.5)
+        for wave in self.waves:
+            angle = point[self.axes[0]] * np.float32(2 * np.pi * wave.u)
+            angle = angle + (point[self.axes[1]] * np.float32(2 * np.pi * wave.v) + np.float32(2 * np.pi * wave.phase))
+            mix = mix + np.float32(0.5 * wave.weight) * np.sin(angle)
+        return low + np.clip(mix, 0, 1) * (self.high.astype(np.float32).reshape(3, 1, 1) - low)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A shape with its material. ``velocity`` ``[3]`` in m/s is what the shape's center moves by."""
+
+    shape: Plane | Box | Cylinder
+    material: Material
+    velocity: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def casts_shadow(self) -> bool:
+        return not isinstance(self.shape, Plane)
+
+
+@dataclass(frozen=True)
+class Light:
+    """The light of a clip of ``T`` frames.
+
+    Attributes:
+      toward_sun: ``[T, 3]`` unit vectors from the scene to the sun.
+      direct: ``[T, 3]`` linear RGB irradiance of the sun on a surface facing it.
+      sky, ground: ``[T, 3]`` ambient irradiance on a surface that faces up / down; linear between.
+      kelvin: ``[T]`` color temperature of the light.
+      sun_radius: angular radius of the sun, radians (larger than the real one: soft edges at 64 pixels).
+    """
+
+    toward_sun: np.ndarray
+    direct: np.ndarray
+    sky: np.ndarray
+    ground: np.ndarray
+    kelvin: np.ndarray
+    sun_radius: float
+
+
+@dataclass(frozen=True)
+class World:
+    """A scene over ``T`` frames; ``window`` is the only way in for the sun where there is one."""
+
+    things: tuple[Thing, ...]
+    camera: Camera
+    light: Light
+    window: Window | None = None
+    parameters: dict[str, tuple[float, float, float]] = field(default_factory=dict)
