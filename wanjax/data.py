@@ -1,0 +1,172 @@
+"""From a latent cache to batches: a grain iterator whose position can be saved, and global arrays.
+
+The order is a pure function of the seed: every epoch is shuffled anew, and for every clip of every epoch one of its
+captions is picked, or none. The global batch of step k is the same for any number of processes; each process
+reads only its own rows of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import grain
+import jax
+import numpy as np
+
+from wanjax.latent_cache import CacheError, Clips, LatentCache
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is trained on.
+
+    Attributes:
+      source: name of a TFDS builder (``"light_scenes"``, ``"name/config:version"``) with the features described in
+        docs/data.md, or the folder of a prepared data set.
+      data_dir: where the data set lies or is made.
+      cache_dir: where latents and caption embeddings are cached.
+      frames, height, width, fps: size of a clip, T × H × W pixels, and its frames per second.
+      batch: clips per step, over all devices.
+      caption_dropout: probability that a clip is shown without its caption (for classifier-free guidance).
+      seed: of order, captions and dropout.
+    """
+
+    source: str = "light_scenes"
+    data_dir: str = "runs/data"
+    cache_dir: str = "runs/cache"
+    frames: int = 17
+    height: int = 64
+    width: int = 64
+    fps: float = 8.0
+    batch: int = 32
+    caption_dropout: float = 0.1
+    seed: int = 0
+
+
+class _Pick(NamedTuple):
+    clip: int
+    caption: int | None  # None: the empty caption
+
+
+def make_loader(
+    cache_dir: str | os.PathLike[str],
+    split: str,
+    *,
+    batch: int,
+    seed: int,
+    text_length: int,
+    caption_dropout: float,
+    null_text: np.ndarray,
+    process_index: int = 0,
+    process_count: int = 1,
+    repeat: bool = True,
+) -> grain.DatasetIterator[Batch]:
+    """An iterator over shuffled batches.
+
+    ``next()`` gives ``{"latents": [b, F, h, w, C], "text": [b, L, E]}``, float32, text zero-padded to ``text_length``
+    (= L), b = batch / process_count: rows process_index·b … of the global batch. ``get_state()`` and ``set_state()``
+    (and orbax, which stores the iterator as a checkpointable) keep the position: restored, the iterator gives
+    bit-identical batches.
+
+    Args:
+      cache_dir: a folder made by ``data_pipelines.encode``.
+      split: e.g. ``"train"``.
+      batch: clips per step over all processes.
+      seed: the same on every process.
+      caption_dropout: probability of the empty caption.
+      null_text: embedding [n, E] of the empty caption (``LatentCache.null_text``).
+      process_index: which of the ``process_count`` groups of rows this process holds.
+      repeat: without end, over epochs; else one epoch, leaving out the last clips that do not fill a batch.
+
+    Raises:
+      CacheError: naming the damaged file, or the caption that is longer than ``text_length``; also from ``next()``.
+      ValueError: if the batch cannot be divided among the processes or is larger than one epoch (no repeat).
+    """
+    if batch % process_count:
+        raise ValueError(f"batch = {batch} is not divisible by {process_count} processes")
+    cache = LatentCache(cache_dir)
+    clips, captions = cache.split(split), cache.manifest.captions
+    if not repeat and batch > len(clips):
+        raise ValueError(f"batch = {batch} is larger than split {split!r} of {cache_dir}, which has {len(clips)} clips")
+    read = _Reader(clips, captions, text_length, null_text)
+    rows = _rows(batch, process_index, process_count)
+
+    def pick(clip: int, rng: np.random.Generator) -> _Pick:
+        dropped, caption = rng.random() < caption_dropout, int(rng.integers(len(captions)))
+        return _Pick(int(clip), None if dropped else caption)
+
+    picks = grain.MapDataset.range(len(clips)).seed(seed).shuffle().repeat(None if repeat else 1).random_map(pick)
+    batches = picks.batch(batch, drop_remainder=True, batch_fn=lambda chosen: read([chosen[row] for row in rows]))
+    # a batch is one element: few are kept ready, since at full size each has hundreds of megabytes
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    return iter(batches.to_iter_dataset(options))
+
+
+def validation_batches(
+    cache_dir: str | os.PathLike[str],
+    split: str,
+    *,
+    batch: int,
+    text_length: int,
+    limit: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> list[Batch]:
+    """The same batches at every call: clips in their order, caption i mod (number of captions) for clip i, no dropout.
+
+    Args:
+      limit: at most so many clips. The last clips that do not fill a batch are left out.
+      Others as in ``make_loader``.
+
+    Raises:
+      CacheError: for a damaged file or a caption longer than ``text_length``.
+      ValueError: if the split does not fill one batch, or the batch cannot be divided among the processes.
+    """
+    if batch % process_count:
+        raise ValueError(f"batch = {batch} is not divisible by {process_count} processes")
+    cache = LatentCache(cache_dir)
+    clips, captions = cache.split(split), cache.manifest.captions
+    count = len(clips) if limit is None else min(limit, len(clips))
+    if count < batch:
+        raise ValueError(f"split {split!r} of {cache_dir} has {len(clips)} clips, of which {count} are asked for: too "
+                         f"few for one batch of {batch}. Make the batch smaller or the split larger")
+    read = _Reader(clips, captions, text_length, cache.null_text)
+    rows = _rows(batch, process_index, process_count)
+    return [read([_Pick(start + row, (start + row) % len(captions)) for row in rows])
+            for start in range(0, count - batch + 1, batch)]
+
+
+def to_global(batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
+    """Arrays over all processes' devices from this process's rows; ``sharding`` splits axis 0."""
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def _rows(batch: int, process_index: int, process_count: int) -> range:
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index = {process_index}: expected 0 … {process_count - 1}")
+    size = batch // process_count
+    return range(process_index * size, (process_index + 1) * size)
+
+
+class _Reader:
+    """Reads picked clips into one batch."""
+
+    def __init__(self, clips: Clips, captions: Sequence[str], length: int, null_text: np.ndarray):
+        self._clips, self._captions, self._length, self._null_text = clips, captions, length, null_text
+
+    def __call__(self, picks: Sequence[_Pick]) -> Batch:
+        clips = [self._clips[pick.clip] for pick in picks]
+        text = np.zeros((len(picks), self._length, self._null_text.shape[-1]), np.float32)
+        for row, pick, clip in zip(text, picks, clips, strict=True):
+            tokens = self._null_text if pick.caption is None else clip.texts[pick.caption]
+            if len(tokens) > self._length:
+                name = "the empty caption" if pick.caption is None else self._captions[pick.caption]
+                raise CacheError(f"clip {pick.clip}: {name} has {len(tokens)} tokens, config.text.length is "
+                                 f"{self._length}: raise it or shorten the caption")
+            row[: len(tokens)] = tokens
+        return {"latents": np.stack([clip.latents for clip in clips]), "text": text}
