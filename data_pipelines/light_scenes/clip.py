@@ -12,10 +12,11 @@ from data_pipelines.light_scenes.colour import (
     linear_to_srgb,
 )
 from data_pipelines.light_scenes.parameters import SPLITS, ClipSize, Draw
-from data_pipelines.light_scenes.render import Layers, render_layers, surface_flow, to_pixels
+from data_pipelines.light_scenes.render import render_pieces, surface_flow, to_pixels
 from data_pipelines.light_scenes.sweep import sweep_of
 from data_pipelines.light_scenes.world import World
 
+DEFAULT_SIZE = ClipSize()
 FAMILIES = ("sunrise_room", "sundial", "constant")
 
 
@@ -92,7 +93,7 @@ class Clip:
     flow: np.ndarray
 
 
-def build_world(spec: ClipSpec, size: ClipSize = ClipSize()) -> World:
+def build_world(spec: ClipSpec, size: ClipSize = DEFAULT_SIZE) -> World:
     """The world of a clip: shapes, materials, camera and light over its frames."""
     key = (spec.seed, SPLITS.index(spec.split), FAMILIES.index(spec.family), spec.scene)
     draw = Draw(key, held_out=spec.split == "test")
@@ -112,22 +113,20 @@ def slope(values: np.ndarray, fps: float) -> float:
     return float((seconds * values).sum() / (seconds**2).sum())
 
 
-def render_clip(spec: ClipSpec, size: ClipSize = ClipSize()) -> Clip:
+def render_clip(spec: ClipSpec, size: ClipSize = DEFAULT_SIZE) -> Clip:
     """Frames and ground truth of ``spec``; the same arguments give the same bytes."""
-    scene = build_world(spec, size)
-    return finish(spec, size, scene, render_layers(scene, size))
-
-
-def finish(spec: ClipSpec, size: ClipSize, scene: World, layers: Layers) -> Clip:
-    """The clip of a world whose layers have been rendered."""
-    linear = to_pixels(layers.linear, size)
-    if linear.shape[0] != size.frames:
-        linear = np.broadcast_to(linear, (size.frames, *linear.shape[1:]))
-    video = np.round(linear_to_srgb(linear) * 255).astype(np.uint8)
+    world = build_world(spec, size)
+    linear = np.empty((size.frames, size.height, size.width, 3), np.float32)
+    visibility = np.empty(linear.shape[:3], np.float32)
+    video = np.empty(linear.shape, np.uint8)
+    for frames, layers in render_pieces(world, size):
+        linear[frames] = np.moveaxis(to_pixels(layers.linear, size), 0, -1)
+        visibility[frames] = to_pixels(layers.visibility, size)
+        video[frames] = np.round(linear_to_srgb(linear[frames]) * np.float32(255))
     mean = linear.mean((1, 2), dtype=np.float64)  # [T, 3]
     log_luminance = np.log2(mean @ LUMINANCE + LUMINANCE_FLOOR)
     cct = correlated_colour_temperature(mean)
-    flow = surface_flow(scene, layers, size)
+    flow = surface_flow(world, size)
     rate = 0.0 if spec.family == "constant" else sweep_of(linear @ LUMINANCE, flow, size.fps).rate
     return Clip(
         spec=spec,
@@ -137,9 +136,9 @@ def finish(spec: ClipSpec, size: ClipSize, scene: World, layers: Layers) -> Clip
         exposure_slope=slope(log_luminance, size.fps),
         cct=cct.astype(np.float32),
         cct_slope=slope(1e6 / cct, size.fps),
-        light_cct=scene.light.kelvin.astype(np.float32),
+        light_cct=world.light.kelvin.astype(np.float32),
         sweep_rate=rate,
-        light_direction=scene.light.toward_sun.astype(np.float32),
-        visibility=to_pixels(layers.visibility, size),
+        light_direction=world.light.toward_sun.astype(np.float32),
+        visibility=visibility,
         flow=flow,
     )

@@ -49,15 +49,17 @@ class Box:
     def intersect(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ray parameter ``[T, S]`` (inf where it misses) and outward normals ``[3, T, S]``."""
         near, far = self._slabs(origin, direction)
-        enter = near.max(0)
-        hit = (enter < far.min(0)) & (enter > 0)
+        enter = np.maximum(np.maximum(near[0], near[1]), near[2])
+        leave = np.minimum(np.minimum(far[0], far[1]), far[2])
+        hit = (enter < leave) & (enter > 0)
         normal = np.where(near == enter, -np.sign(direction), np.float32(0)).astype(np.float32)
         return np.where(hit, enter, MISS), normal
 
     def blocks(self, point: np.ndarray, toward: np.ndarray) -> np.ndarray:
         """Whether the ray from ``point`` ``toward`` the sun meets the box, bool ``[T, S]``."""
         near, far = self._slabs(point, toward)
-        return np.maximum(near.max(0), 0) < far.min(0)
+        enter = np.maximum(np.maximum(near[0], near[1]), np.maximum(near[2], 0))
+        return enter < np.minimum(np.minimum(far[0], far[1]), far[2])
 
 
 @dataclass(frozen=True)

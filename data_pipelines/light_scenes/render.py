@@ -3,6 +3,7 @@
 Samples are the rays of the picture, S = H·W·supersample²; a layer's time axis is 1 wherever nothing moves.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,49 +12,57 @@ from data_pipelines.light_scenes.geometry import MISS
 from data_pipelines.light_scenes.parameters import ClipSize
 from data_pipelines.light_scenes.world import World
 
-SUN_SAMPLES_PER_PIXEL = 8
+SUN_SAMPLES_PER_PIXEL = 4
+SAMPLES_PER_PIECE = 2**15
 _LIFT = np.float32(2e-3)
 
 
 @dataclass(frozen=True)
+class Traced:
+    """What the camera's rays meet, float32; T' is T, or 1 where nothing moves.
+
+    ``points``, unit ``normal``, ``albedo`` and the rays' ``direction`` are ``[3, T', S]``; ``depth`` in meters
+    and ``object_id`` (int8, index into ``World.things``) are ``[T', S]``.
+    """
+
+    points: np.ndarray
+    normal: np.ndarray
+    albedo: np.ndarray
+    direction: np.ndarray
+    depth: np.ndarray
+    object_id: np.ndarray
+
+
+@dataclass(frozen=True)
 class Layers:
-    """What a picture is made of, per sample; float32 unless said otherwise. T' is T, or 1 where nothing moves.
+    """What a picture is made of, per sample; float32. T' is T, or 1 where nothing moves.
 
     ``linear == albedo * (direct * visibility + ambient) + specular`` holds exactly, per sample.
 
     Attributes:
-      albedo: ``[T', S, 3]``.
-      normal: ``[T', S, 3]`` unit vectors.
-      depth: ``[T', S]`` meters along the camera's forward axis.
-      object_id: ``[T', S]`` int8, index into ``World.things``.
-      direct: ``[T, S, 3]`` irradiance of the unshadowed sun.
-      ambient: ``[T, S, 3]`` irradiance of sky and surroundings.
-      specular: ``[T, S, 3]``.
+      traced: points, normals, depth and object ids.
+      albedo: ``[3, T', S]``.
+      direct: ``[3, T, S]`` irradiance of the unshadowed sun (``[3, T, 1]`` zeros without one).
+      ambient: ``[3, T, S]`` irradiance of sky and surroundings.
+      specular: ``[3, T, S]``, or ``[3, 1, 1]`` zeros where nothing is glossy.
       visibility: ``[T, S]`` share of the sun seen, 0 to 1 (soft penumbra).
-      hard_visibility: ``[T, S]`` bool, whether the sun's center is seen.
-      linear: ``[T, S, 3]`` linear RGB.
-      points: ``[3, T', S]`` world coordinates, meters.
+      linear: ``[3, T, S]`` linear RGB.
     """
 
+    traced: Traced
     albedo: np.ndarray
-    normal: np.ndarray
-    depth: np.ndarray
-    object_id: np.ndarray
     direct: np.ndarray
     ambient: np.ndarray
     specular: np.ndarray
     visibility: np.ndarray
-    hard_visibility: np.ndarray
     linear: np.ndarray
-    points: np.ndarray
 
 
-def trace(world: World, size: ClipSize) -> tuple[np.ndarray, ...]:
-    """Points ``[3, T', S]``, unit normals ``[3, T', S]``, depth ``[T', S]``, ids, albedo and ray directions."""
-    direction = world.camera.rays(size.height, size.width, size.supersample)
-    moving = any(any(thing.velocity) for thing in world.things)
-    if moving and direction.shape[1] == 1:
-        direction = np.broadcast_to(direction, (3, size.frames, direction.shape[2]))
+def trace(world: World, height: int, width: int, supersample: int) -> Traced:
+    """The nearest surface along every sample's ray."""
+    direction = world.camera.rays(height, width, supersample)
+    if not world.stands_still and direction.shape[1] == 1:
+        direction = np.broadcast_to(direction, (3, world.frames, direction.shape[2]))
     origin = np.asarray(world.camera.position, np.float32).reshape(3, 1, 1)
     depth = np.full(direction.shape[1:], MISS, np.float32)
     normal = np.zeros(direction.shape, np.float32)
@@ -72,7 +81,7 @@ def trace(world: World, size: ClipSize) -> tuple[np.ndarray, ...]:
         center = getattr(thing.shape, "center", None)
         local = points if center is None else points - center.astype(np.float32)[:, :, None]
         albedo = np.where(object_id == index, thing.material.albedo(local), albedo)
-    return points, normal, depth, object_id, albedo, direction
+    return Traced(points, normal, albedo, direction, depth, object_id)
 
 
 def _sun_disc(toward: np.ndarray, radius: float, samples: int, count: int) -> np.ndarray:
@@ -121,91 +130,87 @@ def visibility(world: World, points: np.ndarray, normal: np.ndarray, size: ClipS
     return share * (seen / np.float32(passes))
 
 
-def render_layers(world: World, size: ClipSize) -> Layers:
-    """All layers of a world; see ``Layers`` for shapes."""
-    points, normal, depth, object_id, albedo, direction = trace(world, size)
+def render_layers(world: World, size: ClipSize, traced: Traced | None = None) -> Layers:
+    """All layers of a world over its frames; ``traced`` saves the tracing where nothing moves."""
+    traced = trace(world, size.height, size.width, size.supersample) if traced is None else traced
+    normal = traced.normal
     light = world.light
     toward = light.toward_sun.T.astype(np.float32)[:, :, None]  # [3, T, 1]
-    facing = np.maximum((normal * toward).sum(0), 0)  # [T, S]
-    soft = visibility(world, points, normal, size, light.sun_radius)
-    hard = visibility(world, points, normal, size, 0.0) > 0.5
-    upward = (normal[2] * np.float32(0.5) + np.float32(0.5))[..., None]  # [T', S, 1]
-    sky = light.sky.astype(np.float32)[:, None]
-    ground = light.ground.astype(np.float32)[:, None]
+    soft = visibility(world, traced.points, normal, size, light.sun_radius)
+    upward = normal[2] * np.float32(0.5) + np.float32(0.5)  # [T', S]
+    sky, ground, direct = (a.T.astype(np.float32)[:, :, None] for a in (light.sky, light.ground, light.direct))
     ambient = ground + upward * (sky - ground)
-    direct = facing[..., None] * light.direct.astype(np.float32)[:, None]
-    specular = _specular(world, normal, direction, object_id, toward, facing, soft)
-    albedo = np.ascontiguousarray(albedo.transpose(1, 2, 0))
-    linear = albedo * (direct * soft[..., None] + ambient) + specular
-    return Layers(
-        albedo=albedo,
-        normal=normal.transpose(1, 2, 0),
-        depth=depth,
-        object_id=object_id,
-        direct=direct,
-        ambient=ambient,
-        specular=specular,
-        visibility=soft,
-        hard_visibility=hard,
-        linear=linear,
-        points=points,
-    )
+    if direct.any():
+        facing = np.maximum(_dot(normal, toward), 0)  # [T, S]
+        direct = facing * direct
+    specular = _specular(world, traced, toward, soft)
+    albedo = traced.albedo
+    linear = albedo * (direct * soft + ambient) + specular
+    return Layers(traced, albedo, direct, ambient, specular, soft, linear)
 
 
-def _specular(
-    world: World,
-    normal: np.ndarray,
-    direction: np.ndarray,
-    object_id: np.ndarray,
-    toward: np.ndarray,
-    facing: np.ndarray,
-    soft: np.ndarray,
-) -> np.ndarray:
-    """Blinn-Phong highlights of the sun, ``[T, S, 3]`` (``[1, 1, 3]`` of zeros where nothing is glossy)."""
-    if not any(thing.material.specular for thing in world.things):
-        return np.zeros((1, 1, 3), np.float32)
-    view = -direction / np.sqrt((direction * direction).sum(0))
-    half = view + toward
-    cosine = np.maximum((normal * half).sum(0) / np.sqrt((half * half).sum(0)), 0)
-    lobe = np.zeros(cosine.shape, np.float32)
-    for index, thing in enumerate(world.things):
-        if thing.material.specular:
-            value = np.float32(thing.material.specular) * cosine ** np.float32(thing.material.shininess)
-            lobe = np.where(object_id == index, value, lobe)
-    lobe = lobe * (facing > 0) * soft
-    return lobe[..., None] * world.light.direct.astype(np.float32)[:, None]
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Scalar product over the first axis; written out, since a sum over a short axis is slow."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-def surface_flow(world: World, layers: Layers, size: ClipSize) -> np.ndarray:
+def hard_visibility(world: World, traced: Traced, size: ClipSize) -> np.ndarray:
+    """Whether the sun's center is seen from each sample's surface, bool ``[T, S]``."""
+    return visibility(world, traced.points, traced.normal, size, 0.0) > 0.5
+
+
+def render_pieces(world: World, size: ClipSize) -> Iterator[tuple[slice, Layers]]:
+    """Layers of a few frames at a time, so that memory does not grow with length and arrays stay in cache."""
+    samples = size.height * size.width * size.supersample**2
+    step = max(1, SAMPLES_PER_PIECE // samples)
+    traced = trace(world, size.height, size.width, size.supersample) if world.stands_still else None
+    for start in range(0, world.frames, step):
+        frames = slice(start, min(start + step, world.frames))
+        yield frames, render_layers(world.at(frames), size, traced)
+
+
+def _specular(world: World, traced: Traced, toward: np.ndarray, soft: np.ndarray) -> np.ndarray:
+    """Blinn-Phong highlights of the sun, ``[3, T, S]`` (``[3, 1, 1]`` of zeros where nothing is glossy)."""
+    glossy = [index for index, thing in enumerate(world.things) if thing.material.specular]
+    if not glossy:
+        return np.zeros((3, 1, 1), np.float32)
+    lobe = np.zeros(soft.shape, np.float32)
+    for index in glossy:
+        material = world.things[index].material
+        # Only where the thing is seen in any frame: highlights are rare and powers are dear.
+        seen = np.flatnonzero((traced.object_id == index).any(0))
+        direction, normal = traced.direction[:, :, seen], traced.normal[:, :, seen]
+        half = toward - direction / np.sqrt(_dot(direction, direction))
+        cosine = np.maximum(_dot(normal, half) / np.sqrt(_dot(half, half)), 0)
+        value = np.float32(material.specular) * cosine ** np.float32(material.shininess)
+        lit = (_dot(normal, toward) > 0) & (traced.object_id[:, seen] == index)
+        lobe[:, seen] += value * lit * soft[:, seen]
+    return lobe * world.light.direct.T.astype(np.float32)[:, :, None]
+
+
+def surface_flow(world: World, size: ClipSize) -> np.ndarray:
     """Motion ``[T-1, H, W, 2]`` float32, in pixels from frame t to t+1, of the surface at each pixel's center.
 
-    Light that slides over a surface has no part in it. Sampled at the pixel's center when ``supersample`` is
-    odd, else at the sample just below and to the right of it, taken back to the center by its own shift.
+    Light that slides over a surface has no part in it.
     """
-    if size.frames < 2:
-        return np.zeros((0, size.height, size.width, 2), np.float32)
-    if layers.points.shape[1] == 1:
-        return np.zeros((size.frames - 1, size.height, size.width, 2), np.float32)
-    center_size = ClipSize(size.frames, size.height, size.width, size.fps, 1)
-    if size.supersample == 1:
-        points, object_id = layers.points, layers.object_id
-    else:
-        points, _, _, object_id, _, _ = trace(world, center_size)
-    moved = points.astype(np.float64)[:, :-1].copy()
+    shape = (world.frames - 1, size.height, size.width, 2)
+    if world.stands_still or world.frames < 2:
+        return np.zeros(shape, np.float32)
+    traced = trace(world, size.height, size.width, 1)
+    points = traced.points[:, :-1].astype(np.float64)
+    moved = points.copy()
     for index, thing in enumerate(world.things):
         if any(thing.velocity):
             step = np.asarray(thing.velocity).reshape(3, 1, 1) / size.fps
-            moved += step * (object_id[:-1] == index)
-    camera = world.camera
-    following = type(camera)(camera.position, camera.yaw[1:], camera.pitch, camera.half_width)
-    current = type(camera)(camera.position, camera.yaw[:-1], camera.pitch, camera.half_width)
-    flow = following.project(moved, size.height, size.width)
-    flow -= current.project(points.astype(np.float64)[:, :-1], size.height, size.width)
-    return flow.transpose(1, 2, 0).reshape(size.frames - 1, size.height, size.width, 2).astype(np.float32)
+            moved += step * (traced.object_id[:-1] == index)
+    before, after = (world.at(frames).camera for frames in (slice(0, -1), slice(1, None)))
+    flow = after.project(moved, size.height, size.width) - before.project(points, size.height, size.width)
+    return flow.transpose(1, 2, 0).reshape(shape).astype(np.float32)
 
 
 def to_pixels(samples: np.ndarray, size: ClipSize) -> np.ndarray:
-    """Means over each pixel's samples: ``[T, S, ...]`` to ``[T, H, W, ...]``."""
+    """Means over each pixel's samples: ``[..., S]`` to ``[..., H, W]`` float32."""
     k = size.supersample
-    shape = (samples.shape[0], size.height, k, size.width, k, *samples.shape[2:])
-    return samples.reshape(shape).mean((2, 4), dtype=np.float32)
+    grid = samples.reshape(*samples.shape[:-1], size.height, k, size.width * k)
+    rows = sum(grid[..., i, :] for i in range(k))
+    return (sum(rows[..., i::k] for i in range(k)) * np.float32(1 / k**2)).astype(np.float32, copy=False)

@@ -1,6 +1,6 @@
 """What a scene is made of: surfaces with their material, a camera, a sun and an ambient light."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -58,6 +58,12 @@ class Thing:
     def casts_shadow(self) -> bool:
         return not isinstance(self.shape, Plane)
 
+    def at(self, frames: slice) -> "Thing":
+        """The thing over some of the frames."""
+        if isinstance(self.shape, Plane) or self.shape.center.shape[1] == 1:
+            return self
+        return replace(self, shape=replace(self.shape, center=self.shape.center[:, frames]))
+
 
 @dataclass(frozen=True)
 class Light:
@@ -78,6 +84,17 @@ class Light:
     kelvin: np.ndarray
     sun_radius: float
 
+    def at(self, frames: slice) -> "Light":
+        """The light over some of the frames."""
+        return Light(
+            toward_sun=self.toward_sun[frames],
+            direct=self.direct[frames],
+            sky=self.sky[frames],
+            ground=self.ground[frames],
+            kelvin=self.kelvin[frames],
+            sun_radius=self.sun_radius,
+        )
+
 
 @dataclass(frozen=True)
 class World:
@@ -88,3 +105,22 @@ class World:
     light: Light
     window: Window | None = None
     parameters: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> int:
+        return self.light.toward_sun.shape[0]
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether camera and things keep their places, so that one tracing serves every frame."""
+        return len(self.camera.yaw) == 1 and not any(any(thing.velocity) for thing in self.things)
+
+    def at(self, frames: slice) -> "World":
+        """The world over some of the frames."""
+        yaw = self.camera.yaw if len(self.camera.yaw) == 1 else self.camera.yaw[frames]
+        return replace(
+            self,
+            things=tuple(thing.at(frames) for thing in self.things),
+            camera=replace(self.camera, yaw=yaw),
+            light=self.light.at(frames),
+        )
