@@ -1,6 +1,25 @@
 """`light_scenes`: rendered clips whose light is known exactly; see docs/data.md."""
 
+from data_pipelines.light_scenes.builder import LightScenes, LightScenesConfig, open_split, prepare
+from data_pipelines.light_scenes.captions import all_captions, captions
 from data_pipelines.light_scenes.clip import FAMILIES, Clip, ClipSpec, build_world, render_clip
 from data_pipelines.light_scenes.parameters import SPLITS, ClipSize
+from data_pipelines.light_scenes.splits import heldout_prompts, plan
 
-__all__ = ["FAMILIES", "SPLITS", "Clip", "ClipSize", "ClipSpec", "build_world", "render_clip"]
+__all__ = [
+    "FAMILIES",
+    "SPLITS",
+    "Clip",
+    "ClipSize",
+    "ClipSpec",
+    "LightScenes",
+    "LightScenesConfig",
+    "all_captions",
+    "build_world",
+    "captions",
+    "heldout_prompts",
+    "open_split",
+    "plan",
+    "prepare",
+    "render_clip",
+]
