@@ -79,6 +79,7 @@ def make_loader(
       batch: clips per step over all processes.
       seed: the same on every process.
       caption_dropout: probability of the empty caption.
+      text_length: L.
       null_text: embedding [n, E] of the empty caption (``LatentCache.null_text``).
       process_index: which of the ``process_count`` groups of rows this process holds.
       repeat: without end, over epochs; else one epoch, leaving out the last clips that do not fill a batch.
@@ -93,7 +94,7 @@ def make_loader(
     clips, captions = cache.split(split), cache.manifest.captions
     if not repeat and batch > len(clips):
         raise ValueError(f"batch = {batch} is larger than split {split!r} of {cache_dir}, which has {len(clips)} clips")
-    read = _Reader(clips, captions, text_length, null_text)
+    read = _Reader(cache, clips, text_length, null_text)
     rows = _rows(batch, process_index, process_count)
 
     def pick(clip: int, rng: np.random.Generator) -> _Pick:
@@ -113,6 +114,7 @@ def validation_batches(
     *,
     batch: int,
     text_length: int,
+    null_text: np.ndarray,
     limit: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -135,7 +137,7 @@ def validation_batches(
     if count < batch:
         raise ValueError(f"split {split!r} of {cache_dir} has {len(clips)} clips, of which {count} are asked for: too "
                          f"few for one batch of {batch}. Make the batch smaller or the split larger")
-    read = _Reader(clips, captions, text_length, cache.null_text)
+    read = _Reader(cache, clips, text_length, null_text)
     rows = _rows(batch, process_index, process_count)
     return [read([_Pick(start + row, (start + row) % len(captions)) for row in rows])
             for start in range(0, count - batch + 1, batch)]
@@ -156,8 +158,12 @@ def _rows(batch: int, process_index: int, process_count: int) -> range:
 class _Reader:
     """Reads picked clips into one batch."""
 
-    def __init__(self, clips: Clips, captions: Sequence[str], length: int, null_text: np.ndarray):
-        self._clips, self._captions, self._length, self._null_text = clips, captions, length, null_text
+    def __init__(self, cache: LatentCache, clips: Clips, length: int, null_text: np.ndarray):
+        width = cache.manifest.text_width
+        if null_text.ndim != 2 or null_text.shape[1] != width:
+            raise ValueError(f"null_text has shape {null_text.shape}, the captions of {cache.folder} are {width} wide: "
+                             "expected [n, E] from the same text encoder")
+        self._clips, self._captions, self._length, self._null_text = clips, cache.manifest.captions, length, null_text
 
     def __call__(self, picks: Sequence[_Pick]) -> Batch:
         clips = [self._clips[pick.clip] for pick in picks]
