@@ -1,0 +1,84 @@
+"""Shape and arithmetic of the diffusion transformer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from wanjax.models import rope
+
+REMAT = ("none", "full", "dots")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """The transformer's shape, the dtype of its arithmetic and what its backward pass recomputes.
+
+    Attributes:
+        width: D.
+        heads: K; D / K is the head's dimension d.
+        layers: number of blocks.
+        ffn: hidden features of the feed-forward.
+        in_channels: channels of the noisy latents plus any extra input channels.
+        out_channels: channels of the velocity.
+        patch: latent cells per token in time, height, width.
+        freq_dim: features of the timestep's sinusoid.
+        text_dim: E.
+        eps: of every LayerNorm and RMS norm.
+        dtype: of matrix products and attention operands; norms, modulation, residuals, rotary embedding, timestep
+            embedding and head run in float32.
+        param_dtype: of the stored parameters.
+        remat: what the backward pass recomputes: "none" keeps every activation, "full" keeps the block's input,
+            "dots" keeps the outputs of the linear layers.
+    """
+
+    width: int
+    heads: int
+    layers: int
+    ffn: int
+    in_channels: int = 16
+    out_channels: int = 16
+    patch: tuple[int, int, int] = (1, 2, 2)
+    freq_dim: int = 256
+    text_dim: int = 4096
+    eps: float = 1e-6
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "heads", "layers", "ffn", "in_channels", "out_channels", "freq_dim", "text_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+        rope.axis_dims(self.head_dim)
+        if self.freq_dim % 2:
+            raise ValueError(f"freq_dim {self.freq_dim} must be even: one half cosines, one half sines")
+        if len(self.patch) != 3 or min(self.patch) < 1:
+            raise ValueError(f"patch {self.patch} must be three sizes of at least 1: time, height, width")
+        if self.eps <= 0:
+            raise ValueError(f"eps is {self.eps}, expected more than 0")
+        for name in ("dtype", "param_dtype"):
+            if getattr(self, name) not in DTYPES:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {DTYPES}")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat {self.remat!r} is not one of {REMAT}")
+
+    @property
+    def head_dim(self) -> int:
+        """d = D / K."""
+        return self.width // self.heads
+
+    @property
+    def patch_size(self) -> int:
+        """Latent cells in one token."""
+        return math.prod(self.patch)
+
+    def grid(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Tokens in time, height, width for latents of size F, h, w; ValueError where a patch does not divide."""
+        if any(size % patch for size, patch in zip(latent_shape, self.patch, strict=True)):
+            raise ValueError(f"latents of size (F, h, w) = {latent_shape} do not divide into patches {self.patch}")
+        frames, height, width = (size // patch for size, patch in zip(latent_shape, self.patch, strict=True))
+        return frames, height, width

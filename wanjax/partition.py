@@ -1,0 +1,132 @@
+"""Device mesh and the placement of arrays on it: logical axes -> NamedSharding. Knows nothing of Wan.
+
+Mesh axes: ``data`` (clips; parameters are copied), ``fsdp`` (clips and parameters), ``seq`` (tokens and parameters),
+``tensor`` (heads and hidden features).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "seq", "tensor")
+BATCH = ("data", "fsdp")
+
+# Logical axis of a parameter -> mesh axes it is split over, outermost first.
+RULES: dict[str, tuple[str, ...]] = {
+    "embed": ("fsdp", "seq"),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "layers": (),  # one layer is gathered at a time, so the layer axis itself stays whole
+    "vae_in": (),  # the codec is small and its convolutions want whole channels
+    "vae_out": (),
+}
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh over :data:`AXES` with automatic axis types.
+
+    Args:
+        sizes: size by axis; an axis left out has size 1, one axis may be -1 = all devices that are left.
+        devices: default ``jax.devices()``; all of them must be used.
+
+    Raises:
+        ValueError: unknown axis, size 0 or below -1, two axes of -1, or a product that is not the device count.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    unknown = sorted(set(sizes) - set(AXES))
+    if unknown:
+        raise ValueError(f"mesh axis {unknown[0]!r} is not one of {AXES}")
+    shape = [int(sizes.get(axis, 1)) for axis in AXES]
+    if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
+        raise ValueError(f"mesh sizes {dict(sizes)}: each must be at least 1, at most one may be -1 (= the rest)")
+    if -1 in shape:
+        known = -math.prod(shape)
+        if len(devices) % known:
+            raise ValueError(f"mesh sizes {dict(sizes)}: {len(devices)} devices do not divide by {known}")
+        shape[shape.index(-1)] = len(devices) // known
+    if math.prod(shape) != len(devices):
+        raise ValueError(
+            f"mesh sizes {dict(zip(AXES, shape, strict=True))} need {math.prod(shape)} devices, there are"
+            f" {len(devices)}; set one axis to -1 to use the rest"
+        )
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def spec(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> P:
+    """PartitionSpec of one parameter.
+
+    Each logical axis takes its mesh axes of :data:`RULES` that have size > 1, are not used by an earlier axis of the
+    same array and divide the dimension; what does not divide stays whole.
+
+    Raises:
+        ValueError: a logical axis that has no rule, or another number of axes than dimensions.
+    """
+    if len(axes) != len(shape):
+        raise ValueError(f"{len(axes)} logical axes {tuple(axes)} for an array of shape {tuple(shape)}")
+    used: set[str] = set()
+    entries: list[Any] = []
+    for axis, size in zip(axes, shape, strict=True):
+        if axis is not None and axis not in RULES:
+            raise ValueError(f"logical axis {axis!r} has no rule; known: {sorted(RULES)}")
+        chosen: tuple[str, ...] = ()
+        for candidate in RULES[axis] if axis is not None else ():
+            ways = math.prod(mesh.shape[name] for name in chosen) * mesh.shape[candidate]
+            if mesh.shape[candidate] > 1 and candidate not in used and size % ways == 0:
+                chosen += (candidate,)
+        used.update(chosen)
+        entries.append(None if not chosen else chosen[0] if len(chosen) == 1 else chosen)
+    return P(*entries)
+
+
+def shardings(mesh: Mesh, axes_tree: Any, shapes_tree: Any) -> Any:
+    """Tree of NamedSharding for parameters.
+
+    Args:
+        axes_tree: nested dict of tuples of logical axes (``rows.logical_axes``).
+        shapes_tree: the same nested dict of things with ``.shape`` (``rows.shapes``).
+    """
+    return jax.tree.map(
+        lambda axes, leaf: NamedSharding(mesh, spec(mesh, axes, leaf.shape)), axes_tree, shapes_tree, is_leaf=_is_axes
+    )
+
+
+def _is_axes(node: Any) -> bool:
+    return isinstance(node, tuple)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Axis 0 (clips) over ``data`` and ``fsdp``."""
+    return NamedSharding(mesh, P(BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def constrain(x: jax.Array, mesh: Mesh | None, *axes: str | Iterable[str] | None) -> jax.Array:
+    """``x`` held to mesh axes, one entry per leading dimension (None = whole); ``mesh=None`` leaves it as it is.
+
+    Raises:
+        ValueError: an unknown mesh axis, or a dimension that does not divide.
+    """
+    if mesh is None:
+        return x
+    for size, entry in zip(np.shape(x), axes, strict=False):
+        names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+        for name in names:
+            if name not in mesh.shape:
+                raise ValueError(f"mesh axis {name!r} is not one of {tuple(mesh.shape)}")
+        ways = math.prod(mesh.shape[name] for name in names)
+        if size % ways:
+            raise ValueError(f"a dimension of {size} does not divide over mesh axes {names} ({ways} ways)")
+    entries = [tuple(e) if isinstance(e, (list, tuple)) else e for e in axes]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*entries)))
