@@ -67,10 +67,10 @@ def test_official_timesteps_are_truncated_in_float64(name):
 
 
 def test_a_step_at_the_expert_boundary_is_decided_in_float64():
-    """Shift 3, 10 steps: 3·0.7 / 2.4 = 0.875, which float64 puts just below the boundary and float32 on it."""
-    assert solvers.make("dpm++", steps=10, shift=3.0).timesteps[3] == 874
-    u = np.linspace(1, 0, 11, dtype=np.float32)[:-1]
-    assert (3 * u / (1 + 2 * u) * 1000).astype(np.int64)[3] == 875
+    """Shift 5, 60 steps: step 25 is the low-noise expert's; float32 arithmetic would give it to the other."""
+    assert solvers.make("dpm++", steps=60, shift=5.0).timesteps[25] == 874
+    u = np.linspace(1, 0, 61, dtype=np.float32)[:-1]
+    assert (5 * u / (1 + 4 * u) * 1000).astype(np.int64)[25] == 875
 
 
 def test_few_step_noise_levels_of_shift_5():
@@ -98,7 +98,8 @@ def transcribed_dpm(sigmas, timesteps, x, field):
 
 def transcribed_unipc(sigmas, timesteps, x, field):
     """UniPC-2 (bh2): predictor and corrector as their own updates, the corrector's weights from the 2×2 system."""
-    lam, steps, past = np.log(1 - sigmas[:-1]) - np.log(sigmas[:-1]), len(timesteps), []
+    lam, steps = np.log(1 - sigmas[:-1]) - np.log(sigmas[:-1]), len(timesteps)
+    past, last = [], x
     for i in range(steps):
         m = x - sigmas[i] * field(x, sigmas[i], timesteps[i])  # from the sample that is not yet corrected
         if i:
@@ -114,7 +115,8 @@ def transcribed_unipc(sigmas, timesteps, x, field):
                 rho2 = phi2 / phi1 - rho1
                 update = rho1 * (past[-2] - past[-1]) / r + rho2 * (m - past[-1])
             x = sigmas[i] / sigmas[i - 1] * last - (1 - sigmas[i]) * phi1 * (past[-1] + update)
-        past, last = [*past, m], x
+        past.append(m)
+        last = x
         if i == steps - 1:
             return m
         h = lam[i + 1] - lam[i]
@@ -178,8 +180,7 @@ def test_the_ends_of_the_grid_give_finite_tables(name, grid):
         for shift in (1.0, 12.0):
             solver = solvers.make(name, steps=steps, shift=shift, grid=grid)
             assert np.isfinite(solver.correct).all() and np.isfinite(solver.predict).all()
-            # the constant is reproduced: weights of x and of predictions of x0 leave a constant clip alone
-            np.testing.assert_allclose(solver.predict[-1], [0, 1, 0], atol=1e-15)
+                    np.testing.assert_allclose(solver.predict[-1], [0, 1, 0], atol=1e-15)
 
 
 # -- where it runs ----------------------------------------------------------------------------------------
