@@ -1,0 +1,265 @@
+"""``config.json`` of foreign layouts <-> our configs. Tensors that are there settle what a config leaves out."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from wanjax.models.dit import DiTConfig
+from wanjax.models.umt5 import UMT5Config
+from wanjax.models.vae import VAEConfig
+
+_Json = Mapping[str, Any]
+_Shapes = Mapping[str, tuple[int, ...]]
+
+# Settings of which we have exactly one value: any other describes a network that is not built here.
+_DIT_FIXED: dict[str, tuple[Any, ...]] = {
+    "_class_name": ("WanTransformer3DModel", "WanModel"),
+    "model_type": ("t2v", "i2v", "ti2v"),
+    "cross_attn_norm": (True,),
+    "qk_norm": ("rms_norm_across_heads", True),
+    "window_size": ([-1, -1],),
+    "image_dim": (None,),
+    "added_kv_proj_dim": (None,),
+    "pos_embed_seq_len": (None,),
+    "add_img_emb": (False,),
+}
+_VAE_FIXED: dict[str, tuple[Any, ...]] = {
+    "_class_name": ("AutoencoderKLWan",),
+    "attn_scales": ([],),
+    "is_residual": (False,),
+    "in_channels": (3,),
+    "out_channels": (3,),
+    "patch_size": (None, 1),
+    "scale_factor_temporal": (4,),
+    "scale_factor_spatial": (8,),
+}
+_UMT5_FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("umt5",),
+    "feed_forward_proj": ("gated-gelu",),
+    "dense_act_fn": ("gelu_new",),
+    "is_gated_act": (True,),
+}
+# Settings that do not touch what the network computes.
+_DIT_INERT = ("text_len", "rope_max_seq_len", "attention_head_dim", "dim")
+_VAE_INERT = ("dropout", "decoder_base_dim", "clip_output")
+_UMT5_INERT = (
+    "architectures", "bos_token_id", "classifier_dropout", "decoder_start_token_id", "dropout_rate", "dtype",
+    "eos_token_id", "initializer_factor", "is_decoder", "is_encoder_decoder", "num_decoder_layers", "output_past",
+    "pad_token_id", "scalable_attention", "tie_word_embeddings", "tokenizer_class", "torch_dtype",
+    "transformers_version", "use_cache", "n_positions",
+)  # fmt: skip
+
+# Our field -> its foreign names, diffusers' first.
+_DIT_FIELDS = {
+    "heads": ("num_attention_heads", "num_heads"),
+    "layers": ("num_layers",),
+    "ffn": ("ffn_dim",),
+    "in_channels": ("in_channels", "in_dim"),
+    "out_channels": ("out_channels", "out_dim"),
+    "patch": ("patch_size",),
+    "freq_dim": ("freq_dim",),
+    "text_dim": ("text_dim",),
+    "eps": ("eps",),
+}
+_VAE_FIELDS = ("base_dim", "z_dim", "dim_mult", "num_res_blocks", "latents_mean", "latents_std")
+_UMT5_FIELDS = (
+    "vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "relative_attention_num_buckets",
+    "relative_attention_max_distance", "layer_norm_epsilon",
+)  # fmt: skip
+
+# (tensor, axis) from which a size can be read, per naming.
+_DIT_SHAPES: dict[str, dict[str, tuple[str, int]]] = {
+    "diffusers": {
+        "text_dim": ("condition_embedder.text_embedder.linear_1.weight", 1),
+        "freq_dim": ("condition_embedder.time_embedder.linear_1.weight", 1),
+        "ffn": ("blocks.0.ffn.net.0.proj.weight", 0),
+        "out_channels": ("proj_out.weight", 0),
+    },
+    "official": {
+        "text_dim": ("text_embedding.0.weight", 1),
+        "freq_dim": ("time_embedding.0.weight", 1),
+        "ffn": ("blocks.0.ffn.0.weight", 0),
+        "out_channels": ("head.head.weight", 0),
+    },
+}
+_WAN_HEAD_DIM = 128  # of every published Wan transformer
+
+
+def dit_config(stored: _Json, naming: str, shapes: _Shapes, source: pathlib.Path) -> tuple[DiTConfig, list[str]]:
+    """Sizes of a transformer from its config where it states them, otherwise from its tensors.
+
+    Args:
+        stored: ``config.json``, may be empty.
+        naming: "diffusers" or "official".
+        shapes: of the foreign tensors by name.
+        source: named in errors.
+
+    Returns:
+        The config, and the settings in ``stored`` that mean nothing to us.
+
+    Raises:
+        ValueError: a setting that we do not build, or a size that is neither stated nor to be seen.
+    """
+    _refuse_other(stored, _DIT_FIXED, source)
+    values: dict[str, Any] = {}
+    for field, names in _DIT_FIELDS.items():
+        for name in names:
+            if stored.get(name) is not None:
+                values[field] = stored[name]
+    embedding = shapes.get("patch_embedding.weight")  # [D, C, pt, ph, pw]
+    width = stored.get("dim") or (embedding[0] if embedding else None)
+    if width is None and "heads" in values and "attention_head_dim" in stored:
+        width = values["heads"] * stored["attention_head_dim"]
+    if width is None:
+        raise ValueError(f"{source}: no tensor patch_embedding.weight and no width in config.json")
+    if embedding is not None and len(embedding) == 5:
+        values.setdefault("in_channels", embedding[1])
+        values.setdefault("patch", embedding[2:])
+    values["patch"] = tuple(values.get("patch", DiTConfig.patch))
+    for field, (tensor, axis) in _DIT_SHAPES[naming].items():
+        if field not in values and tensor in shapes and len(shapes[tensor]) > axis:
+            size = shapes[tensor][axis]
+            values[field] = size // math.prod(values["patch"]) if field == "out_channels" else size
+    indices = [int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")]
+    values.setdefault("layers", 1 + max(indices, default=0))
+    if "heads" not in values:
+        if width % _WAN_HEAD_DIM:
+            raise ValueError(
+                f"{source}: no config.json states the heads, and width {width} is not a multiple of Wan's head size "
+                f"{_WAN_HEAD_DIM}: add a config.json with num_heads"
+            )
+        values["heads"] = width // _WAN_HEAD_DIM
+    head_dim = stored.get("attention_head_dim")
+    if head_dim is not None and head_dim * values["heads"] != width:
+        raise ValueError(
+            f"{source}: config.json states {values['heads']} heads of {head_dim}, but the network is {width} wide"
+        )
+    if "ffn" not in values:
+        raise ValueError(f"{source}: no feed-forward tensor and no ffn_dim in config.json")
+    known = {name for names in _DIT_FIELDS.values() for name in names}
+    return DiTConfig(width=width, **values), _unused(stored, known, _DIT_FIXED, _DIT_INERT)
+
+
+def dit_json(config: DiTConfig, naming: str) -> dict[str, Any]:
+    """``config.json`` of a transformer in the diffusers or official naming."""
+    if naming == "diffusers":
+        return {
+            "_class_name": "WanTransformer3DModel",
+            "patch_size": list(config.patch),
+            "num_attention_heads": config.heads,
+            "attention_head_dim": config.width // config.heads,
+            "in_channels": config.in_channels,
+            "out_channels": config.out_channels,
+            "text_dim": config.text_dim,
+            "freq_dim": config.freq_dim,
+            "ffn_dim": config.ffn,
+            "num_layers": config.layers,
+            "cross_attn_norm": True,
+            "qk_norm": "rms_norm_across_heads",
+            "eps": config.eps,
+            "image_dim": None,
+            "added_kv_proj_dim": None,
+            "rope_max_seq_len": 1024,
+            "pos_embed_seq_len": None,
+        }
+    return {
+        "_class_name": "WanModel",
+        "model_type": "t2v" if config.in_channels == config.out_channels else "i2v",
+        "patch_size": list(config.patch),
+        "dim": config.width,
+        "ffn_dim": config.ffn,
+        "freq_dim": config.freq_dim,
+        "text_dim": config.text_dim,
+        "in_dim": config.in_channels,
+        "out_dim": config.out_channels,
+        "num_heads": config.heads,
+        "num_layers": config.layers,
+        "eps": config.eps,
+    }
+
+
+def vae_config(stored: _Json, source: pathlib.Path) -> tuple[VAEConfig, list[str]]:
+    """Sizes of a codec from diffusers' ``config.json``; Wan2.1's where it states none. Returns as :func:`dit_config`.
+
+    Raises:
+        ValueError: a setting that we do not build.
+    """
+    _refuse_other(stored, _VAE_FIXED, source)
+    values = {name: _tupled(stored[name]) for name in _VAE_FIELDS if stored.get(name) is not None}
+    if "temperal_downsample" in stored:  # diffusers' spelling
+        values["temporal_downsample"] = tuple(stored["temperal_downsample"])
+    config = VAEConfig(**values)
+    if stored.get("decoder_base_dim") not in (None, config.base_dim):
+        raise ValueError(
+            f"{source}: config.json has decoder_base_dim {stored['decoder_base_dim']}; only a decoder as wide as the "
+            f"encoder ({config.base_dim}) is built"
+        )
+    return config, _unused(stored, {*_VAE_FIELDS, "temperal_downsample"}, _VAE_FIXED, _VAE_INERT)
+
+
+def vae_json(config: VAEConfig) -> dict[str, Any]:
+    """diffusers' ``config.json`` of a codec."""
+    return {
+        "_class_name": "AutoencoderKLWan",
+        "attn_scales": [],
+        "base_dim": config.base_dim,
+        "dim_mult": list(config.dim_mult),
+        "dropout": 0.0,
+        "latents_mean": list(config.latents_mean),
+        "latents_std": list(config.latents_std),
+        "num_res_blocks": config.num_res_blocks,
+        "temperal_downsample": list(config.temporal_downsample),
+        "z_dim": config.z_dim,
+    }
+
+
+def umt5_config(stored: _Json, source: pathlib.Path) -> tuple[UMT5Config, list[str]]:
+    """Sizes of a umT5 encoder from transformers' ``config.json``. Returns as :func:`dit_config`.
+
+    Raises:
+        ValueError: a setting that we do not build, or a size that is not stated.
+    """
+    _refuse_other(stored, _UMT5_FIXED, source)
+    required = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")
+    if missing := [name for name in required if stored.get(name) is None]:
+        raise ValueError(f"{source}: config.json states no {', '.join(missing)}")
+    values = {name: stored[name] for name in _UMT5_FIELDS if stored.get(name) is not None}
+    return UMT5Config(**values), _unused(stored, set(_UMT5_FIELDS), _UMT5_FIXED, _UMT5_INERT)
+
+
+def umt5_json(config: UMT5Config) -> dict[str, Any]:
+    """transformers' ``config.json`` of a umT5 encoder."""
+    return {
+        "architectures": ["UMT5EncoderModel"],
+        "model_type": "umt5",
+        "feed_forward_proj": "gated-gelu",
+        "dense_act_fn": "gelu_new",
+        "is_gated_act": True,
+        "is_encoder_decoder": True,
+        "dropout_rate": 0.0,
+        **{name: getattr(config, name) for name in _UMT5_FIELDS},
+    }
+
+
+def _refuse_other(stored: _Json, fixed: Mapping[str, tuple[Any, ...]], source: pathlib.Path) -> None:
+    """Raises where a setting has a value that would make another network."""
+    for name, allowed in fixed.items():
+        if name in stored and stored[name] not in allowed:
+            raise ValueError(
+                f"{source}: config.json has {name} = {stored[name]!r}; only "
+                f"{' or '.join(repr(value) for value in allowed)} is built"
+            )
+
+
+def _unused(stored: _Json, fields: set[str], fixed: Mapping[str, Any], inert: tuple[str, ...]) -> list[str]:
+    """Settings that are neither used, nor fixed, nor known to be without effect."""
+    return sorted(
+        name for name in stored if name not in fields | set(fixed) | set(inert) and not name.startswith("_")
+    )
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
