@@ -180,7 +180,7 @@ def test_the_ends_of_the_grid_give_finite_tables(name, grid):
         for shift in (1.0, 12.0):
             solver = solvers.make(name, steps=steps, shift=shift, grid=grid)
             assert np.isfinite(solver.correct).all() and np.isfinite(solver.predict).all()
-                    np.testing.assert_allclose(solver.predict[-1], [0, 1, 0], atol=1e-15)
+            np.testing.assert_allclose(solver.predict[-1], [0, 1, 0], atol=1e-15)
 
 
 # -- where it runs ----------------------------------------------------------------------------------------
