@@ -65,16 +65,16 @@ def world(draw: Draw, size: ClipSize, exposure_change: int, sweep: int) -> World
     floor_hue = draw.value("floor_hue", 0.02, 0.14)
     floor_value = draw.value("floor_albedo", 0.26, 0.38)
     boards = 1 / draw.value("board_width", 0.9, 1.3)
-    panels = 1 / draw.value("panel_width", 1.2, 1.9)
+    panels = 1 / draw.value("panel_width", 1.0, 1.4)
     wall = Material(
-        low=albedo(wall_hue, 0.2, wall_value * 0.93),
-        high=albedo(wall_hue, 0.2, wall_value * 1.07),
-        waves=(Wave(panels, 0.0, draw.free(0, 1), 1.0),),
+        low=albedo(wall_hue, 0.2, wall_value * 0.7),
+        high=albedo(wall_hue, 0.2, wall_value * 1.3),
+        waves=(Wave(panels, 0.0, draw.free(0, 1), 0.7), Wave(0.3 * panels, 0.7 * panels, draw.free(0, 1), 0.3)),
         axes=(0, 2),
     )
     floor = Material(
-        low=albedo(floor_hue, 0.35, floor_value * 0.88),
-        high=albedo(floor_hue, 0.35, floor_value * 1.12),
+        low=albedo(floor_hue, 0.35, floor_value * 0.7),
+        high=albedo(floor_hue, 0.35, floor_value * 1.3),
         waves=(Wave(boards, 0.0, draw.free(0, 1), 1.0),),
     )
     things = (
