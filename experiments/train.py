@@ -13,13 +13,14 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from data_pipelines import encode, light_scenes
+from data_pipelines import encode
 from wanjax import codec as codec_lib
 from wanjax import config as config_lib
 from wanjax import data, partition, text, warm_start
 from wanjax.checkpoint import CheckpointError, Checkpoints
+from wanjax.latent_cache import CacheError, LatentCache
 from wanjax.models.dit import WanDiT
-from wanjax.objectives import make_objective
+from wanjax.objectives import Objective, make_objective
 from wanjax.preview import make_preview
 from wanjax.run_log import RunLog
 from wanjax.train import EXPERTS, Diverged, Expert, Stopped, train_expert
@@ -39,31 +40,22 @@ def run(experiment: config_lib.Experiment, workdir: str) -> None:
         codec = codec_lib.open_codec(experiment.codec)
         objective = make_objective(experiment.objective, codec.luminance.m if codec.luminance else None)
         encoder = text.load_text_encoder_for(experiment.text)
-        cache = _encoded_data(experiment, codec, encoder)
+        cache = encode.ensure_cache(experiment.data.cache_dir, source=experiment.data, vae=codec.model,
+                                    vae_params=codec.params, vae_fingerprint=codec.fingerprint, text=encoder)
         for name in experiment.train.experts:
-            _train(name, experiment, mesh, objective, codec, encoder, cache, pathlib.Path(workdir) / name)
+            _train(name, experiment, mesh, objective, codec, cache, pathlib.Path(workdir) / name)
 
 
-def _encoded_data(experiment: config_lib.Experiment, codec: codec_lib.Codec, encoder: text.TextEncoder) -> str:
-    config = experiment.data
-    if config.source == "light_scenes":
-        light_scenes.prepare(config.data_dir, frames=config.frames, height=config.height, width=config.width,
-                             fps=config.fps)
-    encode.ensure_cache(config.cache_dir, source=config, vae=codec.model, vae_params=codec.params,
-                        vae_fingerprint=codec.fingerprint, text=encoder)
-    return config.cache_dir
-
-
-def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh, objective, codec, encoder,
-           cache: str, folder: pathlib.Path) -> None:
+def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh, objective: Objective,
+           codec: codec_lib.Codec, cache: LatentCache, folder: pathlib.Path) -> None:
     config, steps = experiment.train, experiment.train.steps(name)
-    null = encoder.embed([""])[0]
     model = WanDiT(experiment.model, mesh if mesh.size > 1 else None)
-    shape = dict(text_length=experiment.text.length, null_text=null)
-    batches = data.make_loader(cache, "train", batch=experiment.data.batch, caption_dropout=experiment.data.caption_dropout,
-                               seed=experiment.seed + EXPERTS.index(name), process_index=jax.process_index(),
-                               process_count=jax.process_count(), **shape)
-    validation = data.validation_batches(cache, "validation", batch=experiment.data.batch, **shape)
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = data.make_loader(cache.folder, "train", batch=experiment.data.batch, text_length=experiment.text.length,
+                               caption_dropout=experiment.data.caption_dropout, null_text=cache.null_text,
+                               seed=experiment.data.seed + EXPERTS.index(name), **processes)
+    validation = data.validation_batches(cache.folder, "validation", batch=experiment.data.batch,
+                                         text_length=experiment.text.length, **processes)
     preview = make_preview(name, model, codec, validation[0], experiment.sample, seed=experiment.seed)
     params = None
     if config.init_from:
@@ -90,7 +82,8 @@ def main(argv: list[str]) -> None:
         run(config_lib.from_config_dict(_CONFIG.value), _WORKDIR.value)
     except Stopped as stopped:
         print(stopped, flush=True)
-    except (config_lib.ConfigError, WorkdirError, CheckpointError, Diverged, OSError, ValueError) as error:
+    except (config_lib.ConfigError, WorkdirError, CheckpointError, CacheError, encode.DataError, Diverged, OSError,
+            ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -45,7 +45,8 @@ class Checkpoints:
         self._run = {"experiment": config_lib.to_dict(experiment), "expert": expert}
         self._manager = ocp.training.Checkpointer(
             self.folder, preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1), cleanup_tmp_directories=True)
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            cleanup_tmp_directories=True)
 
     @property
     def latest(self) -> int | None:
@@ -106,8 +107,8 @@ class Checkpoints:
         try:
             self._manager.wait()
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"the newest checkpoint in {self.folder} could not be written ({_first_line(error)}); "
-                                  f"earlier ones are untouched. Free disk space and launch again") from error
+            raise CheckpointError(f"the newest checkpoint in {self.folder} could not be written "
+                                  f"({_first_line(error)}); earlier ones are untouched. Free disk space and launch again") from error
 
     def close(self) -> None:
         self.wait()
@@ -177,8 +178,8 @@ def open_run(path: str | os.PathLike[str], weights: str = "ema", mesh: jax.shard
         raise ValueError(f"weights = {weights!r}: expected 'ema' or 'raw'")
     found = _expert_checkpoints(pathlib.Path(path))
     if not found:
-        raise CheckpointError(f"{str(path)!r} holds no checkpoint: expected a --workdir of experiments.train, its high/ "
-                              "or low/ folder, or the folder of one step")
+        raise CheckpointError(f"{str(path)!r} holds no checkpoint: expected a --workdir of experiments.train, "
+                              "its high/ or low/ folder, or the folder of one step")
     experts, steps, experiment, said = {}, {}, None, []
     part = {"ema": "ema", "raw": "params"}[weights]
     for candidates in found:
@@ -200,7 +201,7 @@ def _newest_readable(folders: list[pathlib.Path], part: str, mesh: jax.sharding.
             experiment = config_lib.from_dict(run["experiment"])
             table = dit_rows(experiment.model)
             shapes = rows.shapes(table, "float32")
-            target = mesh or partition.make_mesh({axis: 1 for axis in partition.AXES}, devices=jax.devices()[:1])
+            target = mesh or partition.make_mesh(dict.fromkeys(partition.AXES, 1), devices=jax.devices()[:1])
             placed = partition.shardings(target, rows.logical_axes(table), shapes)
             abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
             return run, ocp.load_checkpointables(folder, {part: abstract})[part], folder

@@ -105,8 +105,9 @@ def make_objective(config: ObjectiveConfig, luminance: Any | None) -> Objective:
                       lambda p: losses.velocity_loss(p.velocity, p.target)))
     if not _is_off(config.light.weight):
         if luminance is None:
-            raise ValueError("config.objective.light has a weight, but the codec has no luminance.json: fit it with "
-                             "python -m experiments.train_codec --fit_luminance --checkpoint DIR, or set the weight to 0")
+            raise ValueError("config.objective.light has a weight, but the codec has no luminance.json: fit it "
+                             "with python -m experiments.train_codec --fit_luminance --checkpoint DIR, "
+                             "or set the weight to 0")
         m = jnp.asarray(luminance, jnp.float32)
         terms.append(("light", schedule(config.light.weight),
                       lambda p: losses.light_loss(p.velocity, p.target, m, pools=config.light.pools,

@@ -12,7 +12,8 @@ from wanjax import config as config_lib
 
 # what may differ between two launches that continue one run
 FREE = ("config.train.log_every", "config.train.checkpoint_every", "config.train.keep", "config.train.validate_every",
-        "config.train.preview_every", "config.train.expert", "config.mesh.", "config.sample.", "config.data.data_dir",
+        "config.train.preview_every", "config.train.expert", "config.train.steps_",
+        "config.mesh.", "config.sample.", "config.data.data_dir",
         "config.data.cache_dir", "config.model.remat")
 
 
@@ -52,7 +53,8 @@ class Workdir:
         self._check_config()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         if self._lock is not None:
             os.close(self._lock)  # releases the lock
             self._lock = None
@@ -71,8 +73,9 @@ class Workdir:
             changed = {k: v for k, v in config_lib.differences(old, new).items() if not k.startswith(FREE)}
             if changed:
                 lines = "\n".join(f"  {k}: {was!r} there, {now!r} asked for" for k, (was, now) in changed.items())
-                raise WorkdirError(f"--workdir {str(self.path)!r} holds a run of another config:\n{lines}\nGive another "
-                                   "--workdir, the old values, or config.train.init_from to start from its weights")
+                raise WorkdirError(f"--workdir {str(self.path)!r} holds a run of another config:\n{lines}\nGive "
+                                   "another --workdir, the old values, or config.train.init_from"
+                                   " to start from its weights")
         temporary = file.with_suffix(".tmp")
         temporary.write_text(json.dumps(new, indent=1) + "\n")
         os.replace(temporary, file)

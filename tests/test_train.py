@@ -1,0 +1,180 @@
+"""One step, the loop, and what survives an interruption, on a model of a few thousand parameters."""
+import json
+import os
+import signal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wanjax import checkpoint, config, objectives, optim, partition, train
+from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.run_log import RunLog
+
+MODEL = DiTConfig(width=16, heads=2, layers=2, ffn=32, in_channels=4, out_channels=4, freq_dim=16, text_dim=8)
+SHAPE = (2, 4, 4, 4)  # F, h, w, C
+OPTIMIZER = optim.OptimizerConfig(learning_rate=1e-2, warmup_steps=2, ema_decay=0.9)
+OBJECTIVE = objectives.ObjectiveConfig(light=objectives.LightTerm(0.1, pools=("frame",), orders=(1,)))
+
+
+class Batches:
+    """Endless random batches whose position is a number."""
+
+    def __init__(self, poison_at=None, stop_at=None):
+        self.position, self.poison_at, self.stop_at = 0, poison_at, stop_at
+
+    def __next__(self):
+        rng = np.random.default_rng(self.position)
+        self.position += 1
+        if self.position == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        latents = rng.standard_normal((4, *SHAPE), np.float32)
+        if self.position == self.poison_at:
+            latents[0, 0, 0, 0, 0] = np.nan
+        return {"latents": latents, "text": rng.standard_normal((4, 3, 8), np.float32)}
+
+    def get_state(self):
+        return {"position": self.position}
+
+    def set_state(self, state):
+        self.position = state["position"]
+
+
+def run(folder, *, steps=6, batches=None, keep=3, every=2, accumulate=1, on_step=None):
+    mesh = partition.make_mesh(dict.fromkeys(partition.AXES, 1), devices=jax.devices()[:1])
+    settings = train.TrainConfig(expert="high", steps_high=steps, checkpoint_every=every, keep=keep, validate_every=3,
+                                 validation_bins=2, log_every=2, accumulate=accumulate)
+    expert = train.Expert("high", WanDiT(MODEL), objectives.make_objective(OBJECTIVE, np.ones(4, np.float32)), OPTIMIZER,
+                          settings, mesh, 0, None, batches or Batches(), [next(Batches())], None,
+                          lambda b: jax.tree.map(jnp.asarray, b))
+    experiment = config.load("configs/light_scenes_tiny.py")
+    log = RunLog(folder, name="high", steps=steps, log_every=2, progress=False)
+    try:
+        with checkpoint.Checkpoints(folder / "checkpoints", experiment=experiment, expert="high", keep=keep) as saved:
+            return train.train_expert(expert, saved, log, on_step=on_step)
+    finally:
+        log.close()
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(folder)
+
+
+def test_every_step_is_logged_once_with_each_term(whole):
+    folder, state = whole
+    steps = [line for line in lines(folder) if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6] and int(state.step) == 6
+    assert all({"loss", "loss/velocity", "loss/light", "grad_norm"} <= set(line) for line in steps)
+    validations = [line for line in lines(folder) if "validation/velocity" in line]
+    assert [line["step"] for line in validations] == [3, 6]
+    assert {"validation/velocity/875-938", "validation/velocity/938-1000"} <= set(validations[0])
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(whole, tmp_path):
+    folder, state = whole
+    with pytest.raises(train.Stopped, match="after step 3 of 6; its state is saved"):
+        run(tmp_path, batches=Batches(stop_at=3))
+    resumed = run(tmp_path)
+    chex.assert_trees_all_equal(resumed, state)
+    assert lines(tmp_path) == lines(folder)
+
+
+def test_a_crash_between_checkpoints_goes_on_to_the_same_bits(whole, tmp_path):
+    folder, state = whole
+    done = []
+
+    def crash():
+        done.append(1)
+        if len(done) == 5:
+            raise KeyboardInterrupt  # step 5: one past the checkpoint of step 4
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, on_step=crash)
+    chex.assert_trees_all_equal(run(tmp_path), state)
+    assert lines(tmp_path) == lines(folder)
+
+
+@pytest.mark.parametrize("part", ["params", "ema", "optimizer"])
+def test_a_truncated_newest_checkpoint_is_named_and_passed_over(whole, tmp_path, caplog, part):
+    folder, state = whole
+    run(tmp_path, steps=4)
+    newest = tmp_path / "checkpoints/4"
+    largest = max((p for p in (newest / part).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    resumed = run(tmp_path)
+    assert str(newest) in caplog.text and "going on from the one before" in caplog.text
+    assert int(resumed.step) == 6 and [x["step"] for x in lines(tmp_path) if "loss" in x] == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / "unreadable_4").is_dir()
+
+
+def test_nan_names_step_and_term_and_overwrites_nothing(tmp_path):
+    with pytest.raises(train.Diverged) as error:
+        run(tmp_path, batches=Batches(poison_at=5))
+    for words in ("high expert, step 5", "loss/velocity = nan", "checkpoint of step 4 is untouched"):
+        assert words in str(error.value)
+    assert [x["step"] for x in lines(tmp_path) if "loss" in x] == [1, 2, 3, 4]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
+
+
+def test_a_full_disk_is_said_before_writing(tmp_path, monkeypatch):
+    real = checkpoint.shutil.disk_usage
+    done = []
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage",
+                        lambda p: real(p)._replace(free=100 if len(done) >= 3 else 10**12))
+    with pytest.raises(checkpoint.CheckpointError, match="MB free and a checkpoint takes") as error:
+        run(tmp_path, on_step=lambda: done.append(1))
+    assert "checkpoint of step 2 is untouched" in str(error.value)
+    monkeypatch.undo()
+    assert int(run(tmp_path).step) == 6
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    run(tmp_path, keep=1)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["6"]
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch():
+    model, objective = WanDiT(MODEL), objectives.make_objective(objectives.ObjectiveConfig(), None)
+    tx = optim.make_optimizer(OPTIMIZER, 10, train.decay_mask(model))
+    mesh = partition.make_mesh(dict.fromkeys(partition.AXES, 1), devices=jax.devices()[:1])
+    batch = jax.tree.map(jnp.asarray, next(Batches()))
+    results = []
+    for accumulate in (1, 2):
+        state = train.init_state(model, tx, train.state_shapes(model, tx, mesh), jax.random.key(0))
+        step = jax.jit(train.make_train_step(model, objective, tx, timesteps=(875.0, 1000.0), shift=5.0,
+                                             accumulate=accumulate, ema_decay=0.9))
+        results.append(step(state, batch, jax.random.key(1)))
+    # Adam divides by the gradient's size, so the moments are compared, not the update
+    chex.assert_trees_all_close(results[0][0].opt_state, results[1][0].opt_state, rtol=1e-4, atol=1e-8)
+    chex.assert_trees_all_close(results[0][1], results[1][1], rtol=1e-5)
+
+
+def test_shapes_of_the_14b_state_are_built_without_allocating():
+    model = WanDiT(config.load("configs/t2v_a14b.py").model)
+    tx = optim.make_optimizer(OPTIMIZER, 10, train.decay_mask(model))
+    mesh = partition.make_mesh(dict.fromkeys(partition.AXES, 1), devices=jax.devices()[:1])
+    shapes = train.state_shapes(model, tx, mesh)
+    sizes = {k: sum(x.size for x in jax.tree.leaves(getattr(shapes, k))) for k in ("params", "ema", "opt_state")}
+    assert sizes["params"] == sizes["ema"] == 14_288_491_584
+    assert sizes["opt_state"] >= 2 * sizes["params"]
+
+
+def test_decay_applies_to_matrices_alone():
+    mask = train.decay_mask(WanDiT(MODEL))
+    flat = {jax.tree_util.keystr(p): v for p, v in jax.tree_util.tree_leaves_with_path(mask)}
+    assert any(flat.values()) and not all(flat.values())
+    assert not any(v for k, v in flat.items() if "bias" in k)
+
+
+@pytest.mark.parametrize("bad", [{"expert": "mid"}, {"boundary": 1.0}, {"accumulate": 0}, {"keep": 0}])
+def test_bad_values_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        train.TrainConfig(**bad)
