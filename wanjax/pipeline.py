@@ -1,0 +1,90 @@
+"""Opens what `wanjax.generate` samples from: a run of this library, or a released checkpoint."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import jax
+
+from wanjax import checkpoint, codec, hub, text
+from wanjax.generate import Pipeline, SampleConfig
+from wanjax.models.dit import WanDiT
+
+WAN_TEXT_LENGTH = 512
+WAN_SIZE = {"frames": 81, "height": 480, "width": 832, "fps": 16.0}
+# Wan2.1 has one transformer for all noise levels, and these settings
+ONE_EXPERT = SampleConfig(steps=50, shift=5.0, guidance_high=5.0, guidance_low=5.0, boundary=0.0)
+
+
+def open_pipeline(
+    path: str | os.PathLike[str], *, weights: str = "ema", mesh: jax.sharding.Mesh | None = None
+) -> Pipeline:
+    """Opens a checkpoint of any kind that can be sampled from.
+
+    Args:
+        path: a workdir of `experiments.train`, one expert's folder in it or the folder of one of its steps; or the
+            root of a pipeline in the diffusers layout (the folder of model_index.json).
+        weights: "ema" (averaged over training) or "raw", of a run. A released checkpoint has one set of weights.
+        mesh: devices to spread the experts over; None is one device.
+    Raises: FileNotFoundError where there is nothing at `path`; ValueError or CheckpointError where it is something
+        else, naming what it is.
+    """
+    root = pathlib.Path(path)
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights = {weights!r}: expected 'ema' or 'raw'")
+    if not root.exists():
+        raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist")
+    if (root / "model_index.json").is_file():
+        return _open_released(root, weights, mesh)
+    if (root / "high_noise_model").is_dir() or (root / "low_noise_model").is_dir():
+        raise ValueError(
+            f"checkpoint {str(path)!r} is in the official layout, whose codec and text encoder (.pth files) are not "
+            "read: give the same release in the diffusers layout (Wan-AI/Wan2.2-T2V-A14B-Diffusers)"
+        )
+    return _open_run(root, weights, mesh)
+
+
+def _open_run(root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | None) -> Pipeline:
+    run = checkpoint.open_run(root, weights, mesh=mesh)
+    config = run.config
+    model = WanDiT(config.model, mesh)
+    video_codec = codec.open_codec(config.codec)
+    return Pipeline(
+        experts={name: (model, params) for name, params in run.experts.items()},
+        vae=video_codec.model,
+        vae_params=video_codec.params,
+        text=text.load_text_encoder_for(config.text),
+        config=config.sample,
+        frames=config.data.frames,
+        height=config.data.height,
+        width=config.data.width,
+        fps=config.data.fps,
+        description=run.description,
+    )
+
+
+def _open_released(root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | None) -> Pipeline:
+    if weights == "raw":
+        raise ValueError(f"weights = 'raw': {root} is a released checkpoint, which has one set of weights; leave it out")
+    parts = hub.open_layout(root)
+    absent = [name for name in ("transformer", "vae", "text_encoder", "tokenizer") if name not in parts]
+    if absent:
+        raise ValueError(f"{root / 'model_index.json'} names no {', '.join(absent)}: that cannot be sampled from a prompt")
+    names = {"high": "transformer", "low": "transformer_2"}
+    experts = {name: hub.load_dit(parts[part], mesh=mesh) for name, part in names.items() if part in parts}
+    boundary = parts["boundary_ratio"]
+    if "low" in experts and boundary is None:
+        raise ValueError(f"{root / 'model_index.json'} names two transformers but no boundary_ratio between them")
+    vae, vae_params = hub.load_vae(parts["vae"])
+    encoder, encoder_params = hub.load_text_encoder(parts["text_encoder"])
+    kind = f"two experts, boundary {boundary}" if "low" in experts else "one transformer"
+    return Pipeline(
+        experts=experts,
+        vae=vae,
+        vae_params=vae_params,
+        text=text.TextEncoder(text.load_tokenizer(str(parts["tokenizer"])), encoder, encoder_params, WAN_TEXT_LENGTH),
+        config=SampleConfig(boundary=boundary) if "low" in experts else ONE_EXPERT,
+        **WAN_SIZE,
+        description=f"diffusers layout in {root}: {kind} of width {experts['high'][0].config.width}",
+    )
