@@ -1,4 +1,4 @@
-"""Writes the data set: ``python -m data_pipelines.light_scenes --data_dir DIR [--frames 17 --height 64 ...]``."""
+"""Writes the data set: ``python -m data_pipelines.light_scenes --data_dir DIR [--frames 17 ...]``."""
 
 import dataclasses
 

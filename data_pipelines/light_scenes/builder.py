@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from data_pipelines.light_scenes.captions import captions
 from data_pipelines.light_scenes.clip import Clip, ClipSpec, render_clip
 from data_pipelines.light_scenes.parameters import SPLITS, ClipSize
-from data_pipelines.light_scenes.splits import plan
+from data_pipelines.light_scenes.splits import GROUP, plan
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class LightScenesConfig:
 
     def __post_init__(self) -> None:
         for split in SPLITS:
-            if getattr(self, split) < 8:
-                raise ValueError(f"LightScenesConfig.{split} = {getattr(self, split)}: expected at least 8 clips")
-            plan(split, getattr(self, split), self.seed)
+            clips = getattr(self, split)
+            if clips < GROUP:
+                raise ValueError(f"LightScenesConfig.{split} = {clips}: expected at least {GROUP} clips")
+            plan(split, clips, self.seed)
         self.size()
 
     def size(self) -> ClipSize:
@@ -171,7 +172,7 @@ def prepare(data_dir: str | Path, *, config: LightScenesConfig | None = None) ->
 
 
 def open_split(data_dir: str | Path, split: str, *, config: LightScenesConfig | None = None) -> Any:
-    """A random-access source of one split: ``source[i]`` is a dict of numpy arrays, ``len(source)`` its clips.
+    """A random-access source of one split: ``source[i]`` is a dict of numpy arrays.
 
     Raises FileNotFoundError if the data set has not been prepared, ValueError for an unknown split.
     """
@@ -180,7 +181,7 @@ def open_split(data_dir: str | Path, split: str, *, config: LightScenesConfig | 
     builder = LightScenes(scenes=config, data_dir=str(Path(data_dir).expanduser()))
     if not builder.is_prepared():
         raise FileNotFoundError(
-            f"light_scenes is not at {builder.data_path}: run `python -m data_pipelines.light_scenes --data_dir "
-            f"{data_dir}` with the same sizes, or call data_pipelines.light_scenes.prepare"
+            f"light_scenes is not at {builder.data_path}: run `python -m data_pipelines.light_scenes "
+            f"--data_dir {data_dir}` with the same sizes, or call data_pipelines.light_scenes.prepare"
         )
     return builder.as_data_source(split)

@@ -44,7 +44,7 @@ class Camera:
         return (forward + u.reshape(1, 1, -1) * right + v.reshape(1, 1, -1) * up).astype(np.float32)
 
     def project(self, points: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Pixel coordinates ``[2, T, S]`` (x, y; centers of pixels at whole numbers) of ``points [3, T, S]``."""
+        """Pixel coordinates ``[2, T, S]`` (x, y; whole at the centers of pixels) of ``points [3, T, S]``."""
         offset = points - np.asarray(self.position).reshape(3, 1, 1)
         right, up, forward = (a[:, :, None] for a in self.axes())
         depth = (offset * forward).sum(0)

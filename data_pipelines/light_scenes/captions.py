@@ -1,4 +1,4 @@
-"""What a clip is called, in English and Chinese: family, time of day, how the light changes, which way it goes."""
+"""Captions in English and Chinese: family, time of day, how the light changes and which way it goes."""
 
 import numpy as np
 

@@ -96,13 +96,10 @@ class Cylinder:
         s = np.where(hit, enter, 0)
         center = self.center.astype(np.float32)[:, :, None]
         on_cap = cap_near >= side_near
-        normal = np.stack(
-            [
-                np.where(on_cap, 0, (origin[0] + s * direction[0] - center[0]) / np.float32(self.radius)),
-                np.where(on_cap, 0, (origin[1] + s * direction[1] - center[1]) / np.float32(self.radius)),
-                np.where(on_cap, -np.sign(direction[2]), 0) + np.zeros_like(s),
-            ]
-        ).astype(np.float32)
+        x, y = origin[0] + s * direction[0] - center[0], origin[1] + s * direction[1] - center[1]
+        around = np.where(on_cap, 0, _safe_inverse(np.sqrt(x * x + y * y)))
+        normal = np.stack([x * around, y * around, np.where(on_cap, -np.sign(direction[2]), 0)])
+        normal = normal.astype(np.float32)
         return np.where(hit, enter, MISS), normal
 
     def blocks(self, point: np.ndarray, toward: np.ndarray) -> np.ndarray:
@@ -128,7 +125,7 @@ class Window:
     bars: tuple[tuple[float, float], ...] = ()
 
     def lets_through(self, point: np.ndarray, toward: np.ndarray, sun_radius: float) -> np.ndarray:
-        """Share ``[T, S]`` of a square sun of angular half size ``sun_radius`` (tangent) seen from ``point``."""
+        """Share ``[T, S]`` of a square sun, half size ``sun_radius`` (tangent), seen from ``point``."""
         s = (np.float32(self.offset) - point[1]) * _safe_inverse(toward[1])
         x = point[0] + s * toward[0]
         z = point[2] + s * toward[2]

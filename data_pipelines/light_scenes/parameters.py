@@ -1,4 +1,4 @@
-"""Where the parameters of a scene come from: seeded draws from ranges whose held-out bands only the test sees."""
+"""Parameters of scenes: seeded draws from ranges whose held-out bands only the test split sees."""
 
 from dataclasses import dataclass
 

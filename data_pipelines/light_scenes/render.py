@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.light_scenes.geometry import MISS
+from data_pipelines.light_scenes.geometry import MISS, Plane
 from data_pipelines.light_scenes.parameters import ClipSize
 from data_pipelines.light_scenes.world import World
 
@@ -21,8 +21,8 @@ _LIFT = np.float32(2e-3)
 class Traced:
     """What the camera's rays meet, float32; T' is T, or 1 where nothing moves.
 
-    ``points``, unit ``normal``, ``albedo`` and the rays' ``direction`` are ``[3, T', S]``; ``depth`` in meters
-    and ``object_id`` (int8, index into ``World.things``) are ``[T', S]``.
+    ``points``, unit ``normal``, ``albedo`` and the rays' ``direction`` are ``[3, T', S]``; ``depth`` in
+    meters and ``object_id`` (int8, index into ``World.things``) are ``[T', S]``.
     """
 
     points: np.ndarray
@@ -84,7 +84,7 @@ def trace(world: World, height: int, width: int, supersample: int) -> Traced:
     return Traced(points, normal, albedo, direction, depth, object_id)
 
 
-def _sun_disc(toward: np.ndarray, radius: float, samples: int, count: int) -> np.ndarray:
+def _sun_disc(toward: np.ndarray, radius: float, samples: np.ndarray, count: int) -> np.ndarray:
     """Directions ``[3, T, samples]`` to points of the sun, spread over ``count`` points in turn.
 
     ``toward`` is ``[3, T]``. Points follow Vogel's spiral, so neighboring samples share the disc evenly.
@@ -99,7 +99,9 @@ def _sun_disc(toward: np.ndarray, radius: float, samples: int, count: int) -> np
     return (toward[:, :, None] + disc).astype(np.float32)[:, :, samples]
 
 
-def visibility(world: World, points: np.ndarray, normal: np.ndarray, size: ClipSize, radius: float) -> np.ndarray:
+def visibility(
+    world: World, points: np.ndarray, normal: np.ndarray, size: ClipSize, radius: float
+) -> np.ndarray:
     """Share of the sun ``[T, S]`` float32 seen from ``points [3, T', S]``; ``radius`` 0 gives a hard edge.
 
     Each of a pixel's samples looks at its own points of the sun's disc, together ``SUN_SAMPLES_PER_PIXEL``.
@@ -109,7 +111,7 @@ def visibility(world: World, points: np.ndarray, normal: np.ndarray, size: ClipS
     share = np.ones((toward.shape[1], points.shape[2]), np.float32)
     if world.window is not None:
         share = world.window.lets_through(lifted, toward[:, :, None].astype(np.float32), np.tan(radius))
-    casters = [thing for thing in world.things if thing.casts_shadow]
+    casters = [thing.shape for thing in world.things if not isinstance(thing.shape, Plane)]
     if not casters or not world.light.direct.any():
         return share
     per_pixel = size.supersample**2
@@ -123,9 +125,9 @@ def visibility(world: World, points: np.ndarray, normal: np.ndarray, size: ClipS
             rays = _sun_disc(toward, radius, sub + turn * per_pixel, passes * per_pixel)
         else:
             rays = toward[:, :, None].astype(np.float32)
-        blocked = casters[0].shape.blocks(lifted, rays)
-        for thing in casters[1:]:
-            blocked = blocked | thing.shape.blocks(lifted, rays)
+        blocked = casters[0].blocks(lifted, rays)
+        for shape in casters[1:]:
+            blocked = blocked | shape.blocks(lifted, rays)
         seen += ~blocked
     return share * (seen / np.float32(passes))
 
@@ -138,7 +140,8 @@ def render_layers(world: World, size: ClipSize, traced: Traced | None = None) ->
     toward = light.toward_sun.T.astype(np.float32)[:, :, None]  # [3, T, 1]
     soft = visibility(world, traced.points, normal, size, light.sun_radius)
     upward = normal[2] * np.float32(0.5) + np.float32(0.5)  # [T', S]
-    sky, ground, direct = (a.T.astype(np.float32)[:, :, None] for a in (light.sky, light.ground, light.direct))
+    rgb = (light.sky, light.ground, light.direct)
+    sky, ground, direct = (a.T.astype(np.float32)[:, :, None] for a in rgb)  # [3, T, 1]
     ambient = ground + upward * (sky - ground)
     if direct.any():
         facing = np.maximum(_dot(normal, toward), 0)  # [T, S]
@@ -189,7 +192,7 @@ def _specular(world: World, traced: Traced, toward: np.ndarray, soft: np.ndarray
 
 
 def surface_flow(world: World, size: ClipSize) -> np.ndarray:
-    """Motion ``[T-1, H, W, 2]`` float32, in pixels from frame t to t+1, of the surface at each pixel's center.
+    """Motion ``[T-1, H, W, 2]`` float32 of the surface at each pixel's center, in pixels from frame t to t+1.
 
     Light that slides over a surface has no part in it.
     """
@@ -212,5 +215,10 @@ def to_pixels(samples: np.ndarray, size: ClipSize) -> np.ndarray:
     """Means over each pixel's samples: ``[..., S]`` to ``[..., H, W]`` float32."""
     k = size.supersample
     grid = samples.reshape(*samples.shape[:-1], size.height, k, size.width * k)
-    rows = sum(grid[..., i, :] for i in range(k))
-    return (sum(rows[..., i::k] for i in range(k)) * np.float32(1 / k**2)).astype(np.float32, copy=False)
+    rows = grid[..., 0, :].copy()
+    for i in range(1, k):
+        rows += grid[..., i, :]
+    pixels = rows[..., ::k].copy()
+    for i in range(1, k):
+        pixels += rows[..., i::k]
+    return (pixels * np.float32(1 / k**2)).astype(np.float32, copy=False)

@@ -8,21 +8,25 @@ from data_pipelines.light_scenes.clip import ClipSpec
 GROUP = 8
 """Clips per group: one scene of each family with every combination of its signs."""
 
+TRUTH = ("exposure_slope", "cct_slope", "sweep_rate")
 _FIRST_PROMPT_SEED = 1000
 
 
 def group_of(index: int, split: str, seed: int) -> list[ClipSpec]:
     """The clips of one group: four of ``sunrise_room``, two of ``sundial``, two of ``constant``."""
-    place = {"scene": index, "split": split, "seed": seed}
+
+    def clip(family: str, exposure_change: int = 0, sweep: int = 0, pan: int = 0) -> ClipSpec:
+        return ClipSpec(family, index, exposure_change, sweep, pan, split, seed)
+
     return [
-        ClipSpec("sunrise_room", exposure_change=1, sweep=1, **place),
-        ClipSpec("sunrise_room", exposure_change=-1, sweep=-1, **place),
-        ClipSpec("sundial", sweep=1, **place),
-        ClipSpec("constant", pan=1, **place),
-        ClipSpec("sunrise_room", exposure_change=1, sweep=-1, **place),
-        ClipSpec("sunrise_room", exposure_change=-1, sweep=1, **place),
-        ClipSpec("sundial", sweep=-1, **place),
-        ClipSpec("constant", pan=-1, **place),
+        clip("sunrise_room", exposure_change=1, sweep=1),
+        clip("sunrise_room", exposure_change=-1, sweep=-1),
+        clip("sundial", sweep=1),
+        clip("constant", pan=1),
+        clip("sunrise_room", exposure_change=1, sweep=-1),
+        clip("sunrise_room", exposure_change=-1, sweep=1),
+        clip("sundial", sweep=-1),
+        clip("constant", pan=-1),
     ]
 
 
@@ -33,8 +37,8 @@ def plan(split: str, clips: int, seed: int = 0) -> list[ClipSpec]:
     """
     if clips < 0 or clips % GROUP:
         raise ValueError(
-            f"{split}: {clips} clips: expected a multiple of {GROUP}, so that families and directions balance; "
-            f"use {max(GROUP, clips // GROUP * GROUP)}"
+            f"{split}: {clips} clips: expected a multiple of {GROUP}, so that families and directions "
+            f"balance; use {max(GROUP, clips // GROUP * GROUP)}"
         )
     return [spec for index in range(clips // GROUP) for spec in group_of(index, split, seed)]
 
@@ -44,9 +48,9 @@ def heldout_prompts(
 ) -> list[dict[str, object]]:
     """Captions of the test split to sample from, half in English and half in Chinese within every cell.
 
-    Of 32: ``sunrise_room`` 16 (8 brightening, 8 darkening, each half to the left), ``sundial`` 8, ``constant``
-    8. ``scene`` is the clip's index in the test split. With ``data_dir`` each record also carries ``truth``
-    (``exposure_slope``, ``cct_slope``, ``sweep_rate``) read from the default data set prepared there.
+    Of 32: ``sunrise_room`` 16 (8 brightening, 8 darkening, each half to the left), ``sundial`` 8 and
+    ``constant`` 8. ``scene`` is the clip's index in the test split. With ``data_dir`` each record also
+    carries ``truth`` (the fields ``TRUTH``), read from the data set of default size prepared there.
 
     Args:
       data_dir: where ``prepare`` wrote, or None.
@@ -56,7 +60,7 @@ def heldout_prompts(
     """
     if n < 1 or n % (2 * GROUP) or n > clips:
         raise ValueError(
-            f"heldout_prompts: n = {n}: expected a multiple of {2 * GROUP} of at most {clips} (the test split)"
+            f"heldout_prompts: n = {n}: expected a multiple of {2 * GROUP}, at most {clips} (the test split)"
         )
     source = None
     if data_dir is not None:
@@ -78,6 +82,6 @@ def heldout_prompts(
         }
         if source is not None:
             example = source[index]
-            record["truth"] = {key: float(example[key]) for key in ("exposure_slope", "cct_slope", "sweep_rate")}
+            record["truth"] = {key: float(example[key]) for key in TRUTH}
         records.append(record)
     return records

@@ -58,7 +58,8 @@ def world(draw: Draw, size: ClipSize, sweep: int) -> World:
     things = [Thing(Plane(axis=2, offset=0.0, sign=1.0), ground)]
     height = draw.value("post_height", 0.85, 1.15)
     x, y = draw.free(-0.3, 0.3), draw.free(0.4, 0.65)
-    things.append(Thing(Cylinder(np.array([[x], [y], [0.0]]), draw.value("post_radius", 0.2, 0.27), height), paint))
+    radius = draw.value("post_radius", 0.2, 0.27)
+    things.append(Thing(Cylinder(np.array([[x], [y], [0.0]]), radius, height), paint))
     if draw.chance(0.5):
         side = 1.0 if draw.chance(0.5) else -1.0
         half = draw.value("box_half", 0.2, 0.28)

@@ -19,7 +19,7 @@ PEAK = 0.62  # linear luminance of the patch at its brightest
 
 
 def world(draw: Draw, size: ClipSize, exposure_change: int, sweep: int) -> World:
-    """One scene; ``exposure_change`` +1 is a sunrise, -1 a sunset; ``sweep`` +1 slides to the right, -1 left."""
+    """One scene; ``exposure_change`` +1 is a sunrise, -1 a sunset; ``sweep`` +1 slides right, -1 left."""
     half_width = 0.6
     picture = 2 * half_width * (DEPTH - CAMERA_Y)  # width in meters that the camera sees of the wall
     travel = draw.value("travel", 0.42, 0.58) * picture
@@ -69,7 +69,10 @@ def world(draw: Draw, size: ClipSize, exposure_change: int, sweep: int) -> World
     wall = Material(
         low=albedo(wall_hue, 0.2, wall_value * 0.7),
         high=albedo(wall_hue, 0.2, wall_value * 1.3),
-        waves=(Wave(panels, 0.0, draw.free(0, 1), 0.7), Wave(0.3 * panels, 0.7 * panels, draw.free(0, 1), 0.3)),
+        waves=(
+            Wave(panels, 0.0, draw.free(0, 1), 0.7),
+            Wave(0.3 * panels, 0.7 * panels, draw.free(0, 1), 0.3),
+        ),
         axes=(0, 2),
     )
     floor = Material(

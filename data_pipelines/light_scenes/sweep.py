@@ -12,7 +12,7 @@ STILL = 0.5
 
 @dataclass(frozen=True)
 class Sweep:
-    """``rate``: frame widths per second, positive to the right. ``mass``: mean deviation in stops, in [0, inf)."""
+    """``rate``: frame widths per second, positive to the right. ``mass``: mean deviation in stops."""
 
     rate: float
     mass: float
@@ -21,9 +21,9 @@ class Sweep:
 def sweep_of(luminance: np.ndarray, flow: np.ndarray, fps: float) -> Sweep:
     """Sweep of linear luminance ``[T, H, W]`` with surface flow ``[T-1, H, W, 2]`` in pixels per frame.
 
-    Per frame, the deviation is abs(log2(frame / temporal median)) after the frame's median over pixels is taken
-    out; the rate is the slope of its horizontal centroid, frames weighted by their mass. ``mass`` counts moving
-    pixels as 0. A clip of one frame, or without still pixels, has rate and mass 0.
+    Per frame, the deviation is abs(log2(frame / temporal median)) after the frame's median over pixels is
+    taken out; the rate is the slope of its horizontal centroid, frames weighted by their mass. ``mass``
+    counts moving pixels as 0. A clip of one frame, or without still pixels, has rate and mass 0.
     """
     frames, _, width = luminance.shape
     if frames < 2:

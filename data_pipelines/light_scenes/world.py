@@ -10,7 +10,7 @@ from data_pipelines.light_scenes.geometry import Box, Cylinder, Plane, Window
 
 @dataclass(frozen=True)
 class Wave:
-    """One plane wave of a texture: wave vector in cycles per meter along two axes, phase in cycles, weight."""
+    """A plane wave of a texture: wave vector in cycles per meter along two axes, phase in cycles, weight."""
 
     u: float
     v: float
@@ -40,8 +40,8 @@ class Material:
             return low
         mix = np.float32(0.5)
         for wave in self.waves:
-            angle = point[self.axes[0]] * np.float32(2 * np.pi * wave.u)
-            angle = angle + (point[self.axes[1]] * np.float32(2 * np.pi * wave.v) + np.float32(2 * np.pi * wave.phase))
+            u, v, phase = (np.float32(2 * np.pi * value) for value in (wave.u, wave.v, wave.phase))
+            angle = point[self.axes[0]] * u + (point[self.axes[1]] * v + phase)
             mix = mix + np.float32(0.5 * wave.weight) * np.sin(angle)
         return low + np.clip(mix, 0, 1) * (self.high.astype(np.float32).reshape(3, 1, 1) - low)
 
@@ -53,10 +53,6 @@ class Thing:
     shape: Plane | Box | Cylinder
     material: Material
     velocity: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    @property
-    def casts_shadow(self) -> bool:
-        return not isinstance(self.shape, Plane)
 
     def at(self, frames: slice) -> "Thing":
         """The thing over some of the frames."""
