@@ -1,0 +1,334 @@
+"""Light over time, measured on a clip. Definitions: docs/light.md.
+
+A frame is looked at once and then forgotten: a clip of any length is measured in the memory of a short one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from wanjax.light.motion import Motion, dis_motion, given_motion, warp
+from wanjax.light.photometry import (
+    LUMINANCE_FLOOR,
+    linear_to_srgb,
+    luma_rec601,
+    luminance,
+    mired,
+    srgb_to_linear,
+)
+from wanjax.light.sweep import SweepTracker
+
+__all__ = [
+    "EXPOSURE_THRESHOLD",
+    "SWEEP_MASS_THRESHOLD",
+    "SWEEP_RATE_THRESHOLD",
+    "UNITS",
+    "LightCurves",
+    "classify",
+    "curves_and_metrics",
+    "measure",
+]
+
+UNITS = {
+    "frames": "",
+    "global_flicker": "stops",
+    "local_flicker": "stops",
+    "common_flicker": "stops",
+    "flicker_peak": "ratio",
+    "exposure_slope": "stops/s",
+    "cct_jitter": "mired",
+    "cct_drift": "mired/s",
+    "sweep_rate": "frame widths/s",
+    "sweep_mass": "stops",
+    "vbench_temporal_flickering": "",
+    "light_consistency": "",
+    "exposure_slope_error": "stops/s",
+    "cct_slope_error": "mired/s",
+    "sweep_rate_error": "frame widths/s",
+}
+"""Unit of every metric that :func:`measure` returns, in the order they are reported."""
+
+EXPOSURE_THRESHOLD = 0.25
+"""Steady: the exposure's slope is smaller than this many stops per second."""
+
+SWEEP_MASS_THRESHOLD = 0.01
+"""No sweep: the light that moves over still surfaces deviates by less than this many stops in the mean."""
+
+SWEEP_RATE_THRESHOLD = 0.02
+"""No sweep: the centroid of that deviation moves by less than this many frame widths per second."""
+
+WORKING_SIDE = 256
+"""Longer side in pixels at which motion and local change are looked at."""
+
+_PEAK_FLOOR = 0.01  # stops; keeps flicker_peak from dividing by the stillness of a still clip
+_JUMP = 0.1  # threshold of the original light-consistency penalty, in luma
+
+
+@dataclass(frozen=True)
+class LightCurves:
+    """Tracks over time, for plotting: ``log_luminance`` [T] in stops, ``mired`` [T]."""
+
+    log_luminance: np.ndarray
+    mired: np.ndarray
+
+
+def measure(
+    video: np.ndarray | Iterable[np.ndarray],
+    *,
+    fps: float,
+    flow: Any = None,
+    truth: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Measures the light of one clip.
+
+    Args:
+      video: sRGB frames [T, H, W, 3], float in [0, 1] or uint8: an array or any iterable of frames; T >= 1.
+      fps: frames per second.
+      flow: surface flow [T-1, H, W, 2], (dx, dy) in pixels from frame t to t+1, or a pair (forward, backward
+        from t+1 to t). With forward alone the backward one is its splatted inverse and holes count as
+        occluded. None: DIS flow at no more than 256 pixels (none for frames with a side below 12 pixels).
+      truth: the scene's record. Of it are read ``exposure_slope`` (stops/s; else the slope of
+        ``log_luminance`` [T]), ``cct_slope`` (mired/s) and ``sweep_rate`` (frame widths/s); what is absent is
+        left out.
+
+    Returns:
+      Finite floats under the names and in the units of :data:`UNITS`. Errors against ground truth are
+      absolute differences, absent without it. Too short a clip (T < 3 for flicker, T < 2 for slopes) reads 0,
+      and 1 in ``vbench_temporal_flickering``.
+
+    Raises:
+      ValueError: no frames, frames of another shape, type or size than the first, values that are not finite,
+        fewer or more flows than pairs of frames.
+    """
+    return curves_and_metrics(video, fps=fps, flow=flow, truth=truth)[1]
+
+
+def curves_and_metrics(
+    video: np.ndarray | Iterable[np.ndarray],
+    *,
+    fps: float,
+    flow: Any = None,
+    truth: Mapping[str, Any] | None = None,
+) -> tuple[LightCurves, dict[str, float]]:
+    """What :func:`measure` returns, with the tracks over time it came from; takes the same arguments."""
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps = {fps}: expected frames per second above 0")
+    tracks = _Tracks()
+    frames = _frames(video)
+    tracks.start(next(frames))
+    motions: Iterator[Motion] | None = None
+    if flow is not None:
+        motions = given_motion(flow, *tracks.working_shape)
+    for frame in frames:
+        motion = None
+        if motions is not None:
+            motion = next(motions, None)
+            if motion is None:
+                raise ValueError(
+                    f"flow: {tracks.count - 1} given, more are needed: one for each pair of frames"
+                )
+        tracks.add(frame, motion)
+    if motions is not None and next(motions, None) is not None:
+        raise ValueError(
+            f"flow: more given than the {tracks.count - 1} pairs of frames; one for each pair is needed"
+        )
+    curves = LightCurves(np.array(tracks.exposure), np.array(tracks.mired))
+    metrics = _summary(tracks, curves, fps, exact_flow=flow is not None)
+    metrics |= _errors(metrics, truth, fps)
+    return curves, {name: float(metrics[name]) for name in UNITS if name in metrics}
+
+
+def classify(metrics: Mapping[str, float]) -> dict[str, int]:
+    """What a caption could have said of a clip: does it get brighter, and which way does its light sweep?
+
+    Args:
+      metrics: what :func:`measure` returned.
+
+    Returns:
+      ``exposure_change``: 1 brighter, -1 darker, 0 steady (under :data:`EXPOSURE_THRESHOLD`). ``sweep``: 1
+      to the right, -1 to the left, 0 none (under :data:`SWEEP_MASS_THRESHOLD` or
+      :data:`SWEEP_RATE_THRESHOLD`).
+    """
+    slope, rate = metrics["exposure_slope"], metrics["sweep_rate"]
+    sweeps = metrics["sweep_mass"] >= SWEEP_MASS_THRESHOLD and abs(rate) >= SWEEP_RATE_THRESHOLD
+    return {
+        "exposure_change": int(np.sign(slope)) if abs(slope) >= EXPOSURE_THRESHOLD else 0,
+        "sweep": int(np.sign(rate)) if sweeps else 0,
+    }
+
+
+@dataclass
+class _View:
+    """What is kept of a frame until the next two have been seen."""
+
+    pixels: np.ndarray  # [H, W, 3] float32 or uint8 sRGB
+    grey: np.ndarray  # [h, w] uint8, for optical flow
+    smooth: np.ndarray  # [h, w] low-passed log-luminance
+
+
+@dataclass
+class _Tracks:
+    """One number or map per frame, filled in one pass."""
+
+    count: int = 0
+    exposure: list[float] = field(default_factory=list)
+    mired: list[float] = field(default_factory=list)
+    local: list[float] = field(default_factory=list)
+    common: list[float] = field(default_factory=list)
+    peak: list[float] = field(default_factory=list)
+    pixel_change: list[float] = field(default_factory=list)
+    luma_penalty: list[float] = field(default_factory=list)
+    sweep: SweepTracker = field(default_factory=SweepTracker)
+    _last: _View | None = None
+    _older: np.ndarray | None = None  # low-passed log-luminance of the frame before the last
+    _motion: Motion | None = None  # from that frame to the last
+
+    def start(self, frame: np.ndarray) -> None:
+        self._last, stops = self._look(frame)
+        self.sweep.add(stops, None)
+
+    @property
+    def working_shape(self) -> tuple[int, int]:
+        assert self._last is not None
+        height, width = self._last.grey.shape
+        return height, width
+
+    def add(self, frame: np.ndarray, motion: Motion | None) -> None:
+        """Adds a frame; ``motion`` is from the frame before to it, None to have it estimated."""
+        view, stops = self._look(frame)
+        last = self._last
+        assert last is not None
+        if motion is None:
+            motion = dis_motion(last.grey, view.grey)
+        if self._older is not None and self._motion is not None:
+            second = (
+                warp(view.smooth, motion.forward) - 2 * last.smooth + warp(self._older, self._motion.backward)
+            )
+            valid = second[motion.seen_next & self._motion.seen_before]
+            size = np.abs(valid)
+            self.local.append(size.mean(dtype=np.float64) if valid.size else 0.0)
+            self.common.append(abs(float(np.median(valid))) if valid.size else 0.0)
+            self.peak.append(float(np.percentile(size, 99)) if valid.size else 0.0)
+        self._compare(last.pixels, view.pixels)
+        self.sweep.add(stops, motion.forward)
+        self._last, self._older, self._motion = view, last.smooth, motion
+
+    def _look(self, frame: np.ndarray) -> tuple[_View, np.ndarray]:
+        """The view of a frame, and its log-luminance [h, w]; its exposure and colour are noted."""
+        self.count += 1
+        linear = _LINEAR_OF_BYTE[frame] if frame.dtype == np.uint8 else srgb_to_linear(frame)
+        mean = linear.mean(axis=(0, 1), dtype=np.float64)
+        self.exposure.append(float(np.log2(luminance(mean) + LUMINANCE_FLOOR)))
+        self.mired.append(float(mired(mean)))
+        y = _working(luminance(linear))
+        stops = np.log2(y + np.float32(LUMINANCE_FLOOR))
+        grey = np.round(255 * linear_to_srgb(y)).astype(np.uint8)
+        sigma = max(1.0, max(y.shape) / 64)
+        smooth = cv2.GaussianBlur(stops, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+        return _View(frame, grey, smooth), stops
+
+    def _compare(self, before: np.ndarray, after: np.ndarray) -> None:
+        """The two measures in use elsewhere, both blind to motion."""
+        scale = 255.0 if before.dtype == np.uint8 else 1.0
+        change = cv2.absdiff(before, after)
+        self.pixel_change.append(change.mean(dtype=np.float64) / scale)
+        step = np.abs(luma_rec601(after / np.float32(scale)) - luma_rec601(before / np.float32(scale)))
+        self.luma_penalty.append(float((step + np.maximum(step - _JUMP, 0)).mean(dtype=np.float64)))
+
+
+def _summary(tracks: _Tracks, curves: LightCurves, fps: float, *, exact_flow: bool) -> dict[str, float]:
+    sweep = tracks.sweep.result(fps, exact_flow=exact_flow)
+    return {
+        "frames": tracks.count,
+        "global_flicker": _acceleration(curves.log_luminance),
+        "local_flicker": _mean(tracks.local),
+        "common_flicker": _mean(tracks.common),
+        "flicker_peak": max(tracks.peak) / max(float(np.median(tracks.peak)), _PEAK_FLOOR)
+        if tracks.peak
+        else 0.0,
+        "exposure_slope": _slope(curves.log_luminance, fps),
+        "cct_jitter": _acceleration(curves.mired),
+        "cct_drift": _slope(curves.mired, fps),
+        "sweep_rate": sweep.rate,
+        "sweep_mass": sweep.mass,
+        "vbench_temporal_flickering": 1.0 - _mean(tracks.pixel_change),
+        "light_consistency": _mean(tracks.luma_penalty),
+    }
+
+
+def _errors(metrics: Mapping[str, float], truth: Mapping[str, Any] | None, fps: float) -> dict[str, float]:
+    """Absolute differences from ground truth, of what the truth states."""
+    stated = dict(truth or {})
+    if "exposure_slope" not in stated and "log_luminance" in stated:
+        stated["exposure_slope"] = _slope(np.asarray(stated["log_luminance"], np.float64), fps)
+    measured = {"exposure_slope": metrics["exposure_slope"], "cct_slope": metrics["cct_drift"]}
+    # A centroid of next to nothing wanders; a clip without a sweep has rate 0.
+    measured["sweep_rate"] = metrics["sweep_rate"] if metrics["sweep_mass"] >= SWEEP_MASS_THRESHOLD else 0.0
+    errors = {}
+    for name, value in measured.items():
+        if stated.get(name) is not None:
+            expected = float(stated[name])
+            if not math.isfinite(expected):
+                raise ValueError(f"truth: {name} = {expected}: expected a finite number")
+            errors[f"{name}_error"] = abs(value - expected)
+    return errors
+
+
+def _frames(video: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Checked frames [H, W, 3], uint8 or float32 in [0, 1]."""
+    first: np.ndarray | None = None
+    for index, given in enumerate(video):
+        frame = np.asarray(given)
+        if frame.ndim != 3 or frame.shape[-1] != 3 or 0 in frame.shape:
+            raise ValueError(f"frame {index}: expected [H, W, 3], got {list(frame.shape)}")
+        if frame.dtype != np.uint8:
+            if not np.issubdtype(frame.dtype, np.floating):
+                raise ValueError(f"frame {index}: expected uint8, or float in [0, 1], got {frame.dtype}")
+            frame = frame.astype(np.float32)
+            if not np.isfinite(frame).all():
+                raise ValueError(f"frame {index}: holds values that are not finite")
+            frame = np.clip(frame, 0, 1)
+        if first is None:
+            first = frame
+        if frame.shape != first.shape or frame.dtype != first.dtype:
+            raise ValueError(
+                f"frame {index}: {list(frame.shape)} {frame.dtype}, but the first frame is "
+                f"{list(first.shape)} {first.dtype}; give frames of one size and type"
+            )
+        yield frame
+    if first is None:
+        raise ValueError("video: no frames; a clip needs at least one")
+
+
+def _working(image: np.ndarray) -> np.ndarray:
+    """``image [H, W]`` averaged down to no more than :data:`WORKING_SIDE` pixels a side, float32."""
+    height, width = image.shape
+    scale = min(1.0, WORKING_SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(np.asarray(image, np.float32), size, interpolation=cv2.INTER_AREA)
+
+
+def _acceleration(values: np.ndarray) -> float:
+    """Mean absolute second difference; 0 for fewer than three values."""
+    return float(np.abs(np.diff(values, n=2)).mean()) if len(values) > 2 else 0.0
+
+
+def _slope(values: np.ndarray, fps: float) -> float:
+    """Least-squares slope per second; 0 for fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    seconds = (np.arange(len(values)) - (len(values) - 1) / 2) / fps
+    return float(seconds @ values / (seconds @ seconds))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
+
+
+_LINEAR_OF_BYTE = srgb_to_linear(np.arange(256, dtype=np.float32) / 255).astype(np.float32)
