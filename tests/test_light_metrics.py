@@ -91,13 +91,13 @@ def sample_specs(split: str, scenes: int) -> list[ClipSpec]:
     signs = (1, -1)
     return [
         *(ClipSpec("sunrise_room", i, e, s, 0, split) for i in range(scenes) for e in signs for s in signs),
-        *(ClipSpec("sundial", i, 0, s, 0, split) for i in range(2 * scenes) for s in signs),
-        *(ClipSpec("constant", i, 0, 0, p, split) for i in range(2 * scenes) for p in signs),
+        *(ClipSpec("sundial", i, 0, s, 0, split) for i in range(scenes) for s in signs),
+        *(ClipSpec("constant", i, 0, 0, p, split) for i in range(scenes) for p in signs),
     ]
 
 
 def test_both_answers_are_read_off_rendered_clips_and_turn_when_played_backwards():
-    specs = sample_specs("test", 2)
+    specs = sample_specs("test", 1)
     forward, backward = {}, {}
     for spec in specs:
         clip = render_clip(spec)
@@ -123,7 +123,7 @@ def test_both_answers_are_read_off_rendered_clips_and_turn_when_played_backwards
 
 @pytest.mark.parametrize("family", ["sundial", "sunrise_room", "constant"])
 def test_the_answers_survive_blur_noise_and_a_little_flicker(family):
-    spec = next(s for s in sample_specs("test", 2) if s.family == family)
+    spec = next(s for s in sample_specs("test", 1) if s.family == family)
     rng = np.random.default_rng(3)
     video = render_clip(spec).video.astype(np.float32) / 255
     video = (video + np.roll(video, 1, 1) + np.roll(video, 1, 2) + np.roll(video, (1, 1), (1, 2))) / 4
@@ -190,7 +190,9 @@ def test_dis_flow_sees_a_pan_and_the_splatted_inverse_turns_it_round():
 
 def test_memory_does_not_grow_with_length():
     def peak(frames: int) -> int:
-        still = clip_of("static", "constant", 1)[0, :24, :24]
+        still = clip_of("static", "constant", 1)[
+            0, :11
+        ]  # too low for optical flow, which would only take time
         tracemalloc.start()
         measure((still for _ in range(frames)), fps=FPS)
         size = tracemalloc.get_traced_memory()[1]
@@ -198,7 +200,7 @@ def test_memory_does_not_grow_with_length():
         return size
 
     peak(3)
-    assert peak(260) < 1.3 * peak(100)
+    assert peak(380) < 1.2 * peak(190)
 
 
 def test_the_light_metrics_do_not_depend_on_the_encoding_gamma():

@@ -7,8 +7,8 @@ whichever way their brightness goes.
 Optical flow alone cannot say what stands still: it sees a patch of light slide over a plain wall, and fills
 the wall with that motion. But light that slides over a still picture leaves most of it as it was most of the
 time, while a panning camera changes all of it. So estimated flow is believed only where the picture as a
-whole does not hold still (an object that moves under a still camera then counts as sweep); flow that is given is
-believed everywhere.
+whole does not hold still; an object that moves under a still camera then counts as sweep. Flow that is given
+is believed everywhere.
 """
 
 from __future__ import annotations
