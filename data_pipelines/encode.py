@@ -239,7 +239,7 @@ class TFDSSource:
         self.fingerprint = {
             "name": builder.info.full_name,
             "clip": f"{config.frames} x {config.height} x {config.width} at {config.fps:g} fps",
-            **{f"split {name}": f"{info.num_examples} clips, {info.num_bytes} bytes"
+            **{f"split {name}": f"{info.num_examples} clips, {int(info.num_bytes)} bytes"
                for name, info in builder.info.splits.items()},
         }
 

@@ -1,0 +1,76 @@
+# Commands of the project: each makes the environment it needs first, and uses it again the next time.
+#
+#   make demo     scenes, training, sampling and evaluation of the default experiment: runs/demo/report.html
+#   make test     all tests
+#   make lint     ruff, and mypy on the public modules
+#   make parity   compares the networks with PyTorch's, live (installs PyTorch into an environment of its own)
+#   make setup    only the environment, .venv
+
+# the first Python on the PATH that is new enough; `make PYTHON=/path/to/python3.12 ...` chooses another
+PYTHON ?= $(shell for p in python3 python python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+RUN := .venv/bin/python
+PARITY := .venv-parity/bin/python
+# a stage says what it does and when, in seconds since the start
+BEGAN := $(shell date +%s)
+say = @echo "== $$(($$(date +%s) - $(BEGAN))) s: $(1)"
+
+DATA := runs/data
+DEMO := runs/demo
+
+.PHONY: setup demo test lint parity
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml setup.py constraints.txt
+	$(call environment,.venv,test)
+
+.venv-parity/.installed: pyproject.toml setup.py constraints.txt
+	$(call environment,.venv-parity,test$(comma)parity)
+
+comma := ,
+# the stamp comes last: an interrupted installation is gone on with
+define environment
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "wanjax needs Python 3.11 or newer, and found none on the PATH. Install one, or name it:" \
+			"make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "wanjax needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
+			"Name another: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(call say,environment $(1) ($$($(PYTHON) -V)))
+	@[ -x $(1)/bin/python ] || $(PYTHON) -m venv $(1) || { \
+		echo "$(PYTHON) cannot make a virtual environment: install its venv module" \
+			"(on Debian and Ubuntu the package python3-venv)" >&2; rm -rf $(1); exit 1; }
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable ".[$(2)]"
+	@touch $(1)/.installed
+endef
+
+define heldout_prompts
+import json, pathlib, sys; \
+from data_pipelines.light_scenes import heldout_prompts; \
+lines = [json.dumps(prompt, ensure_ascii=False) for prompt in heldout_prompts(sys.argv[1])]; \
+pathlib.Path(sys.argv[2]).write_text('\n'.join(lines) + '\n', encoding='utf-8')
+endef
+
+demo: setup
+	$(call say,scenes: rendering what is not in $(DATA) yet)
+	@$(RUN) -m data_pipelines.light_scenes --data_dir $(DATA)
+	$(call say,training: both experts$(comma) in $(DEMO); an interrupted run goes on from its last checkpoint)
+	@$(RUN) -m experiments.train --config configs/light_scenes_tiny.py --workdir $(DEMO)
+	$(call say,sampling: 32 held-out captions into $(DEMO)/samples)
+	@$(RUN) -c "$(heldout_prompts)" $(DATA) $(DEMO)/prompts.jsonl
+	@$(RUN) -m experiments.sample --checkpoint $(DEMO) --prompts $(DEMO)/prompts.jsonl --out $(DEMO)/samples
+	$(call say,evaluation: light of the sampled clips)
+	@$(RUN) -m experiments.evaluate --workdir $(DEMO) --json $(DEMO)/report.json --report $(DEMO)/report.html
+	$(call say,done: open $(DEMO)/report.html)
+
+test: setup
+	$(RUN) -m pytest
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+parity: .venv-parity/.installed
+	$(PARITY) -m pytest tests/parity
