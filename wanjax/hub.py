@@ -24,13 +24,13 @@ from jax.sharding import Mesh
 
 from wanjax import hub_configs, partition
 from wanjax.models import rows as row_table
-from wanjax.models.dit import WanDiT
+from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows import Row
 from wanjax.models.rows.dit import dit_rows
 from wanjax.models.rows.umt5 import umt5_rows
-from wanjax.models.rows.vae import vae_rows
-from wanjax.models.umt5 import UMT5Encoder
-from wanjax.models.vae import WanVAE
+from wanjax.models.rows.vae import config_to_diffusers, vae_rows
+from wanjax.models.umt5 import UMT5Config, UMT5Encoder
+from wanjax.models.vae import VAEConfig, WanVAE
 from wanjax.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, TensorReader, open_weights, write_weights
 
 LAYOUTS = ("diffusers", "official", "comfyui")
@@ -68,7 +68,7 @@ def load_dit(folder: _PathLike, *, dtype: str | None = None, mesh: Mesh | None =
     """
     path = _one_network(folder)
     reader = _unprefixed(open_weights(path))
-    naming = _naming(reader, {"diffusers": "condition_embedder.", "official": "text_embedding."}, "a Wan transformer")
+    naming = _naming(reader, dit_rows(DiTConfig(width=128, heads=1, layers=1, ffn=128)), "a Wan transformer")
     stored = _read_config(path) or json.loads(reader.metadata.get("config", "{}"))
     config, unused = hub_configs.dit_config(stored, naming, _shapes(reader), path)
     _warn_unused(path, unused)
@@ -86,7 +86,7 @@ def load_vae(path_or_folder: _PathLike, *, dtype: str | None = None) -> tuple[Wa
     """
     path = _one_network(path_or_folder)
     reader = open_weights(path)
-    naming = _naming(reader, {"diffusers": "encoder.down_blocks.", "official": "encoder.downsamples."}, "a Wan codec")
+    naming = _naming(reader, vae_rows(VAEConfig()), "a Wan codec")
     config, unused = hub_configs.vae_config(_read_config(path), path)
     _warn_unused(path, unused)
     compute = _dtype(reader, dtype)
@@ -101,7 +101,7 @@ def load_text_encoder(folder: _PathLike, *, dtype: str | None = None) -> tuple[U
     """
     path = _one_network(folder)
     reader = _untied(open_weights(path))
-    naming = _naming(reader, {"diffusers": "encoder.block.", "official": "token_embedding."}, "a umT5 encoder")
+    naming = _naming(reader, umt5_rows(UMT5Config(num_layers=1)), "a umT5 encoder")
     stored = _read_config(path)
     if not stored:
         raise FileNotFoundError(f"{path}: no config.json; a text encoder's heads cannot be told from its tensors")
@@ -177,7 +177,7 @@ def save_vae(folder: _PathLike, model: WanVAE, params: Any) -> None:
     write_weights(
         pathlib.Path(folder),
         _export(vae_rows(model.config), params, "diffusers"),
-        hub_configs.vae_json(model.config),
+        config_to_diffusers(model.config),
     )
 
 
@@ -199,7 +199,7 @@ class _View(Mapping[str, np.ndarray]):
 
     def __init__(self, reader: TensorReader | _View, names: Mapping[str, str], dtype: str | None = None):
         self._reader, self._names, self._dtype = reader, names, dtype
-        self.metadata = reader.metadata
+        self.metadata: dict[str, str] = reader.metadata
 
     def __getitem__(self, name: str) -> np.ndarray:
         tensor = self._reader[self._names[name]]
@@ -245,16 +245,19 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def _naming(reader: _Reader, marks: Mapping[str, str], what: str) -> str:
-    """Which naming the tensors follow: the one whose mark begins a name."""
-    for naming, mark in marks.items():
-        if any(name.startswith(mark) for name in reader):
-            return naming
-    shown = ", ".join(sorted(reader)[:3]) or "no tensor at all"
-    raise ValueError(
-        f"{_source(reader)} is not {what}: expected tensors named {' or '.join(f'{m}*' for m in marks.values())}, "
-        f"found {shown}"
-    )
+def _naming(reader: _Reader, rows: Sequence[Row], what: str) -> str:
+    """The naming that the tensors follow; ``rows`` are those of any network of the kind."""
+    names = {naming: {name for row in rows for name in row.foreign_names(naming)} for naming in row_table.NAMES}
+    shared = set.intersection(*names.values())
+    known = {naming: len((of_this - shared) & set(reader)) for naming, of_this in names.items()}
+    best = max(known, key=lambda naming: known[naming])
+    if not known[best]:
+        expected = " or ".join(min(of_this - shared) for of_this in names.values())
+        raise ValueError(
+            f"{_source(reader)} is not {what}: expected tensors such as {expected}, found "
+            f"{', '.join(sorted(reader)[:3]) or 'none'}"
+        )
+    return best
 
 
 def _unprefixed(reader: TensorReader) -> _Reader:
@@ -330,13 +333,17 @@ def _import(rows: Sequence[Row], reader: _Reader, naming: str, dtype: str | None
 
 
 def _export(rows: Sequence[Row], params: Any, naming: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Foreign tensors one row after the other, after a check that the parameters are the network's."""
+    """Foreign tensors one row after the other.
+
+    Raises:
+        ValueError: before the first tensor, if the parameters are not the network's.
+    """
     expected = row_table.shapes(rows, np.float32)
-    if jax.tree.structure(params) != jax.tree.structure(expected):
-        paths = [{jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(t)} for t in (params, expected)]
+    found, wanted = ({jax.tree_util.keystr(at) for at, _ in jax.tree.leaves_with_path(t)} for t in (params, expected))
+    if found != wanted:
         raise ValueError(
-            f"these parameters are not this network's: unexpected {sorted(paths[0] - paths[1])[:5]}, missing "
-            f"{sorted(paths[1] - paths[0])[:5]}"
+            f"these parameters are not this network's: unexpected {sorted(found - wanted)[:5]}, missing "
+            f"{sorted(wanted - found)[:5]}"
         )
     for row in rows:
         array = row_table.pick(params, row)
@@ -345,6 +352,5 @@ def _export(rows: Sequence[Row], params: Any, naming: str) -> Iterator[tuple[str
                 f"parameter {'/'.join(row.path)} has shape {tuple(np.shape(array))}, the network's config asks for "
                 f"{row.full_shape}"
             )
-    return (
-        item for row in rows for item in row_table.to_foreign(row, np.asarray(row_table.pick(params, row)), naming).items()
-    )
+    for row in rows:
+        yield from row_table.to_foreign(row, np.asarray(row_table.pick(params, row)), naming).items()

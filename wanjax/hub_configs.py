@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from wanjax.models.dit import DiTConfig
+from wanjax.models.rows.dit import dit_rows
 from wanjax.models.umt5 import UMT5Config
 from wanjax.models.vae import VAEConfig
 
@@ -70,21 +72,15 @@ _UMT5_FIELDS = (
     "relative_attention_max_distance", "layer_norm_epsilon",
 )  # fmt: skip
 
-# (tensor, axis) from which a size can be read, per naming.
-_DIT_SHAPES: dict[str, dict[str, tuple[str, int]]] = {
-    "diffusers": {
-        "text_dim": ("condition_embedder.text_embedder.linear_1.weight", 1),
-        "freq_dim": ("condition_embedder.time_embedder.linear_1.weight", 1),
-        "ffn": ("blocks.0.ffn.net.0.proj.weight", 0),
-        "out_channels": ("proj_out.weight", 0),
-    },
-    "official": {
-        "text_dim": ("text_embedding.0.weight", 1),
-        "freq_dim": ("time_embedding.0.weight", 1),
-        "ffn": ("blocks.0.ffn.0.weight", 0),
-        "out_channels": ("head.head.weight", 0),
-    },
+# Field -> our tensor and the axis of its foreign form ([out, in] for a linear layer) that shows it.
+_DIT_SHAPES: dict[str, tuple[tuple[str, ...], int]] = {
+    "text_dim": (("text_embedding", "in", "kernel"), 1),
+    "freq_dim": (("time_embedding", "in", "kernel"), 1),
+    "ffn": (("blocks", "ffn", "in", "kernel"), 0),
+    "out_channels": (("head", "projection", "kernel"), 0),
 }
+# Foreign names do not depend on sizes, so a small network's rows tell them.
+_DIT_ROWS = {row.path: row for row in dit_rows(DiTConfig(width=128, heads=1, layers=1, ffn=128))}
 _WAN_HEAD_DIM = 128  # of every published Wan transformer
 
 
@@ -109,21 +105,23 @@ def dit_config(stored: _Json, naming: str, shapes: _Shapes, source: pathlib.Path
         for name in names:
             if stored.get(name) is not None:
                 values[field] = stored[name]
-    embedding = shapes.get("patch_embedding.weight")  # [D, C, pt, ph, pw]
+    first = {path: row.foreign_names(naming)[0] for path, row in _DIT_ROWS.items()}
+    embedding = shapes.get(first["patch_embedding", "kernel"])  # [D, C, pt, ph, pw]
     width = stored.get("dim") or (embedding[0] if embedding else None)
     if width is None and "heads" in values and "attention_head_dim" in stored:
         width = values["heads"] * stored["attention_head_dim"]
     if width is None:
-        raise ValueError(f"{source}: no tensor patch_embedding.weight and no width in config.json")
+        raise ValueError(f"{source}: no tensor {first['patch_embedding', 'kernel']} and no width in config.json")
     if embedding is not None and len(embedding) == 5:
         values.setdefault("in_channels", embedding[1])
         values.setdefault("patch", embedding[2:])
     values["patch"] = tuple(values.get("patch", DiTConfig.patch))
-    for field, (tensor, axis) in _DIT_SHAPES[naming].items():
-        if field not in values and tensor in shapes and len(shapes[tensor]) > axis:
-            size = shapes[tensor][axis]
-            values[field] = size // math.prod(values["patch"]) if field == "out_channels" else size
-    indices = [int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")]
+    for field, (path, axis) in _DIT_SHAPES.items():
+        shape = shapes.get(first[path], ())
+        if field not in values and len(shape) > axis:
+            values[field] = shape[axis] // math.prod(values["patch"]) if field == "out_channels" else shape[axis]
+    pattern = re.escape(getattr(_DIT_ROWS["blocks", "ffn", "in", "kernel"], naming)).replace(r"\{i\}", r"(\d+)")
+    indices = [int(found[1]) for name in shapes if (found := re.fullmatch(pattern, name))]
     values.setdefault("layers", 1 + max(indices, default=0))
     if "heads" not in values:
         if width % _WAN_HEAD_DIM:
@@ -198,22 +196,6 @@ def vae_config(stored: _Json, source: pathlib.Path) -> tuple[VAEConfig, list[str
             f"encoder ({config.base_dim}) is built"
         )
     return config, _unused(stored, {*_VAE_FIELDS, "temperal_downsample"}, _VAE_FIXED, _VAE_INERT)
-
-
-def vae_json(config: VAEConfig) -> dict[str, Any]:
-    """diffusers' ``config.json`` of a codec."""
-    return {
-        "_class_name": "AutoencoderKLWan",
-        "attn_scales": [],
-        "base_dim": config.base_dim,
-        "dim_mult": list(config.dim_mult),
-        "dropout": 0.0,
-        "latents_mean": list(config.latents_mean),
-        "latents_std": list(config.latents_std),
-        "num_res_blocks": config.num_res_blocks,
-        "temperal_downsample": list(config.temporal_downsample),
-        "z_dim": config.z_dim,
-    }
 
 
 def umt5_config(stored: _Json, source: pathlib.Path) -> tuple[UMT5Config, list[str]]:

@@ -54,7 +54,9 @@ class TextConfig:
 class Tokenizer(Protocol):
     """Text to token numbers, end mark included, without padding."""
 
-    name: str  # identifies the vocabulary; part of the text encoder's fingerprint
+    @property
+    def name(self) -> str:
+        """Identifies the vocabulary; part of the text encoder's fingerprint."""
 
     def __call__(self, text: str) -> list[int]: ...
 

@@ -106,10 +106,8 @@ def open_weights(path: pathlib.Path) -> TensorReader:
     candidates = [*indices, *singles]
     if not candidates:
         pickles = [file.name for file in sorted(path.iterdir()) if file.suffix in _PICKLES]
-        raise FileNotFoundError(
-            f"{path} holds no {SUFFIX} file"
-            + (f", only {', '.join(pickles)}: PyTorch pickles are not read, convert them to safetensors" if pickles else "")
-        )
+        hint = f": PyTorch pickles ({', '.join(pickles)}) are not read, convert them to safetensors" if pickles else ""
+        raise FileNotFoundError(f"{path} holds no {SUFFIX} file{hint}")
     if len(candidates) > 1:
         raise ValueError(
             f"{path} holds several sets of weights and no single index over them "

@@ -208,15 +208,15 @@ class UMT5Encoder:
             )
         )
         key_bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min).astype(jnp.float32)
-        block = _Block(config)
+        block, final_norm = _Block(config), _RMSNorm(config)
 
-        def body(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
+        def body(x: jax.Array, layer: Params) -> tuple[Any, None]:
             return block.apply({"params": layer}, x, buckets, key_bias), None
 
         x = jnp.asarray(params["token_embedding"]["embedding"])[ids].astype(jnp.float32)
         x, _ = jax.lax.scan(body, x, params["blocks"])
-        x = _RMSNorm(config).apply({"params": params["final_norm"]}, x).astype(jnp.float32)
-        return jnp.where(mask[..., None], x, 0.0)
+        features: Any = final_norm.apply({"params": params["final_norm"]}, x)
+        return jnp.where(mask[..., None], features.astype(jnp.float32), 0.0)
 
 
 def _precision(config: UMT5Config) -> jax.lax.Precision:
