@@ -22,7 +22,7 @@ from wanjax.light.photometry import (
     mired,
     srgb_to_linear,
 )
-from wanjax.light.sweep import SweepTracker
+from wanjax.light.sweep import Sweep, SweepTracker
 
 __all__ = [
     "EXPOSURE_THRESHOLD",
@@ -72,10 +72,19 @@ _JUMP = 0.1  # threshold of the original light-consistency penalty, in luma
 
 @dataclass(frozen=True)
 class LightCurves:
-    """Tracks over time, for plotting: ``log_luminance`` [T] in stops, ``mired`` [T]."""
+    """Tracks over time, for plotting.
 
+    Attributes:
+      seconds: [T].
+      log_luminance: [T] in stops.
+      mired: [T].
+      sweep: where the light that moves stands, at its own times.
+    """
+
+    seconds: np.ndarray
     log_luminance: np.ndarray
     mired: np.ndarray
+    sweep: Sweep
 
 
 def measure(
@@ -138,8 +147,13 @@ def curves_and_metrics(
         raise ValueError(
             f"flow: more given than the {tracks.count - 1} pairs of frames; one for each pair is needed"
         )
-    curves = LightCurves(np.array(tracks.exposure), np.array(tracks.mired))
-    metrics = _summary(tracks, curves, fps, exact_flow=flow is not None)
+    curves = LightCurves(
+        np.arange(tracks.count) / fps,
+        np.array(tracks.exposure),
+        np.array(tracks.mired),
+        tracks.sweep.result(fps, exact_flow=flow is not None),
+    )
+    metrics = _summary(tracks, curves, fps)
     metrics |= _errors(metrics, truth, fps)
     return curves, {name: float(metrics[name]) for name in UNITS if name in metrics}
 
@@ -242,8 +256,7 @@ class _Tracks:
         self.luma_penalty.append(float((step + np.maximum(step - _JUMP, 0)).mean(dtype=np.float64)))
 
 
-def _summary(tracks: _Tracks, curves: LightCurves, fps: float, *, exact_flow: bool) -> dict[str, float]:
-    sweep = tracks.sweep.result(fps, exact_flow=exact_flow)
+def _summary(tracks: _Tracks, curves: LightCurves, fps: float) -> dict[str, float]:
     return {
         "frames": tracks.count,
         "global_flicker": _acceleration(curves.log_luminance),
@@ -255,8 +268,8 @@ def _summary(tracks: _Tracks, curves: LightCurves, fps: float, *, exact_flow: bo
         "exposure_slope": _slope(curves.log_luminance, fps),
         "cct_jitter": _acceleration(curves.mired),
         "cct_drift": _slope(curves.mired, fps),
-        "sweep_rate": sweep.rate,
-        "sweep_mass": sweep.mass,
+        "sweep_rate": curves.sweep.rate,
+        "sweep_mass": curves.sweep.mass,
         "vbench_temporal_flickering": 1.0 - _mean(tracks.pixel_change),
         "light_consistency": _mean(tracks.luma_penalty),
     }

@@ -39,10 +39,21 @@ _KEPT = 96  # frames kept; when full, every other one goes
 
 @dataclass(frozen=True)
 class Sweep:
-    """``rate`` in frame widths per second, positive to the right; ``mass`` the mean deviation in stops."""
+    """How light moves over still surfaces.
+
+    Attributes:
+      rate: frame widths per second, positive to the right.
+      mass: mean deviation in stops.
+      seconds: [n] times of the frames that were kept.
+      position: [n] horizontal centroid of the deviation, 0 (left edge) to 1 (right edge).
+      weight: [n] mass of each frame in stops; where it is 0 the position means nothing.
+    """
 
     rate: float
     mass: float
+    seconds: np.ndarray
+    position: np.ndarray
+    weight: np.ndarray
 
 
 @dataclass
@@ -76,18 +87,19 @@ class SweepTracker:
 
         ``exact_flow`` says that the flow is the surfaces' own and not an estimate from the pictures.
         """
+        seconds = np.arange(len(self._stops)) * self._stride / fps
         if len(self._stops) < 2:
-            return Sweep(0.0, 0.0)
+            return _no_sweep(seconds)
         stops = np.stack(self._stops)  # [n, h, w]
         still = np.hypot(*np.moveaxis(np.median(np.stack(self._flows[1:]), axis=0), -1, 0)) < STILL
         if not exact_flow and _holds_still(stops):
             still = np.ones_like(still)
         if not still.any():
-            return Sweep(0.0, 0.0)
+            return _no_sweep(seconds)
         deviation = stops - np.median(stops, axis=0)
         deviation = np.abs(deviation - np.median(deviation[:, still], axis=1)[:, None, None])
         deviation = np.where(still & (deviation > GATE), deviation, 0)
-        return _centroid_slope(deviation, np.arange(len(deviation)) * self._stride / fps)
+        return _centroid_slope(deviation, seconds)
 
 
 def _holds_still(stops: np.ndarray) -> bool:
@@ -101,7 +113,7 @@ def _centroid_slope(deviation: np.ndarray, seconds: np.ndarray) -> Sweep:
     """Slope of the horizontal centroid of ``deviation [n, h, w]``, frames weighted by the mass they hold."""
     mass = deviation.mean(axis=(1, 2), dtype=np.float64)  # [n]
     if mass.sum() < 1e-6:
-        return Sweep(0.0, 0.0)
+        return _no_sweep(seconds)
     width = deviation.shape[2]
     columns = (np.arange(width) + 0.5) / width
     centroid = deviation.mean(axis=1, dtype=np.float64) @ columns / (width * np.maximum(mass, 1e-12))
@@ -109,7 +121,11 @@ def _centroid_slope(deviation: np.ndarray, seconds: np.ndarray) -> Sweep:
     time = seconds - weight @ seconds
     spread = weight @ np.square(time)
     rate = float(weight @ (time * centroid) / spread) if spread > 0 else 0.0
-    return Sweep(rate, float(mass.mean()))
+    return Sweep(rate, float(mass.mean()), seconds, centroid, mass)
+
+
+def _no_sweep(seconds: np.ndarray) -> Sweep:
+    return Sweep(0.0, 0.0, seconds, np.full(len(seconds), 0.5), np.zeros(len(seconds)))
 
 
 def _small(values: np.ndarray) -> np.ndarray:
