@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -224,14 +224,16 @@ def _denoise(
     carry = (x, solver.init(x))
     for (model, guidance, first, last), weights in zip(stages, params, strict=True):
 
-        def velocity(x: jax.Array, t: jax.Array, model=model, guidance=guidance, weights=weights) -> jax.Array:
-            if guidance == 1.0:
+        def velocity(
+            x: jax.Array, t: jax.Array, model: WanDiT = model, g: float = guidance, weights: Any = weights
+        ) -> jax.Array:
+            if g == 1.0:
                 return model.apply({"params": weights}, x, jnp.full(len(x), t), text)
             twice = jnp.concatenate([x, x])
             v, v_null = jnp.split(model.apply({"params": weights}, twice, jnp.full(len(twice), t), both), 2)
-            return v_null + guidance * (v - v_null)
+            return v_null + g * (v - v_null)
 
-        def body(i: jax.Array, carry: Any, velocity=velocity) -> Any:
+        def body(i: jax.Array, carry: Any, velocity: Callable[..., jax.Array] = velocity) -> Any:
             x, state = carry
             return solver.step(state, x, velocity(x, timesteps[i]), i)
 

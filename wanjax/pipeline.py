@@ -12,7 +12,7 @@ from wanjax.generate import Pipeline, SampleConfig
 from wanjax.models.dit import WanDiT
 
 WAN_TEXT_LENGTH = 512
-WAN_SIZE = {"frames": 81, "height": 480, "width": 832, "fps": 16.0}
+WAN_FRAMES, WAN_HEIGHT, WAN_WIDTH, WAN_FPS = 81, 480, 832, 16.0
 # Wan2.1 has one transformer for all noise levels, and these settings
 ONE_EXPERT = SampleConfig(steps=50, shift=5.0, guidance_high=5.0, guidance_low=5.0, boundary=0.0)
 
@@ -66,11 +66,11 @@ def _open_run(root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | None) 
 
 def _open_released(root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | None) -> Pipeline:
     if weights == "raw":
-        raise ValueError(f"weights = 'raw': {root} is a released checkpoint, which has one set of weights; leave it out")
+        raise ValueError(f"weights = 'raw': the release {root} has one set of weights; leave the option out")
     parts = hub.open_layout(root)
     absent = [name for name in ("transformer", "vae", "text_encoder", "tokenizer") if name not in parts]
     if absent:
-        raise ValueError(f"{root / 'model_index.json'} names no {', '.join(absent)}: that cannot be sampled from a prompt")
+        raise ValueError(f"{root / 'model_index.json'} names no {', '.join(absent)}: not a text-to-video pipeline")
     names = {"high": "transformer", "low": "transformer_2"}
     experts = {name: hub.load_dit(parts[part], mesh=mesh) for name, part in names.items() if part in parts}
     boundary = parts["boundary_ratio"]
@@ -85,6 +85,9 @@ def _open_released(root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | N
         vae_params=vae_params,
         text=text.TextEncoder(text.load_tokenizer(str(parts["tokenizer"])), encoder, encoder_params, WAN_TEXT_LENGTH),
         config=SampleConfig(boundary=boundary) if "low" in experts else ONE_EXPERT,
-        **WAN_SIZE,
+        frames=WAN_FRAMES,
+        height=WAN_HEIGHT,
+        width=WAN_WIDTH,
+        fps=WAN_FPS,
         description=f"diffusers layout in {root}: {kind} of width {experts['high'][0].config.width}",
     )

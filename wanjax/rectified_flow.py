@@ -10,22 +10,23 @@ precision: the schedules of `wanjax.solvers` are computed here in numpy float64.
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array | np.ndarray
+Number = TypeVar("Number", float, np.ndarray, jax.Array)
 
 TIMESTEPS = 1000.0  # what σ = 1 is called in Wan's checkpoints
 
 
 def _per_clip(sigma: Array | float, x: Array) -> Array | float:
     """`sigma` [] or [B] made to broadcast over the trailing axes of x [B, ...]."""
-    rank = np.ndim(sigma)
-    if rank == 0 or rank == x.ndim:
+    if isinstance(sigma, (int, float)) or sigma.ndim in (0, x.ndim):
         return sigma
-    if rank != 1 or sigma.shape[0] not in (1, x.shape[0]):
+    if sigma.ndim != 1 or sigma.shape[0] not in (1, x.shape[0]):
         raise ValueError(
             f"sigma has shape {np.shape(sigma)}, but the clips have shape {tuple(x.shape)}: "
             f"give one number, one per clip ({x.shape[0]},), or an array of the clips' rank"
@@ -53,12 +54,12 @@ def x0_from_velocity(x: Array, velocity: Array, sigma: Array | float) -> Array:
     return x - _per_clip(sigma, x) * velocity
 
 
-def shift_sigma(u: Array | float, shift: Array | float) -> Array | float:
+def shift_sigma(u: Number, shift: float) -> Number:
     """σ = s u / (1 + (s − 1) u): maps [0, 1] onto itself, spending more of it at high noise if s > 1."""
     return shift * u / (1 + (shift - 1) * u)
 
 
-def unshift_sigma(sigma: Array | float, shift: Array | float) -> Array | float:
+def unshift_sigma(sigma: Number, shift: float) -> Number:
     """The inverse of `shift_sigma` in its first argument: u = σ / (s − (s − 1) σ)."""
     return sigma / (shift - (shift - 1) * sigma)
 
