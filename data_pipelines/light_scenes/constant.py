@@ -14,7 +14,7 @@ LONGEST_PAN = 0.9  # frame widths; long clips pan more slowly rather than end at
 
 def world(draw: Draw, size: ClipSize, pan: int) -> World:
     """One scene; ``pan`` +1 turns the camera to the right (the picture moves to the left), -1 to the left."""
-    half_width = 0.6
+    half_width = 0.6 * np.sqrt(size.wideness)
     rate = draw.value("pan_rate", 0.15, 0.21)  # frame widths per second
     rate = min(rate, LONGEST_PAN / size.duration)
     per_width = 2 * half_width  # radians a frame width takes up at the middle of the picture

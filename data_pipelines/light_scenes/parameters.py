@@ -35,6 +35,11 @@ class ClipSize:
         """Seconds from the first to the last frame; one frame's time for a single frame."""
         return max(self.frames - 1, 1) / self.fps
 
+    @property
+    def wideness(self) -> float:
+        """Width over height, at least 1: what a wide picture shows more of than a square one."""
+        return max(1.0, self.width / self.height)
+
     def times(self) -> np.ndarray:
         """``[T]`` seconds, the first frame at 0."""
         return np.arange(self.frames) / self.fps

@@ -12,7 +12,6 @@ from data_pipelines.light_scenes.geometry import MISS, Plane
 from data_pipelines.light_scenes.parameters import ClipSize
 from data_pipelines.light_scenes.world import World
 
-SUN_SAMPLES_PER_PIXEL = 4
 SAMPLES_PER_PIECE = 2**15
 _LIFT = np.float32(2e-3)
 
@@ -104,7 +103,8 @@ def visibility(
 ) -> np.ndarray:
     """Share of the sun ``[T, S]`` float32 seen from ``points [3, T', S]``; ``radius`` 0 gives a hard edge.
 
-    Each of a pixel's samples looks at its own points of the sun's disc, together ``SUN_SAMPLES_PER_PIXEL``.
+    Each of a pixel's samples looks at its own points of the sun's disc; together they are as many as the
+    penumbra, which widens with the picture, needs to look smooth.
     """
     toward = world.light.toward_sun.T
     lifted = points + _LIFT * normal
@@ -118,7 +118,7 @@ def visibility(
     rows = np.arange(size.height * size.supersample) % size.supersample
     columns = np.arange(size.width * size.supersample) % size.supersample
     sub = (rows[:, None] * size.supersample + columns[None, :]).reshape(-1)
-    passes = max(1, SUN_SAMPLES_PER_PIXEL // per_pixel) if radius > 0 else 1
+    passes = max(1, max(4, size.width // 16) // per_pixel) if radius > 0 else 1
     seen = np.zeros_like(share)
     for turn in range(passes):
         if radius > 0:

@@ -73,6 +73,6 @@ def world(draw: Draw, size: ClipSize, sweep: int) -> World:
         position=(0.0, -distance * np.cos(pitch), distance * np.sin(pitch)),
         yaw=np.zeros(1),
         pitch=pitch,
-        half_width=0.36,
+        half_width=0.36 * size.wideness,
     )
     return World(tuple(things), camera, light, None, dict(draw.log))

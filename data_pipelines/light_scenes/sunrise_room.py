@@ -20,12 +20,12 @@ PEAK = 0.62  # linear luminance of the patch at its brightest
 
 def world(draw: Draw, size: ClipSize, exposure_change: int, sweep: int) -> World:
     """One scene; ``exposure_change`` +1 is a sunrise, -1 a sunset; ``sweep`` +1 slides right, -1 left."""
-    half_width = 0.6
+    half_width = 0.6 * np.sqrt(size.wideness)
     picture = 2 * half_width * (DEPTH - CAMERA_Y)  # width in meters that the camera sees of the wall
     travel = draw.value("travel", 0.42, 0.58) * picture
     middle = draw.value("patch_middle", -0.06, 0.06) * picture
     width = draw.value("patch_width", 0.25, 0.33) * picture
-    height = draw.value("patch_height", 0.36, 0.48) * picture
+    height = draw.value("patch_height", 0.36, 0.48) * picture / size.wideness
     bottom = draw.value("patch_bottom", -0.35, 0.55)  # below 0 the patch folds onto the floor
     u = size.times() / size.duration  # 0 to 1 over the clip
     progress = u if exposure_change > 0 else 1 - u  # how far the day has come
