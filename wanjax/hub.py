@@ -28,7 +28,7 @@ from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows import Row
 from wanjax.models.rows.dit import dit_rows
 from wanjax.models.rows.umt5 import umt5_rows
-from wanjax.models.rows.vae import config_to_diffusers, vae_rows
+from wanjax.models.rows.vae import vae_rows
 from wanjax.models.umt5 import UMT5Config, UMT5Encoder
 from wanjax.models.vae import VAEConfig, WanVAE
 from wanjax.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, TensorReader, open_weights, write_weights
@@ -177,7 +177,7 @@ def save_vae(folder: _PathLike, model: WanVAE, params: Any) -> None:
     write_weights(
         pathlib.Path(folder),
         _export(vae_rows(model.config), params, "diffusers"),
-        config_to_diffusers(model.config),
+        hub_configs.vae_json(model.config),
     )
 
 

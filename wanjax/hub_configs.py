@@ -198,6 +198,22 @@ def vae_config(stored: _Json, source: pathlib.Path) -> tuple[VAEConfig, list[str
     return config, _unused(stored, {*_VAE_FIELDS, "temperal_downsample"}, _VAE_FIXED, _VAE_INERT)
 
 
+def vae_json(config: VAEConfig) -> dict[str, Any]:
+    """diffusers' ``config.json`` of a codec."""
+    return {
+        "_class_name": "AutoencoderKLWan",
+        "attn_scales": [],
+        "base_dim": config.base_dim,
+        "dim_mult": list(config.dim_mult),
+        "dropout": 0.0,
+        "latents_mean": list(config.latents_mean),
+        "latents_std": list(config.latents_std),
+        "num_res_blocks": config.num_res_blocks,
+        "temperal_downsample": list(config.temporal_downsample),
+        "z_dim": config.z_dim,
+    }
+
+
 def umt5_config(stored: _Json, source: pathlib.Path) -> tuple[UMT5Config, list[str]]:
     """Sizes of a umT5 encoder from transformers' ``config.json``. Returns as :func:`dit_config`.
 
