@@ -46,8 +46,8 @@ def dis_motion(before: np.ndarray, after: np.ndarray) -> Motion:
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     if max(before.shape) < 128:
         search.setFinestScale(0)  # half-size flow of a small frame misses thin things
-    forward = search.calc(before, after, None)  # type: ignore[call-overload]
-    backward = search.calc(after, before, None)  # type: ignore[call-overload]
+    forward = search.calc(before, after, None)
+    backward = search.calc(after, before, None)
     return Motion(forward, backward, _seen(forward, backward), _seen(backward, forward))
 
 
