@@ -215,8 +215,8 @@ def open_source(config: DataConfig) -> ClipSource:
             else:
                 builder = tfds.builder(config.source, data_dir=config.data_dir)
         except (tfds.core.registered.DatasetNotFoundError, FileNotFoundError) as error:
-            raise DataError(f"config.data.source = {config.source!r} is neither a prepared folder nor a TFDS data set in "
-                            f"config.data.data_dir = {config.data_dir!r}: {error}") from error
+            raise DataError(f"config.data.source = {config.source!r} is neither a prepared folder nor a TFDS data set "
+                            f"in config.data.data_dir = {config.data_dir!r}: {error}") from error
     return TFDSSource(builder, config)
 
 
@@ -257,7 +257,8 @@ class TFDSSource:
         try:
             records = self._builder.as_data_source(name, decoders=unread)
         except (NotImplementedError, RuntimeError, ValueError, OSError) as error:
-            raise DataError(f"cannot open split {name!r} of {info.full_name} in {self._builder.data_dir}: {error}") from error
+            raise DataError(f"cannot open split {name!r} of {info.full_name} in {self._builder.data_dir}: "
+                            f"{error}") from error
         return _Examples(records, info.splits[name], self._fps)
 
 

@@ -124,12 +124,12 @@ def test_a_batch_becomes_global_arrays(cache_dir):
 
 
 def test_validation_batches_are_fixed_and_alternate_captions(cache_dir):
-    batches = validation_batches(cache_dir, "train", batch=8, text_length=6, null_text=NULL)
+    batches = validation_batches(cache_dir, "train", batch=8, text_length=6)
     assert clip_ids(batches) == list(range(1, 17))
     signs = np.concatenate([np.sign(batch["text"][:, 0, 0]) for batch in batches])
     np.testing.assert_array_equal(signs, [1, -1] * 8)
-    assert all(map(equal, batches, validation_batches(cache_dir, "train", batch=8, text_length=6, null_text=NULL)))
-    assert clip_ids(validation_batches(cache_dir, "train", batch=4, text_length=6, null_text=NULL, limit=9)) == list(range(1, 9))
+    assert all(map(equal, batches, validation_batches(cache_dir, "train", batch=8, text_length=6)))
+    assert clip_ids(validation_batches(cache_dir, "train", batch=4, text_length=6, limit=9)) == list(range(1, 9))
 
 
 def test_a_caption_longer_than_the_text_length_is_named(cache_dir):
@@ -144,11 +144,11 @@ def test_batches_that_cannot_be_made_are_refused(cache_dir):
     with pytest.raises(ValueError, match="20 clips"):
         loader(cache_dir, batch=21, repeat=False)
     with pytest.raises(ValueError, match="20 clips"):
-        validation_batches(cache_dir, "train", batch=32, text_length=6, null_text=NULL)
+        validation_batches(cache_dir, "train", batch=32, text_length=6)
     with pytest.raises(ValueError, match="captions of .* are 8 wide"):
         loader(cache_dir, null_text=np.zeros((1, 16), np.float32))
     with pytest.raises(CacheError, match="no split 'test', only train"):
-        validation_batches(cache_dir, "test", batch=4, text_length=6, null_text=NULL)
+        validation_batches(cache_dir, "test", batch=4, text_length=6)
 
 
 def test_a_damaged_record_reaches_the_caller_as_one_clear_error(tmp_path):

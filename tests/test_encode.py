@@ -3,18 +3,23 @@
 import dataclasses
 import hashlib
 import pathlib
+import subprocess
+import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines import encode
 from data_pipelines.encode import DataError, ensure_cache, open_source
+from wanjax import hub
 from wanjax.data import DataConfig, make_loader
-from wanjax.latent_cache import CacheError
+from wanjax.latent_cache import CacheError, LatentCache
+from wanjax.models.vae import WanVAE
+from wanjax.models.vae_config import VAEConfig
 
-T, H, W = 5, 16, 16
+T, H, W = 9, 16, 16
 
 
 class FakeCodec:
@@ -91,7 +96,7 @@ def test_latents_and_captions_are_what_codec_and_text_encoder_say(tmp_path):
     cache = cached(tmp_path)
     clips = cache.split("train")
     assert len(clips) == 11 and len(cache.split("validation")) == 3
-    assert cache.manifest.latent_shape == (2, 2, 2, 3)
+    assert cache.manifest.latent_shape == (3, 2, 2, 3)
     for i, clip in enumerate(clips):
         example = FakeClips().split("train")[i]
         video = example["video"].astype(np.float32)[None] / 127.5 - 1
@@ -107,7 +112,7 @@ def test_a_cache_feeds_the_loader(tmp_path):
     cache = cached(tmp_path)
     batch = next(make_loader(tmp_path, "train", batch=2, seed=0, text_length=6, caption_dropout=0.1,
                              null_text=cache.null_text))
-    assert batch["latents"].shape == (2, 2, 2, 2, 3) and batch["text"].shape == (2, 6, 4)
+    assert batch["latents"].shape == (2, 3, 2, 2, 3) and batch["text"].shape == (2, 6, 4)
 
 
 def test_the_codec_is_compiled_once(tmp_path):
@@ -130,7 +135,7 @@ def test_an_interrupted_run_goes_on_with_the_first_unfinished_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         cached(part, FakeClips(fail_at=6))
     with pytest.raises(CacheError, match="goes on where it stopped"):
-        encode.LatentCache(part).split("train")
+        LatentCache(part).split("train")
     again = FakeClips()
     cached(part, again)
     assert again.reads[0] == 4
@@ -164,8 +169,8 @@ def test_a_cache_of_something_else_is_refused(tmp_path):
 
 
 def test_a_clip_of_another_size_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"clip 0 is uint8 \(5, 16, 16, 3\), config.data says"):
-        cached(tmp_path, FakeClips(size=(9, 16, 16)))
+    with pytest.raises(DataError, match=r"clip 0 is uint8 \(9, 16, 16, 3\), config.data says"):
+        cached(tmp_path, FakeClips(size=(5, 16, 16)))
 
 
 class MadeUp(tfds.core.GeneratorBasedBuilder):
@@ -179,7 +184,7 @@ class MadeUp(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, download):
-        return {"train": self._clips()}
+        return {"train": self._clips(), "validation": self._clips()}
 
     def _generate_examples(self):
         yield from self._clips()
@@ -213,8 +218,8 @@ def test_a_tfds_data_set_is_read_without_its_code(prepared, tmp_path):
 def test_data_that_does_not_fit_is_refused(prepared, tmp_path):
     with pytest.raises(DataError, match="has 8 frames per second, config.data.fps = 16"):
         cached(tmp_path, open_source(made_up(prepared, fps=16.0)), splits=("train",))
-    with pytest.raises(DataError, match="no split 'validation', only train"):
-        open_source(made_up(prepared)).split("validation")
+    with pytest.raises(DataError, match="no split 'test', only train, validation"):
+        open_source(made_up(prepared)).split("test")
     with pytest.raises(DataError, match="config.data.source = 'no_such_data_set'"):
         open_source(made_up(prepared, source="no_such_data_set"))
 
@@ -224,7 +229,21 @@ def test_an_unreadable_data_file_is_named(prepared, tmp_path):
     folder.mkdir()
     for path in prepared.glob("*"):
         (folder / path.name).write_bytes(path.read_bytes())
-    (data,) = folder.glob("*.array_record*")
+    (data,) = folder.glob("*train.array_record*")
     data.write_bytes(data.read_bytes()[:5000])
     with pytest.raises(DataError, match=f"{data.name}.*prepare the data again"):
         cached(tmp_path / "cache", open_source(made_up(folder)), splits=("train",))
+
+
+def test_the_launcher_makes_the_cache_of_a_config(prepared, tmp_path):
+    codec = WanVAE(VAEConfig(base_dim=2, num_res_blocks=1, dim_mult=(1, 1, 1, 1)))
+    hub.save_vae(tmp_path / "codec", codec, jax.jit(codec.init)(jax.random.key(0))["params"])
+    fields = {"codec": tmp_path / "codec", "data.source": prepared, "data.cache_dir": tmp_path / "cache",
+              "data.frames": T, "data.height": H, "data.width": W}
+    command = [sys.executable, "-m", "data_pipelines.encode", "--config", "configs/light_scenes_tiny.py",
+               *(f"--config.{name}={value}" for name, value in fields.items())]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parent.parent)
+    assert said.returncode == 0, said.stderr
+    assert "train 3, validation 3 clips" in said.stdout
+    clip = LatentCache(tmp_path / "cache").split("train")[0]
+    assert clip.latents.shape == (3, 2, 2, 16) and np.isfinite(clip.latents).all()

@@ -114,7 +114,6 @@ def validation_batches(
     *,
     batch: int,
     text_length: int,
-    null_text: np.ndarray,
     limit: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -137,7 +136,7 @@ def validation_batches(
     if count < batch:
         raise ValueError(f"split {split!r} of {cache_dir} has {len(clips)} clips, of which {count} are asked for: too "
                          f"few for one batch of {batch}. Make the batch smaller or the split larger")
-    read = _Reader(cache, clips, text_length, null_text)
+    read = _Reader(cache, clips, text_length, cache.null_text)
     rows = _rows(batch, process_index, process_count)
     return [read([_Pick(start + row, (start + row) % len(captions)) for row in rows])
             for start in range(0, count - batch + 1, batch)]

@@ -177,7 +177,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
                          "again") from error
 
 
-def check(folder: str | os.PathLike[str], manifest: Manifest, *, codec: str, text: str, data: Mapping[str, Any]) -> None:
+def check(
+    folder: str | os.PathLike[str], manifest: Manifest, *, codec: str, text: str, data: Mapping[str, Any]
+) -> None:
     """Refuses a cache that was made by another codec, by another text encoder or from other data.
 
     Raises:
