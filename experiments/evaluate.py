@@ -70,7 +70,7 @@ def reference_of(source: Any, facts: Mapping[str, Any]) -> Callable[[], evaluate
 
 def headline(summary: Mapping[str, Any]) -> list[str]:
     """The figures to print."""
-    lines = [f"{summary['clips_measured']} clips measured"]
+    lines = [f"clips measured: {summary['clips_measured']}"]
     if check := summary["estimator"]:
         parts = ", ".join(
             f"{family} {c['forward']}/{c['clips']} (backwards {c['backward']}/{c['clips']})"
@@ -95,9 +95,7 @@ def run(command: str) -> int:
     """Measures and writes; the exit code."""
     source = light_scenes.open_split(_REFERENCES.value, "test") if _REFERENCES.value else None
     if _WORKDIR.value:
-        records = evaluate.records_of_samples(
-            Path(_WORKDIR.value) / "samples", functools.partial(reference_of, source)
-        )
+        records = evaluate.records_of_samples(Path(_WORKDIR.value) / "samples", functools.partial(reference_of, source))
         title = _TITLE.value or f"Light in the clips of {Path(_WORKDIR.value).resolve().name}"
     else:
         records = evaluate.records_of_videos(_VIDEOS.value)

@@ -134,7 +134,7 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """As JSON: score, control, families, estimator's own check, thresholds, units, and every clip."""
         stated = [c for c in self.clips if c.expected]
-        families = sorted({str(c.facts["family"]) for c in self.clips if "family" in c.facts})
+        families = dict.fromkeys(str(c.facts["family"]) for c in self.clips if "family" in c.facts)
         groups = {f: [c for c in self.clips if c.facts.get("family") == f] for f in families}
         return {
             "clips_measured": len(self.clips),
@@ -229,13 +229,9 @@ def records_of_videos(pattern: str) -> list[ClipRecord]:
 
     Raises FileNotFoundError where nothing matches.
     """
-    paths = sorted(
-        Path(p) for p in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(p)
-    )
+    paths = sorted(Path(p) for p in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(p))
     if not paths:
-        raise FileNotFoundError(
-            f"--videos {pattern}: no file matches; quote the pattern and check the folder"
-        )
+        raise FileNotFoundError(f"--videos {pattern}: no file matches; quote the pattern and check the folder")
     return [ClipRecord(path) for path in paths]
 
 
@@ -262,9 +258,7 @@ def records_of_samples(
         try:
             facts = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{listing}:{number}: not JSON ({error.msg}); sample again or remove the line"
-            ) from error
+            raise ValueError(f"{listing}:{number}: not JSON ({error.msg}); sample again or remove the line") from error
         if not isinstance(facts, dict) or not isinstance(facts.get("file"), str):
             raise ValueError(f'{listing}:{number}: expected an object with a "file"')
         for name in ANSWERS:
@@ -340,17 +334,20 @@ def _score(clips: Sequence[ClipResult]) -> dict[str, Any]:
 
 
 def _means(clips: Sequence[ClipResult]) -> dict[str, dict[str, Any]]:
-    """Mean of every metric over clips, its 95 % interval by bootstrap over them, and the references' mean."""
+    """Mean of every metric over clips, its 95 % interval by bootstrap over them, and the references' mean.
+
+    Of slopes and rates it is the mean of the magnitude: left and right would cancel.
+    """
     out: dict[str, dict[str, Any]] = {}
     for name, unit in UNITS.items():
-        values = np.array([c.clip.metrics[name] for c in clips if name in c.clip.metrics])
+        values = np.abs([c.clip.metrics[name] for c in clips if name in c.clip.metrics])
         if not len(values):
             continue
         draws = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
         low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
         out[name] = {"mean": float(values.mean()), "interval_95": [float(low), float(high)]}
         out[name] |= {"clips": len(values), "unit": unit}
-        known = [c.reference.metrics[name] for c in clips if c.reference and name in c.reference.metrics]
+        known = [abs(c.reference.metrics[name]) for c in clips if c.reference and name in c.reference.metrics]
         if known:
             out[name]["reference_mean"] = float(np.mean(known))
     return out

@@ -25,6 +25,8 @@ WORDS = {
     "exposure_change": {1: "brightens", -1: "darkens", 0: "steady"},
     "sweep": {1: "sweeps right", -1: "sweeps left", 0: "no sweep"},
 }
+SIGNED = ("exposure_slope", "cct_drift", "sweep_rate")
+LANGUAGES = {"en": "English", "zh": "Chinese"}
 _EMBEDDED = 4 << 20  # bytes; a larger clip is shown as a smaller copy
 _SHOWN = 512  # pixels; longer side of such a copy
 _SHEET = 9  # frames on a contact sheet
@@ -75,9 +77,7 @@ def _lead(evaluation: Evaluation) -> str:
         parts.append(f"{width} × {height} pixels, {frames} frames at {fps:g} per second")
     settings = [c.facts.get("settings") for c in clips]
     if isinstance(settings[0], Mapping) and all(s == settings[0] for s in settings):
-        parts.append(
-            ", ".join(f"{name} {value}" for name, value in settings[0].items() if value not in ("", None))
-        )
+        parts.append(", ".join(f"{name} {value}" for name, value in settings[0].items() if value not in ("", None)))
     return " · ".join(parts)
 
 
@@ -125,7 +125,7 @@ def _unreadable(files: Sequence[Mapping[str, str]]) -> str:
 
 def _families(summary: Mapping[str, Any]) -> str:
     rows = [(name, entry["score"]) for name, entry in summary["families"].items() if entry["score"]["of"]]
-    rows += [(f"captions in {name}", score) for name, score in summary["languages"].items()]
+    rows += [(f"captions in {LANGUAGES.get(name, name)}", score) for name, score in summary["languages"].items()]
     if not rows:
         return ""
     if summary["score"]:
@@ -174,21 +174,23 @@ def _metrics(summary: Mapping[str, Any]) -> str:
     for name, unit in UNITS.items():
         if name == "frames" or not any(name in metrics for _, metrics in columns):
             continue
-        row = [f"<code>{name}</code>", unit or "–"]
+        shown = f"|{name}|" if name in SIGNED else name
+        row = [f"<code>{shown}</code>", unit or "–"]
         for _, metrics in columns:
             entry = metrics.get(name)
             if entry is None:
                 row.append("–")
                 continue
             half = (entry["interval_95"][1] - entry["interval_95"][0]) / 2
-            known = (
-                f" <small>| {_number(entry['reference_mean'])}</small>" if "reference_mean" in entry else ""
-            )
-            row.append(f"{_number(entry['mean'])} <small>± {_number(half)}</small>{known}")
+            known = f"<div>{_number(entry['reference_mean'])}</div>" if "reference_mean" in entry else ""
+            row.append(f"{_number(entry['mean'])} <small>± {_number(half, digits=2)}</small>{known}")
         rows.append(row)
-    note = "Mean over clips ± half of its 95 % interval (bootstrap over clips); in brackets how many clips."
+    note = (
+        "Mean over clips (of slopes and rates, of their magnitude) ± half of its 95 % interval (bootstrap over "
+        "clips); in brackets how many clips."
+    )
     if paired:
-        note += " After the bar: the mean on the rendered clips the captions were written for."
+        note += " Below, in blue: the mean on the rendered clips that the captions were written for."
     return f"<h2>Measured</h2><p>{note}</p>" + _table(head, rows, escaped=True)
 
 
@@ -226,9 +228,7 @@ def _card(result: ClipResult) -> str:
     for name in ("family", "seed"):
         if name in facts:
             value = str(facts[name]).replace("_", " ")
-            chips.append(
-                f'<span class="chip">{html.escape(value if name == "family" else f"seed {value}")}</span>'
-            )
+            chips.append(f'<span class="chip">{html.escape(value if name == "family" else f"seed {value}")}</span>')
     verdict = {None: "", True: "right", False: "wrong"}[result.correct]
     caption = str(facts.get("prompt") or result.record.path.name)
     players = [_player(_file_uri(result), "this clip")]
@@ -342,9 +342,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, escaped: bool 
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def _number(value: float) -> str:
-    """Three significant digits, a true minus sign."""
-    return (f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}").replace("-", "−")
+def _number(value: float, *, digits: int = 3) -> str:
+    """Three significant digits, no more than four decimals, a true minus sign."""
+    decimals = max(0, min(4, digits - 1 - int(np.floor(np.log10(abs(value)))))) if abs(value) >= 5e-5 else 0
+    return f"{value:.{decimals}f}".replace("-0", "0" if abs(value) < 5e-5 else "−0").replace("-", "−")
 
 
 def _reading(summary: Mapping[str, Any], command: str) -> str:

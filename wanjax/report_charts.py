@@ -11,8 +11,8 @@ import numpy as np
 
 __all__ = ["Line", "line_chart"]
 
-_WIDTH, _HEIGHT = 320, 168
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 26, 26
+_WIDTH, _HEIGHT = 240, 172
+_LEFT, _RIGHT, _TOP, _BOTTOM = 36, 8, 28, 26
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ def line_chart(
         parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{label}</text>')
     for tick in _ticks(0, end, most=4):
         x, _ = at(tick, low)
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{tick:g} s</text>'
-        )
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{tick:g} s</text>')
     for line in lines:
         points = [at(float(x), float(y)) for x, y in zip(line.x, line.y, strict=True)]
         if len(points) > 1:
@@ -74,7 +72,7 @@ def line_chart(
             parts.append(f'<polyline class="line {line.kind}" points="{path}"/>')
         weights = line.dots if line.dots is not None else [1.0] * len(points) if len(points) == 1 else []
         for (x, y), weight in zip(points, weights, strict=False):
-            radius = 3.2 * math.sqrt(max(0.0, min(1.0, float(weight))))
+            radius = 2.8 * math.sqrt(max(0.0, min(1.0, float(weight))))
             if radius > 0.4:
                 parts.append(f'<circle class="dot {line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>')
     parts.append("</svg>")

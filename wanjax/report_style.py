@@ -30,6 +30,7 @@ th, td { padding: 6px 18px 6px 0; text-align: right; border-bottom: 1px solid va
 th { font-weight: 500; color: var(--soft); vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 td small { color: var(--soft); }
+td div { color: var(--sky); font-size: 13px; line-height: 1.2; }
 nav { display: flex; flex-wrap: wrap; gap: 8px; margin: 14px 0 18px; }
 button { font: inherit; font-size: 14px; color: var(--ink); background: var(--card); border: 1px solid var(--rule);
   border-radius: 999px; padding: 4px 14px; cursor: pointer; }
@@ -49,7 +50,7 @@ article[hidden] { display: none; }
 figure { margin: 0; }
 figcaption { color: var(--soft); font-size: 13px; margin-top: 4px; }
 video { display: block; height: 176px; border-radius: 6px; background: var(--rule); }
-.charts { flex: 1 1 520px; display: grid; grid-template-columns: repeat(auto-fit, minmax(215px, 1fr)); gap: 10px; }
+.charts { flex: 1 1 520px; display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 16px; }
 .sheet { display: block; width: 100%; max-height: 150px; object-fit: contain; object-position: left;
   border-radius: 4px; margin-top: 2px; }
 .strips { display: grid; grid-template-columns: auto 1fr; gap: 4px 12px; align-items: center; font-size: 13px;
@@ -57,8 +58,8 @@ video { display: block; height: 176px; border-radius: 6px; background: var(--rul
 details { font-size: 14px; margin-top: 10px; }
 summary { cursor: pointer; color: var(--soft); }
 .chart { width: 100%; height: auto; display: block; overflow: visible; }
-.chart text { font-size: 11px; fill: var(--soft); }
-.chart .title { font-size: 12px; fill: var(--ink); }
+.chart text { font-size: 11.5px; fill: var(--soft); }
+.chart .title { font-size: 13px; fill: var(--ink); }
 .chart .grid { stroke: var(--rule); }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 .line.clip { stroke: var(--sun); } .dot.clip { fill: var(--sun); }
