@@ -12,13 +12,13 @@ from diffusers import AutoencoderKLWan
 from safetensors.numpy import save_file
 
 from tests.parity.vae_case import CONFIG, RECORDED, foreign_params, latents, video
-from wanjax.models.rows.vae import config_to_diffusers
+from wanjax.hub_configs import vae_json
 from wanjax.models.vae import VAEConfig
 
 
 def reference(config: VAEConfig = CONFIG, params: dict[str, np.ndarray] | None = None) -> AutoencoderKLWan:
     """diffusers' codec with the given (default: the case's) parameters."""
-    fields = {name: value for name, value in config_to_diffusers(config).items() if not name.startswith("_")}
+    fields = {name: value for name, value in vae_json(config).items() if not name.startswith("_")}
     model = AutoencoderKLWan(**fields)
     state = {name: torch.from_numpy(array) for name, array in (params or foreign_params(config)).items()}
     model.load_state_dict(state, strict=True)

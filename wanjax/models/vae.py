@@ -6,6 +6,8 @@ Source: the architecture of "Wan: Open and Advanced Large-Scale Video Generative
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +16,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from wanjax.models.rows import tree
+from wanjax.models.rows import Row, tree
 from wanjax.models.rows.vae import vae_rows
 from wanjax.models.vae_config import VAEConfig, decoder_plan, encoder_plan
 from wanjax.models.vae_layers import Memory, Params, causal_conv, head, middle, run_block
@@ -38,13 +40,17 @@ class WanVAE:
     def init(self, rng: jax.Array) -> dict[str, Any]:
         """Random parameters ``{"params": tree}``: kernels of variance 1/fan_in, no bias, attention switched off."""
         rows = vae_rows(self.config)
-        keys = dict(zip((row.path for row in rows), jax.random.split(rng, len(rows)), strict=True))
         dtype = jnp.dtype(self.config.param_dtype)
+        # One draw cut into pieces: a draw per tensor takes a minute to compile on CPU.
+        kernels = [row for row in rows if row.path[-1] == "kernel" and "proj" not in row.path]
+        sizes = [math.prod(row.shape) for row in kernels]
+        noise = jax.random.normal(rng, (sum(sizes),))
+        cuts = dict(zip((row.path for row in kernels), itertools.accumulate(sizes, initial=0), strict=False))
 
-        def leaf(row: Any) -> jax.Array:
-            if row.path[-1] == "kernel" and "proj" not in row.path:
-                fan_in = jnp.prod(jnp.asarray(row.shape[:-1]))
-                return (jax.random.normal(keys[row.path], row.shape) * fan_in**-0.5).astype(dtype)
+        def leaf(row: Row) -> jax.Array:
+            if row.path in cuts:
+                piece = noise[cuts[row.path] : cuts[row.path] + math.prod(row.shape)].reshape(row.shape)
+                return (piece * math.prod(row.shape[:-1]) ** -0.5).astype(dtype)
             return (jnp.ones if "norm" in row.path[-1] else jnp.zeros)(row.shape, dtype)
 
         return {"params": tree(rows, leaf)}

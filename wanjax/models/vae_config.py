@@ -49,7 +49,7 @@ class VAEConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"VAEConfig.{name} is {getattr(self, name)}; it must be at least 1")
         if len(self.dim_mult) != 4 or min(self.dim_mult) < 1:
-            raise ValueError(f"VAEConfig.dim_mult is {self.dim_mult}; expected 4 positive integers (strides 1, 2, 4, 8)")
+            raise ValueError(f"VAEConfig.dim_mult is {self.dim_mult}; expected 4 positive integers")
         if len(self.temporal_downsample) != 3 or sum(self.temporal_downsample) != 2:
             raise ValueError(
                 f"VAEConfig.temporal_downsample is {self.temporal_downsample}; expected 3 entries of which 2 are true "

@@ -1,64 +1,9 @@
-"""Rows of the Wan2.1 codec, and its config in the diffusers layout."""
+"""Rows of the Wan2.1 codec."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from wanjax.models.rows import Row
 from wanjax.models.vae_config import Block, VAEConfig, decoder_plan, encoder_plan
-
-# Fields of diffusers' AutoencoderKLWan that must keep these values for the network to be Wan2.1's.
-_FIXED = {
-    "_class_name": "AutoencoderKLWan",
-    "attn_scales": [],
-    "dropout": 0.0,
-    "is_residual": False,
-    "in_channels": 3,
-    "out_channels": 3,
-    "patch_size": None,
-    "scale_factor_temporal": 4,
-    "scale_factor_spatial": 8,
-}
-
-
-def config_to_diffusers(config: VAEConfig) -> dict[str, Any]:
-    """Content of ``vae/config.json`` in the diffusers layout."""
-    return {
-        "_class_name": "AutoencoderKLWan",
-        "attn_scales": [],
-        "base_dim": config.base_dim,
-        "dim_mult": list(config.dim_mult),
-        "dropout": 0.0,
-        "latents_mean": list(config.latents_mean),
-        "latents_std": list(config.latents_std),
-        "num_res_blocks": config.num_res_blocks,
-        "temperal_downsample": list(config.temporal_downsample),
-        "z_dim": config.z_dim,
-    }
-
-
-def config_from_diffusers(fields: Mapping[str, Any], *, dtype: str = "float32") -> VAEConfig:
-    """Read ``vae/config.json`` of the diffusers layout.
-
-    Raises:
-        ValueError: a field describes another codec (Wan2.2's, say) or is unknown.
-    """
-    known = {"base_dim", "dim_mult", "latents_mean", "latents_std", "num_res_blocks", "temperal_downsample", "z_dim"}
-    sizes: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name in known:
-            ours = "temporal_downsample" if name == "temperal_downsample" else name
-            sizes[ours] = tuple(value) if isinstance(value, list | tuple) else value
-        elif name in _FIXED:
-            if value != _FIXED[name]:
-                raise ValueError(f"codec config: {name} is {value!r}; the Wan2.1 codec has {_FIXED[name]!r}")
-        elif name == "decoder_base_dim":
-            if value not in (None, fields.get("base_dim", 96)):
-                raise ValueError(f"codec config: decoder_base_dim is {value!r}; the Wan2.1 codec has none of its own")
-        elif not name.startswith("_"):
-            raise ValueError(f"codec config: unknown field {name!r} = {value!r}; expected {sorted(known)}")
-    return VAEConfig(**sizes, dtype=dtype, param_dtype=dtype)
 
 
 class _Table:

@@ -1,0 +1,158 @@
+"""Train the tiny codec on rendered scenes, or fit the luminance vector of a codec.
+
+    python -m experiments.train_codec --workdir runs/codec
+    python -m experiments.train_codec --fit_luminance --checkpoint wanjax/assets/codec_light_scenes_tiny
+
+The first writes ``DIR/codec/`` (diffusers ``vae`` layout with luminance.json) and continues where it was stopped; the
+second only rewrites ``luminance.json`` in the codec's folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags, logging
+
+from data_pipelines.light_scenes import FAMILIES, ClipSize, ClipSpec, render_clip
+from wanjax import codec_training, hub
+from wanjax.codec_training import CodecTrainingConfig
+from wanjax.light.luminance import LuminanceFit, cell_luminance, fit_luminance
+from wanjax.light.photometry import luminance, srgb_to_linear
+from wanjax.models.vae import VAEConfig, WanVAE
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "Folder of the run; an earlier run in it is continued.")
+flags.DEFINE_integer("steps", CodecTrainingConfig.steps, "Optimizer steps.", lower_bound=1)
+flags.DEFINE_integer("full_steps", CodecTrainingConfig.full_steps, "The last steps, on whole clips.", lower_bound=0)
+flags.DEFINE_integer("clips", 240, "Rendered training clips of each family.", lower_bound=1)
+flags.DEFINE_integer("held_out", 4, "Held-out clips of each family that are measured.", lower_bound=1)
+flags.DEFINE_integer("base_dim", 8, "Channels at full resolution.", lower_bound=2)
+flags.DEFINE_bool("fit_luminance", False, "Only fit the luminance vector of --checkpoint.")
+flags.DEFINE_string("checkpoint", None, "Codec folder, for --fit_luminance.")
+flags.DEFINE_integer("fit_clips", 20, "Training clips of each family for latent statistics and luminance.")
+
+
+def tiny_config(base_dim: int = 8) -> VAEConfig:
+    """The shipped codec's sizes; latents are left unnormalised until training is over."""
+    return VAEConfig(
+        base_dim=base_dim,
+        num_res_blocks=1,
+        dim_mult=(1, 2, 6, 8),
+        latents_mean=(0.0,) * 16,
+        latents_std=(1.0,) * 16,
+    )
+
+
+def specs(family: str, split: str, count: int, seed: int = 0) -> list[ClipSpec]:
+    """``count`` clips of a family, signs balanced."""
+    out = []
+    for scene in range(count):
+        a, b = (1 - 2 * (scene % 2), 1 - scene // 2 % 2 * 2)
+        signs = {"sunrise_room": (a, b, 0), "sundial": (0, a, 0), "constant": (0, 0, a)}[family]
+        out.append(ClipSpec(family, scene, *signs, split=split, seed=seed))
+    return out
+
+
+def rendered(family: str, split: str, count: int) -> np.ndarray:
+    """Clips uint8 [count, T, H, W, 3] at the default size."""
+    return np.stack([render_clip(spec, ClipSize()).video for spec in specs(family, split, count)])
+
+
+def training_clips(workdir: Path, count: int) -> np.ndarray:
+    """All families' training clips, rendered once and kept in the work folder."""
+    path = workdir / f"clips_{count}.npy"
+    if not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        logging.info("rendering %d clips of each of %s", count, ", ".join(FAMILIES))
+        temporary = workdir / "clips.tmp.npy"
+        np.save(temporary, np.concatenate([rendered(family, "train", count) for family in FAMILIES]))
+        temporary.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+class Augmented:
+    """Crops of rendered clips: mirrored, played backwards, colours mixed and light ramped, all drawn from the step."""
+
+    def __init__(self, clips: np.ndarray, seed: int = 0) -> None:
+        self._clips, self._seed = clips, seed
+
+    def __call__(self, step: int, *, batch: int, frames: int, size: int) -> np.ndarray:
+        draw = np.random.default_rng([self._seed, step])
+        return np.stack([self._one(draw, frames, size) for _ in range(batch)])
+
+    def _one(self, draw: np.random.Generator, frames: int, size: int) -> np.ndarray:
+        clip = self._clips[draw.integers(len(self._clips))]
+        t, y, x = (draw.integers(have - want + 1) for have, want in zip(clip.shape, (frames, size, size), strict=False))
+        crop = clip[t : t + frames, y : y + size, x : x + size].astype(np.float32) / 255
+        crop = crop[:: draw.choice((-1, 1)), :, :: draw.choice((-1, 1))]
+        if draw.random() < 0.25:
+            crop = crop[..., draw.permutation(3)]
+        if draw.random() < 0.3:  # a gain per colour that ramps over the clip; a power of 2.2 stands in for sRGB's curve
+            ends = np.exp2(draw.uniform(-2.0, 0.5) + draw.normal(0, 0.4, (2, 3)))
+            ramp = np.linspace(0, 1, frames)[:, None, None, None]
+            crop = np.minimum(crop * ((1 - ramp) * ends[0] + ramp * ends[1]) ** (1 / 2.2), 1)
+        return (crop * 2 - 1).astype(np.float32)
+
+
+def fit(model: WanVAE, params: Mapping[str, object], clips: np.ndarray) -> LuminanceFit:
+    """Luminance vector of a codec on uint8 clips [n, T, H, W, 3]."""
+    latents, cells = [], []
+    for clip in clips:
+        latents.append(np.asarray(model.apply({"params": params}, clip[None] / np.float32(127.5) - 1)))
+        cells.append(cell_luminance(luminance(srgb_to_linear(clip[None].astype(np.float64) / 255))))
+    what = f"{len(clips)} training clips of light_scenes ({', '.join(FAMILIES)})"
+    return fit_luminance(np.concatenate(latents), np.concatenate(cells), fitted_on=what)
+
+
+def fit_sample(count: int) -> np.ndarray:
+    """The clips on which statistics and luminance are fitted."""
+    return np.concatenate([rendered(family, "train", count) for family in FAMILIES])
+
+
+def export(config: VAEConfig, params: Mapping[str, object], folder: Path) -> None:
+    """Latent statistics and luminance vector, then the codec's folder."""
+    sample = fit_sample(FLAGS.fit_clips)
+    model = WanVAE(codec_training.with_statistics(config, params, sample))
+    hub.save_vae(folder, model, params)
+    found = fit(model, params, sample)
+    found.save(folder / "luminance.json")
+    logging.info("wrote %s; luminance R2 %.4f", folder, found.r2)
+
+
+def report(step: int, figures: Mapping[str, float]) -> None:
+    """One JSON line in the log and in the work folder."""
+    line = json.dumps({"step": step, **{name: round(value, 5) for name, value in figures.items()}})
+    logging.info(line)
+    with open(Path(FLAGS.workdir) / "metrics.jsonl", "a") as file:
+        file.write(line + "\n")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    if FLAGS.fit_luminance:
+        if not FLAGS.checkpoint:
+            raise app.UsageError("--fit_luminance needs --checkpoint, the codec's folder")
+        model, params = hub.load_vae(FLAGS.checkpoint)
+        found = fit(model, params, fit_sample(FLAGS.fit_clips))
+        found.save(Path(FLAGS.checkpoint) / "luminance.json")
+        print(f"luminance.json: R2 {found.r2:.4f} on {found.fitted_on}")
+        return
+    if not FLAGS.workdir:
+        raise app.UsageError("--workdir is needed")
+    workdir = Path(FLAGS.workdir)
+    config = tiny_config(FLAGS.base_dim)
+    training = CodecTrainingConfig(steps=FLAGS.steps, full_steps=min(FLAGS.full_steps, FLAGS.steps))
+    clips = Augmented(training_clips(workdir, FLAGS.clips))
+    held_out = {family: rendered(family, "test", FLAGS.held_out) for family in FAMILIES}
+    params = codec_training.train(
+        WanVAE(config), training, clips, workdir=workdir, held_out=held_out, report=report
+    )
+    export(config, params, workdir / "codec")
+
+
+if __name__ == "__main__":
+    app.run(main)

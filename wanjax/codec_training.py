@@ -1,0 +1,328 @@
+"""Training of a codec: frames in, frames out, with the light of every frame kept.
+
+Loss per clip = mean |error| + mse_weight * mean error^2 + luminance_weight * mean |error of log-luminance| (frames and
+8x8 cells, in stops) + kl_weight * KL(posterior || unit normal) per latent value.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from wanjax.light.photometry import log_luminance, srgb_to_linear
+from wanjax.models.vae import VAEConfig, WanVAE
+
+Params = Any
+
+
+class ClipSource(Protocol):
+    """Gives training clips; a pure function of the step, so that a run resumes without stored position."""
+
+    def __call__(self, step: int, *, batch: int, frames: int, size: int) -> np.ndarray:
+        """Clips ``[batch, frames, size, size, 3]`` in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class CodecTrainingConfig:
+    """How a codec is trained.
+
+    Attributes:
+        steps: optimizer steps in all; the last ``full_steps`` of them see whole clips, the others crops.
+        crop_batch, crop_frames, crop_size: clips, frames and pixels of a batch of crops.
+        full_batch, full_frames, full_size: the same of a batch of whole clips.
+        learning_rate: peak; linear warm-up over ``warmup_steps``, then cosine decay to 1 % of it.
+        ema_decay: of the averaged parameters, which are what is evaluated and kept.
+        mse_weight, luminance_weight, kl_weight: see the module's loss.
+        initial_logvar: log-variance of the posterior before training.
+        clip_norm: bound on the gradient's norm.
+        evaluate_every, save_every: steps.
+        seed: of the parameters and of the posterior's noise.
+    """
+
+    steps: int = 3000
+    full_steps: int = 500
+    crop_batch: int = 2
+    crop_frames: int = 17
+    crop_size: int = 32
+    full_batch: int = 1
+    full_frames: int = 17
+    full_size: int = 64
+    learning_rate: float = 4e-3
+    warmup_steps: int = 50
+    ema_decay: float = 0.995
+    mse_weight: float = 4.0
+    luminance_weight: float = 0.2
+    kl_weight: float = 1e-4
+    initial_logvar: float = -6.0
+    clip_norm: float = 1.0
+    evaluate_every: int = 250
+    save_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.full_steps <= self.steps:
+            raise ValueError(f"full_steps is {self.full_steps}; expected 0 to steps = {self.steps}")
+        for name in ("crop_frames", "full_frames"):
+            if getattr(self, name) % 4 != 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; the codec takes 4n + 1 frames")
+        for name in ("crop_size", "full_size"):
+            if getattr(self, name) % 8 or getattr(self, name) < 8:
+                raise ValueError(f"{name} is {getattr(self, name)}; the codec takes multiples of 8 pixels")
+
+    def batch_of(self, step: int) -> dict[str, int]:
+        """Batch, frames and size of a step, as :class:`ClipSource` takes them."""
+        kind = "full" if step >= self.steps - self.full_steps else "crop"
+        return {name: getattr(self, f"{kind}_{name}") for name in ("batch", "frames", "size")}
+
+
+class CodecState(NamedTuple):
+    """What a run must keep: step done so far, parameters, their average, optimizer state."""
+
+    step: jax.Array
+    params: Params
+    ema: Params
+    opt_state: Any
+
+
+def make_optimizer(config: CodecTrainingConfig) -> optax.GradientTransformation:
+    """Muon for kernels, Adam for biases and norms, with clipping, warm-up and cosine decay."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.warmup_steps, max(config.steps, config.warmup_steps + 1),
+        config.learning_rate * 0.01,
+    )  # fmt: skip
+    per_kind = {"kernel": orthogonalised_momentum(), "vector": optax.scale_by_adam(b1=0.9, b2=0.98)}
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.partition(per_kind, lambda params: jax.tree.map(lambda x: "kernel" if x.ndim > 1 else "vector", params)),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+class MomentumState(NamedTuple):
+    """Running mean of the gradients."""
+
+    momentum: Params
+
+
+def orthogonalised_momentum(decay: float = 0.95, iterations: int = 5) -> optax.GradientTransformation:
+    """Muon: momentum whose matrix ``[everything, outputs]`` is replaced by its nearest orthogonal one.
+
+    The entries' root mean square is 0.2, about Adam's, so that one learning rate serves both. Unlike optax's it
+    iterates on the small Gram matrices alone, all kernels in one padded stack: one compiled loop instead of one per
+    tensor (optax's takes minutes to compile on CPU).
+
+    References:
+        Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024; Liu et al., Muon is scalable
+        for LLM training, arXiv:2502.16982 (the 0.2).
+    """
+
+    def init(params: Params) -> MomentumState:
+        return MomentumState(jax.tree.map(jnp.zeros_like, params))
+
+    def update(gradient: Params, state: MomentumState, params: Params = None) -> tuple[Params, MomentumState]:
+        momentum = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, state.momentum, gradient)
+        ahead = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, momentum, gradient)
+        leaves, structure = jax.tree.flatten(ahead)
+        matrices = [leaf.reshape(-1, leaf.shape[-1]) for leaf in leaves]
+        tall = [matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T for matrix in matrices]
+        tall = [matrix / (jnp.linalg.norm(matrix) + 1e-12) for matrix in tall]
+        widest = max(matrix.shape[1] for matrix in tall)
+        grams = jnp.stack([jnp.pad(m.T @ m, ((0, widest - m.shape[1]),) * 2) for m in tall])
+        identity = jnp.eye(widest)
+
+        def body(_: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            gram, turned = carry
+            factor = 3.4445 * identity - 4.7750 * gram + 2.0315 * gram @ gram
+            return factor @ gram @ factor, turned @ factor
+
+        _, turned = jax.lax.fori_loop(0, iterations, body, (grams, jnp.broadcast_to(identity, grams.shape)))
+        out = []
+        for leaf, matrix, turn in zip(leaves, tall, turned, strict=True):
+            width = matrix.shape[1]
+            made = matrix @ turn[:width, :width] * (0.2 * matrix.shape[0] ** 0.5)
+            out.append((made if width == leaf.shape[-1] else made.T).reshape(leaf.shape))
+        return jax.tree.unflatten(structure, out), MomentumState(momentum)
+
+    return optax.GradientTransformation(init, update)
+
+
+def init_state(model: WanVAE, config: CodecTrainingConfig) -> CodecState:
+    """State before the first step; the posterior starts narrow, so that its noise does not hide the picture."""
+    params = model.init(jax.random.key(config.seed))["params"]
+    bias = params["quant_conv"]["bias"]
+    params["quant_conv"]["bias"] = bias.at[model.config.z_dim :].set(config.initial_logvar)
+    return CodecState(jnp.zeros((), jnp.int32), params, params, make_optimizer(config).init(params))
+
+
+def codec_loss(
+    model: WanVAE, config: CodecTrainingConfig, params: Params, video: jax.Array, key: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss and its terms, averaged over clips.
+
+    Args:
+        video: [B, T, H, W, 3] in [-1, 1].
+        key: of the posterior's noise.
+    """
+    variables = {"params": params}
+    mean, logvar = model.apply(variables, video, method="moments")
+    sample = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    centre, scale = (jnp.asarray(s) for s in (model.config.latents_mean, model.config.latents_std))
+    error = (made := model.apply(variables, (sample - centre) / scale, method="decode")) - video
+    light = _light_error(made, video)
+    terms = {
+        "l1": jnp.mean(jnp.abs(error)),
+        "mse": jnp.mean(error**2),
+        "stops": light,
+        "kl": 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar),
+    }
+    weights = {"l1": 1.0, "mse": config.mse_weight, "stops": config.luminance_weight, "kl": config.kl_weight}
+    return sum((weights[name] * value for name, value in terms.items()), jnp.zeros(())), terms
+
+
+def _light_error(made: jax.Array, video: jax.Array) -> jax.Array:
+    """Mean |log-luminance error| in stops, of whole frames and of 8x8 cells in equal parts."""
+    error = jnp.zeros(())
+    linear = [srgb_to_linear((x + 1) / 2) for x in (made, video)]
+    B, T, H, W, _ = video.shape
+    for cell in ((H, W), (8, 8)):
+        pooled = [x.reshape(B, T, H // cell[0], cell[0], W // cell[1], cell[1], 3).mean((3, 5)) for x in linear]
+        error = error + 0.5 * jnp.mean(jnp.abs(log_luminance(pooled[0]) - log_luminance(pooled[1])))
+    return error
+
+
+def make_step(model: WanVAE, config: CodecTrainingConfig) -> Callable[..., tuple[CodecState, dict[str, jax.Array]]]:
+    """Compiled ``(state, video) -> (state, terms)``."""
+    optimizer = make_optimizer(config)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: CodecState, video: jax.Array) -> tuple[CodecState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)
+        loss = partial(codec_loss, model, config)
+        (_, terms), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, video, key)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # A short average at first: the random start must not linger in it.
+        decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = optax.incremental_update(params, state.ema, 1 - decay)
+        return CodecState(state.step + 1, params, ema, opt_state), terms
+
+    return step
+
+
+def save_state(path: Path, state: CodecState) -> None:
+    """Write the state; a reader sees the old file or the new one, never a part."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(flax.serialization.to_bytes(state._asdict()))
+    os.replace(temporary, path)
+
+
+def load_state(path: Path, like: CodecState) -> CodecState:
+    """Read a state of the same structure as ``like``."""
+    fields = flax.serialization.from_bytes(like._asdict(), path.read_bytes())
+    return CodecState(**jax.tree.map(jnp.asarray, fields))
+
+
+def train(
+    model: WanVAE,
+    config: CodecTrainingConfig,
+    clips: ClipSource,
+    *,
+    workdir: Path,
+    held_out: Mapping[str, np.ndarray],
+    report: Callable[[int, Mapping[str, float]], None],
+) -> Params:
+    """Train (or go on with the run in ``workdir``) and return the averaged parameters.
+
+    Args:
+        held_out: family -> uint8 clips [n, T, H, W, 3], measured every ``evaluate_every`` steps.
+        report: called with the step and its figures.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the stored state is the last good one.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    stored = workdir / "state.msgpack"
+    state = init_state(model, config)
+    # Steps give their inputs' memory away; the start holds parameters and average in one buffer.
+    state = load_state(stored, state) if stored.exists() else jax.tree.map(jnp.copy, state)
+    step = make_step(model, config)
+    done = int(state.step)
+    while done < config.steps:
+        state, terms = step(state, clips(done, **config.batch_of(done)))
+        done += 1
+        last = done == config.steps
+        if done % 50 == 0 or last:
+            figures = {name: float(value) for name, value in terms.items()}
+            if not all(np.isfinite(value) for value in figures.values()):
+                raise FloatingPointError(f"codec training: step {done} has {figures}; lower learning_rate")
+            report(done, figures)
+        if done % config.evaluate_every == 0 or last:
+            report(done, summarise(measure_families(model, state.ema, held_out)))
+        if done % config.save_every == 0 or last:
+            save_state(stored, state)
+    return jax.device_get(state.ema)
+
+
+def measure(model: WanVAE, params: Params, video: np.ndarray) -> dict[str, np.ndarray]:
+    """How well clips survive encoding and decoding.
+
+    Args:
+        video: uint8 [n, T, H, W, 3].
+
+    Returns:
+        psnr: [n] dB over the whole clip, of the clipped, 8-bit result.
+        frame_error: [n, T] stops, |log2 of the frame's mean linear luminance (+ 0.001)| made - true.
+    """
+    psnr, light = [], []
+    for clip in video:
+        made = model.apply({"params": params}, clip[None] / np.float32(127.5) - 1)
+        made = np.asarray(model.apply({"params": params}, made, method="decode"))[0]
+        made = np.clip(np.round((made + 1) * 127.5), 0, 255)
+        psnr.append(10 * np.log10(255**2 / max(np.mean((made - clip) ** 2), 1e-12)))
+        levels = [log_luminance(srgb_to_linear(x / 255).mean((1, 2))) for x in (made, clip.astype(np.float64))]
+        light.append(np.abs(levels[0] - levels[1]))
+    return {"psnr": np.asarray(psnr), "frame_error": np.asarray(light)}
+
+
+def measure_families(
+    model: WanVAE, params: Params, held_out: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, np.ndarray]]:
+    """:func:`measure` for every family."""
+    return {family: measure(model, params, video) for family, video in held_out.items()}
+
+
+def summarise(measured: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Mean and worst clip of each family."""
+    out: dict[str, float] = {}
+    for family, figures in measured.items():
+        out[f"{family}/psnr"] = float(figures["psnr"].mean())
+        out[f"{family}/psnr_min"] = float(figures["psnr"].min())
+        out[f"{family}/frame_error"] = float(figures["frame_error"].mean())
+        out[f"{family}/frame_error_max"] = float(figures["frame_error"].mean(1).max())
+    return out
+
+
+def with_statistics(config: VAEConfig, params: Params, video: np.ndarray) -> VAEConfig:
+    """The config whose latents have mean 0 and deviation 1 per channel on ``video`` (uint8 [n, T, H, W, 3])."""
+    model = WanVAE(config)
+    means = [
+        np.asarray(model.apply({"params": params}, clip[None] / np.float32(127.5) - 1, method="moments")[0])
+        for clip in video
+    ]
+    cells = np.concatenate(means).reshape(-1, config.z_dim).astype(np.float64)
+    centre, scale = cells.mean(0), np.maximum(cells.std(0), 1e-4)
+    return replace(
+        config,
+        latents_mean=tuple(float(np.float32(x)) for x in centre),
+        latents_std=tuple(float(np.float32(x)) for x in scale),
+    )
