@@ -271,9 +271,10 @@ def _charts(result: ClipResult) -> str:
         held = track.weight > 0.05 * heaviest
         if held.any():
             sweep[-1] = Line(track.seconds[held], track.position[held], kind, track.weight[held] / heaviest)
+    end = max(float(measured.curves.seconds[-1]) for _, measured in sources)
     return (
         line_chart("exposure, stops", exposure, least_span=1.0)
-        + line_chart("where the light moves", sweep, least_span=1, limits=(0, 1), ends=("left", "right"))
+        + line_chart("where the light moves", sweep, least_span=1, limits=(0, 1), ends=("left", "right"), seconds=end)
         + line_chart("color temperature, mired", color, least_span=60)
     )
 

@@ -32,6 +32,7 @@ def line_chart(
     least_span: float,
     limits: tuple[float, float] | None = None,
     ends: tuple[str, str] | None = None,
+    seconds: float | None = None,
 ) -> str:
     """A chart over time in seconds.
 
@@ -41,12 +42,13 @@ def line_chart(
       least_span: the vertical axis spans at least this much, so that stillness looks still.
       limits: lower and upper end of the vertical axis instead.
       ends: words for these two ends, in place of numbers.
+      seconds: length of the time axis, if not that of the longest line.
 
     Returns:
       An ``<svg>`` element.
     """
     low, high = limits or _span(lines, least_span)
-    end = max((float(np.max(line.x)) for line in lines if len(line.x)), default=0.0) or 1.0
+    end = seconds or max((float(np.max(line.x)) for line in lines if len(line.x)), default=0.0) or 1.0
     inner_width, inner_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -65,6 +67,9 @@ def line_chart(
     for tick in _ticks(0, end, most=4):
         x, _ = at(tick, low)
         parts.append(f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{tick:g} s</text>')
+    if not any(len(line.x) for line in lines):
+        middle = f'x="{_LEFT + inner_width / 2}" y="{_TOP + inner_height / 2}"'
+        parts.append(f'<text class="tick" {middle} text-anchor="middle">none</text>')
     for line in lines:
         points = [at(float(x), float(y)) for x, y in zip(line.x, line.y, strict=True)]
         if len(points) > 1:
