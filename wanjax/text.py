@@ -27,7 +27,7 @@ SEEDED = "seeded"
 _SEEDED_VERSION = 1
 # Texts per call of the encoder and the shortest padded length: few shapes, hence few compilations.
 _BATCH = 8
-_SHORTEST = 32
+_SHORTEST = 64
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ class TextEncoder:
             CaptionTooLong: a caption has more tokens than ``length``.
         """
         ids = [self.tokens(text) for text in texts]
+        encode = _compiled_apply(self.encoder)
         by_length: dict[int, list[int]] = {}
         for i, one in enumerate(ids):
             by_length.setdefault(self._padded_length(len(one)), []).append(i)
@@ -170,7 +171,7 @@ class TextEncoder:
                 for row, i in enumerate(group):
                     batch[row, : len(ids[i])] = ids[i]
                     mask[row, : len(ids[i])] = True
-                features = np.asarray(self._encode(self.params, batch, mask), np.float32)
+                features = np.asarray(encode({"params": self.params}, batch, mask), np.float32)
                 out.update({i: features[row, : len(ids[i])] for row, i in enumerate(group)})
         return [out[i] for i in range(len(ids))]
 
@@ -189,14 +190,19 @@ class TextEncoder:
             digest.update(array.view(np.uint8).data)
         return digest.hexdigest()
 
-    @functools.cached_property
-    def _encode(self) -> Any:
-        encoder = self.encoder
-        return jax.jit(lambda params, ids, mask: encoder.apply({"params": params}, ids, mask))
-
     def _padded_length(self, tokens: int) -> int:
         """The next power of two, at least ``_SHORTEST`` and at most ``length``."""
         return min(self.length, max(_SHORTEST, 1 << (tokens - 1).bit_length()))
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_apply(encoder: UMT5Encoder) -> Any:
+    return jax.jit(encoder.apply)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_init(encoder: UMT5Encoder) -> Any:
+    return jax.jit(encoder.init)
 
 
 def pad(embeddings: Sequence[np.ndarray], length: int) -> np.ndarray:
@@ -231,10 +237,10 @@ def load_text_encoder_for(config: TextConfig) -> TextEncoder:
     if config.encoder == SEEDED:
         encoder = UMT5Encoder(config.model)
         with jax.default_device(jax.local_devices(backend="cpu")[0]):  # the same parameters on every accelerator
-            params = jax.jit(encoder.init)(jax.random.key(config.seed))["params"]
+            params = _compiled_init(encoder)(jax.random.key(config.seed))["params"]
         params = jax.tree.map(np.asarray, params)
         return TextEncoder(
-            tokenizer, encoder, params, config.length, f"seeded {config.seed} version {_SEEDED_VERSION}"
+            tokenizer, encoder, params, config.length, f"seeded by {config.seed}, version {_SEEDED_VERSION}"
         )
     encoder, params = hub.load_text_encoder(config.encoder, dtype=config.model.dtype)
     found, wanted = asdict(encoder.config), asdict(config.model)

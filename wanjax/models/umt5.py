@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-Params = dict[str, Any]
+from wanjax.models import rows as row_table
+from wanjax.models.rows import Row
+from wanjax.models.rows.umt5 import umt5_rows
 
-_RELATIVE_BIAS_STD = 3.0
+Params = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,13 @@ class _Attention(nn.Module):
     def __call__(self, x: jax.Array, buckets: jax.Array, key_bias: jax.Array) -> jax.Array:
         config = self.config
         inner = config.num_heads * config.d_kv
-        # T5 folds 1/sqrt(d_kv) into the initial query weights instead of into the attention.
-        q = _dense(config, inner, "q", std=(config.d_model * config.d_kv) ** -0.5)(x)
+        q = _dense(config, inner, "q")(x)
         k = _dense(config, inner, "k")(x)
         v = _dense(config, inner, "v")(x)
         q, k, v = (a.reshape(*a.shape[:2], config.num_heads, config.d_kv) for a in (q, k, v))  # [B, L, K, d_kv]
         table = self.param(
             "relative_bias",
-            nn.initializers.normal(_RELATIVE_BIAS_STD),
+            nn.initializers.zeros,
             (config.relative_attention_num_buckets, config.num_heads),
             jnp.dtype(config.param_dtype),
         )
@@ -167,24 +168,18 @@ class UMT5Encoder:
         while the relative biases are large enough to outweigh the content part of attention. So each head looks
         at a few definite offsets, and the features of a token describe the characters around it.
         """
-        config = self.config
-        embedding_rng, *layer_rngs = jax.random.split(rng, 1 + config.num_layers)
-        x = jnp.zeros((1, 1, config.d_model), jnp.float32)
-        buckets = jnp.zeros((1, 1), jnp.int32)
-        key_bias = jnp.zeros((1, 1), jnp.float32)
+        rows = umt5_rows(self.config)
+        # One draw for all of them: a random draw per tensor takes several times as long to compile.
+        noise = jax.random.normal(rng, (row_table.count(rows),), jnp.float32)
+        starts = dict(zip((row.path for row in rows), np.cumsum([0, *map(_size, rows)]).tolist(), strict=False))
 
-        def init_block(key: jax.Array) -> Params:
-            return _Block(config).init(key, x, buckets, key_bias)["params"]
+        def leaf(row: Row) -> jax.Array:
+            if row.path[-1] == "scale":
+                return jnp.ones(row.full_shape, self.config.param_dtype)
+            draw = noise[starts[row.path] : starts[row.path] + _size(row)].reshape(row.full_shape)
+            return (_initial_std(self.config, row) * draw).astype(self.config.param_dtype)
 
-        param_dtype = jnp.dtype(config.param_dtype)
-        embedding = jax.random.normal(embedding_rng, (config.vocab_size, config.d_model), param_dtype)
-        return {
-            "params": {
-                "token_embedding": {"embedding": embedding},
-                "blocks": jax.vmap(init_block)(jnp.stack(layer_rngs)),
-                "final_norm": {"scale": jnp.ones((config.d_model,), param_dtype)},
-            }
-        }
+        return {"params": row_table.tree(rows, leaf)}
 
     def apply(self, variables: dict[str, Params], ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Features of each token.
@@ -219,20 +214,32 @@ class UMT5Encoder:
         return jnp.where(mask[..., None], features.astype(jnp.float32), 0.0)
 
 
+def _size(row: Row) -> int:
+    return row_table.count([row])
+
+
+def _initial_std(config: UMT5Config, row: Row) -> float:
+    """Deviation of a tensor's initial values."""
+    if row.path[-1] == "embedding":
+        return 1.0
+    if row.path[-1] == "relative_bias":
+        return 3.0
+    if row.path[-2:] == ("q", "kernel"):  # T5 folds 1/sqrt(d_kv) into the weights instead of into the attention
+        return float(config.d_model * config.d_kv) ** -0.5
+    return float(row.shape[0]) ** -0.5
+
+
 def _precision(config: UMT5Config) -> jax.lax.Precision:
     # Accelerators otherwise multiply float32 matrices in a shorter format.
     return jax.lax.Precision.HIGHEST if config.dtype == "float32" else jax.lax.Precision.DEFAULT
 
 
-def _dense(config: UMT5Config, features: int, name: str, std: float | None = None) -> nn.Dense:
-    """A linear layer without bias whose weights start with deviation ``std``, 1/sqrt(fan-in) by default."""
-    kernel_init = nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
+def _dense(config: UMT5Config, features: int, name: str) -> nn.Dense:
     return nn.Dense(
         features,
         use_bias=False,
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
         precision=_precision(config),
-        kernel_init=kernel_init,
         name=name,
     )

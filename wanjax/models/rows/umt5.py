@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from wanjax.models.rows import Row
-from wanjax.models.umt5 import UMT5Config
+
+if TYPE_CHECKING:  # the network itself reads these rows
+    from wanjax.models.umt5 import UMT5Config
 
 
 def umt5_rows(config: UMT5Config) -> tuple[Row, ...]:
