@@ -269,7 +269,9 @@ class WanDiT:
         head = _Head(c).init(head_key, tokens, time)["params"]
         return {"params": {**params, "blocks": blocks, "head": head}}
 
-    def apply(self, variables: Mapping[str, Any], latents: jax.Array, timestep: jax.Array, text: jax.Array) -> jax.Array:
+    def apply(
+        self, variables: Mapping[str, Any], latents: jax.Array, timestep: jax.Array, text: jax.Array
+    ) -> jax.Array:
         """Velocity of noisy latents.
 
         Args:
@@ -313,11 +315,18 @@ def _forward(model: WanDiT, params: Any, latents: Any, timestep: Any, text: Any)
     timestep = timestep if timestep.ndim == 2 else timestep[:, None]
     outside = {name: value for name, value in params.items() if name not in ("blocks", "head")}
     patches = _patchify(jnp.asarray(latents), c.patch)
+    patches, timestep, text = _over_clips(model, patches), _over_clips(model, timestep), _over_clips(model, text)
     x, text, time, projected = _Embeddings(c).apply({"params": outside}, patches, timestep, text)
+    text, time, projected = _over_clips(model, text), _over_clips(model, time), _over_clips(model, projected)
     angles = tuple(jnp.asarray(table) for table in rope.tables(grid, c.head_dim))
     x = _stack(model, params["blocks"], x, text, projected, angles)
     out = _Head(c).apply({"params": params["head"]}, x, time)
     return _unpatchify(out, grid, c.patch)
+
+
+def _over_clips(model: WanDiT, x: Any) -> jax.Array:
+    """Clips over the mesh's batch axes: without it the partitioner follows the parameters' shards instead."""
+    return partition.constrain(jnp.asarray(x), model.mesh, partition.BATCH)
 
 
 def _stack(model: WanDiT, blocks: Any, x: jax.Array, text: jax.Array, time: jax.Array, angles: Any) -> jax.Array:

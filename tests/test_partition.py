@@ -1,0 +1,73 @@
+"""Mesh and placement: what divides is split, what does not stays whole, what is unknown is refused."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from wanjax import partition
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return partition.make_mesh({"fsdp": 2, "seq": 2, "tensor": 2})
+
+
+def test_mesh_has_every_axis_and_one_may_take_the_rest():
+    assert dict(partition.make_mesh({"fsdp": -1, "data": 2}).shape) == {"data": 2, "fsdp": 4, "seq": 1, "tensor": 1}
+    assert dict(partition.make_mesh({}, devices=jax.devices()[:1]).shape) == dict.fromkeys(partition.AXES, 1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"model": 8}, "'model' is not one of"),
+        ({"fsdp": -1, "data": -1}, "at most one may be -1"),
+        ({"fsdp": 0}, "at least 1"),
+        ({"fsdp": 3}, "need 3 devices, there are 8"),
+        ({"fsdp": -1, "data": 3}, "8 devices do not divide by 3"),
+    ],
+)
+def test_mesh_that_cannot_be_is_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        partition.make_mesh(sizes)
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "expected"),
+    [
+        (("embed", "heads"), (8, 8), P(("fsdp", "seq"), "tensor")),
+        (("layers", "embed", "mlp"), (3, 6, 6), P(None, "fsdp", "tensor")),  # 6 splits in 2, not in 4
+        (("embed",), (5,), P(None)),
+        (("embed", "embed"), (8, 8), P(("fsdp", "seq"), None)),  # a mesh axis is used once
+        ((None, "vocab"), (4, 4), P(None, "tensor")),
+    ],
+)
+def test_parameters_are_split_over_everything_but_data(mesh, axes, shape, expected):
+    assert partition.spec(mesh, axes, shape) == expected
+
+
+def test_unknown_logical_axis_is_refused(mesh):
+    with pytest.raises(ValueError, match="'embd' has no rule"):
+        partition.spec(mesh, ("embd",), (8,))
+    with pytest.raises(ValueError, match="2 logical axes"):
+        partition.spec(mesh, ("embed", None), (8,))
+
+
+def test_shardings_follow_the_tree_and_batches_split_over_data_and_fsdp(mesh):
+    shapes = {"a": {"kernel": jax.ShapeDtypeStruct((8, 4), np.float32)}}
+    placed = partition.shardings(mesh, {"a": {"kernel": ("embed", "mlp")}}, shapes)
+    assert placed["a"]["kernel"].spec == P(("fsdp", "seq"), "tensor")
+    assert partition.batch_sharding(mesh).shard_shape((6, 3)) == (3, 3)
+    assert partition.replicated(mesh).shard_shape((6, 3)) == (6, 3)
+
+
+def test_constrain_splits_or_says_why_not(mesh):
+    split = jax.jit(lambda x: partition.constrain(x, mesh, ("data", "fsdp"), "seq"))(np.zeros((4, 6)))
+    assert split.sharding.shard_shape(split.shape) == (2, 3)
+    x = np.zeros(3)
+    assert partition.constrain(x, None, "seq") is x
+    with pytest.raises(ValueError, match="dimension of 3 does not divide"):
+        partition.constrain(x, mesh, "seq")
+    with pytest.raises(ValueError, match="'rows' is not one of"):
+        partition.constrain(x, mesh, "rows")
