@@ -124,7 +124,7 @@ def _start_decoder(config: VAEConfig, params: Tree, latents: jax.Array, stages: 
         else:
             stage = stages.pop()
             doubled = _fit_time(part["time"], x, stage.spaced) if "time" in part else np.asarray(x)
-            _fit_space(part["space"], doubled, stage.entered, last=block is last)
+            _fit_space(part["space"], doubled, stage.entered, last=block == last)
         x = run_block(block, part, x, Memory(None))
     _pair_head(decoder, decoder[last.name]["space"]["bias"], outputs=3, constant=DECODER_CONSTANT)
 
