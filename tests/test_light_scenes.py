@@ -211,12 +211,19 @@ def test_captions_are_short_and_tell_every_sign_apart() -> None:
     for spec in plan("train", 8):
         for language in LANGUAGES:
             texts = all_captions(spec, language)
-            assert 2 <= len(texts) <= 3
+            assert len(texts) == 12
             for text in texts:
                 assert len(text.encode()) <= LONGEST, text
                 signs = (spec.exposure_change, spec.sweep, spec.pan)
                 assert seen.setdefault(text, signs) == signs
             assert captions(spec)[language] in texts
+
+
+def test_held_out_captions_are_sentences_that_training_never_saw() -> None:
+    seen = {text for split in ("train", "validation") for spec in plan(split, 8) for language in LANGUAGES
+            for text in all_captions(spec, language)}
+    held_out = [prompt["prompt"] for prompt in light_scenes.heldout_prompts(n=32)]
+    assert not seen & set(held_out)
 
 
 def test_heldout_prompts_balance_languages_within_each_cell() -> None:

@@ -9,38 +9,60 @@ LANGUAGES = ("en", "zh")
 LONGEST = 63
 """UTF-8 bytes; with the end token a caption takes at most 64 tokens of a byte tokenizer."""
 
-_TEMPLATES = {
+# An opening, a colon, a clause. Openings and clauses are met in training, but not every pair of them: see _is_held_out.
+_OPENINGS = {
+    ("sunrise_room", "en"): ("{time} in a room", "A room at {lower}", "{time} indoors", "Indoors, {lower}"),
+    ("sunrise_room", "zh"): ("{time},房间", "{time}时分,室内", "房间里,{time}", "室内{time}"),
+    ("sundial", "en"): ("A sundial at noon", "Midday sundial", "A post at midday", "Noon, a sundial"),
+    ("sundial", "zh"): ("正午的日晷", "日晷,正午", "正午,柱子", "中午的日晷"),
+    ("constant", "en"): ("A cloudy day", "Cloudy weather", "Under clouds", "An overcast day"),
+    ("constant", "zh"): ("阴天", "多云", "云层下", "天阴"),
+}
+_CLAUSES = {
     ("sunrise_room", "en"): (
-        "{time} in a room: it {change}, the light slides {way}.",
-        "A room {change} at {lower}, the sun patch slides {way}.",
-        "{time}: the room {change}, {colors}, light slides {way}.",
+        "it {change}, the light slides {way}.",
+        "it {change}, the sun patch slides {way}.",
+        "{colors}, {change}, light slides {way}.",
+        "light {change} and slides {way}.",
     ),
     ("sunrise_room", "zh"): (
-        "{time},房间{change},光斑向{way}移。",
-        "{time}时分,室内{change},{colors},光斑{way}移。",
-        "房间里的{time},光线{change},向{way}移动。",
+        "{change},光斑向{way}移。",
+        "光线{change},光斑{way}移。",
+        "{colors},{change},光斑{way}移。",
+        "光{change},向{way}移动。",
     ),
     ("sundial", "en"): (
-        "A sundial in steady sun, the shadow sweeps {way}.",
-        "Midday, steady light: the shadow of a post sweeps {way}.",
-        "Sundial at noon, light steady, shadow sweeps {way}.",
+        "steady light, the shadow sweeps {way}.",
+        "steady sun, its shadow turns {way}.",
+        "the light is steady, shadow sweeps {way}.",
+        "shadow sweeps {way} in steady light.",
     ),
     ("sundial", "zh"): (
-        "日晷,阳光稳定,影子向{way}转。",
-        "正午阳光稳定,日晷的影子{way}转。",
-        "正午,柱子的影子向{way}转,光线稳定。",
+        "阳光稳定,影子向{way}转。",
+        "光线稳定,影子{way}转。",
+        "亮度不变,影子向{way}移。",
+        "影子向{way}转,光线稳定。",
     ),
     ("constant", "en"): (
-        "Constant cloudy light, the camera pans {way}.",
-        "Cloudy day, constant light: camera pans {way} past a wall.",
-        "The camera pans {way} along a wall in constant light.",
+        "constant light, the camera pans {way}.",
+        "camera pans {way}, light constant.",
+        "constant light, camera pans {way} past a wall.",
+        "the camera pans {way} in constant light.",
     ),
     ("constant", "zh"): (
-        "阴天,光照不变,镜头{way}摇。",
-        "光照不变,镜头沿墙{way}摇。",
-        "多云,镜头{way}摇,光照恒定不变。",
+        "光照不变,镜头{way}摇。",
+        "镜头向{way}摇,光照不变。",
+        "光照恒定,镜头沿墙{way}摇。",
+        "镜头{way}摇,光照恒定。",
     ),
 }
+_COLONS = {"en": ": ", "zh": ":"}
+
+
+def _is_held_out(opening: int, clause: int) -> bool:
+    """Whether only the test split uses this pair: its captions are sentences that training never saw."""
+    return (opening + clause) % 4 == 3
+
 
 _WORDS = {
     "en": {
@@ -59,7 +81,7 @@ _WORDS = {
 
 
 def all_captions(spec: ClipSpec, language: str) -> tuple[str, ...]:
-    """Every caption of ``spec`` in one language, ``en`` or ``zh``."""
+    """Every caption that ``spec`` may get in one language, ``en`` or ``zh``; none is common to test and training."""
     if language not in LANGUAGES:
         raise ValueError(f"language {language!r}: expected one of {', '.join(LANGUAGES)}")
     words = _WORDS[language]
@@ -67,7 +89,10 @@ def all_captions(spec: ClipSpec, language: str) -> tuple[str, ...]:
     if spec.family == "sunrise_room":
         fill.update({key: words[key][spec.exposure_change] for key in ("time", "change", "colors")})
         fill["lower"] = fill["time"].lower()
-    return tuple(template.format(**fill) for template in _TEMPLATES[spec.family, language])
+    openings, clauses = _OPENINGS[spec.family, language], _CLAUSES[spec.family, language]
+    pairs = [(o, c) for o in range(len(openings)) for c in range(len(clauses))]
+    return tuple((openings[o] + _COLONS[language] + clauses[c]).format(**fill)
+                 for o, c in pairs if _is_held_out(o, c) == (spec.split == "test"))
 
 
 def captions(spec: ClipSpec) -> dict[str, str]:
