@@ -1,0 +1,78 @@
+"""The training launcher, run as a user runs it: both experts, resume, kills, wrong input."""
+import json
+import signal
+import time
+
+import pytest
+
+from tests import launching
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return launching.small_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache") / "latents"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, source, cache):
+    workdir = tmp_path_factory.mktemp("run")
+    code, output = launching.finish(launching.command(workdir, source, cache, **{
+        "train.steps_high": 40, "train.steps_low": 6, "train.preview_every": 6}))
+    assert code == 0, output
+    return workdir
+
+
+def test_both_experts_are_trained_validated_and_shown(whole):
+    for expert, steps in (("high", 40), ("low", 6)):
+        lines = launching.log(whole, expert)
+        assert [line["step"] for line in lines if "loss" in line] == list(range(1, steps + 1))
+        assert lines[-1]["step"] == steps and "validation/velocity" in lines[-1]
+        assert list((whole / expert / "preview").glob("*.png"))
+        assert list((whole / expert / "tensorboard").glob("events*"))
+    assert json.loads((whole / "config.json").read_text())["model"]["width"] == 32
+
+
+def test_a_finished_run_is_left_as_it_is(whole, source, cache):
+    before = (whole / "high/metrics.jsonl").read_bytes()
+    code, output = launching.finish(launching.command(whole, source, cache, **{
+        "train.steps_high": 40, "train.steps_low": 6, "train.preview_every": 6}))
+    assert code == 0 and "all 40 steps are done" in output and "all 6 steps are done" in output
+    assert (whole / "high/metrics.jsonl").read_bytes() == before
+
+
+def test_a_killed_run_ends_with_the_same_bits(whole, source, cache, tmp_path):
+    arguments = launching.command(tmp_path, source, cache, **{
+        "train.expert": "high", "train.steps_high": 40, "train.preview_every": 6})
+    launching.kill_and_resume(arguments, tmp_path, 40, kills=2, seed=1)
+    launching.check_same(tmp_path, whole, 40)
+
+
+def test_sigterm_saves_and_exits_with_0(source, cache, tmp_path):
+    process = launching.launch(launching.command(tmp_path, source, cache, **{
+        "train.expert": "high", "train.steps_high": 100000, "train.checkpoint_every": 100000}))
+    while process.poll() is None and len(launching.log(tmp_path)) < 3:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    steps = [line["step"] for line in launching.log(tmp_path)]
+    assert process.returncode == 0 and "its state is saved" in output
+    assert [int(p.name) for p in (tmp_path / "high/checkpoints").iterdir()] == [steps[-1]]
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    ({"model.widht": 64}, ["widht"]),
+    ({"data.frames": 10}, ["config.data.frames = 10", "4n+1"]),
+    ({"codec": "no_such_codec"}, ["no_such_codec", "light_scenes_tiny"]),
+    ({"data.source": "no_such_data"}, ["no_such_data"]),
+])
+def test_wrong_input_is_one_error_and_leaves_no_checkpoint(source, cache, tmp_path, overrides, words):
+    code, output = launching.finish(launching.command(tmp_path, source, cache, **overrides))
+    assert code != 0
+    for word in words:
+        assert word in output
+    assert not list(tmp_path.rglob("checkpoints"))
