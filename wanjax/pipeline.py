@@ -42,6 +42,10 @@ def open_pipeline(
             f"checkpoint {str(path)!r} is in the official layout, whose codec and text encoder (.pth files) are not "
             "read: give the same release in the diffusers layout (Wan-AI/Wan2.2-T2V-A14B-Diffusers)"
         )
+    if root.is_file():
+        raise ValueError(f"checkpoint {str(path)!r} is a file: give a run's workdir or a pipeline's root folder")
+    if any(root.glob("*.safetensors")):
+        raise ValueError(f"checkpoint {str(path)!r} holds one network: give the pipeline's root, with model_index.json")
     return _open_run(root, weights, mesh)
 
 

@@ -1,0 +1,326 @@
+"""Statements about `experiments.sample` and what it opens: runs, releases, prompt files, clips made once."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import sample as launcher
+from wanjax import checkpoint, config, generate, hub, pipeline, text, train, video
+from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.models.umt5 import UMT5Config, UMT5Encoder
+from wanjax.models.vae import VAEConfig, WanVAE
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIT = DiTConfig(width=24, heads=2, layers=1, ffn=32, freq_dim=16, text_dim=16, in_channels=4, out_channels=4)
+TEXT = UMT5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=32, num_heads=2, num_layers=1)
+VAE = VAEConfig(
+    base_dim=4,
+    z_dim=4,
+    dim_mult=(1, 1, 1, 1),
+    num_res_blocks=1,
+    temporal_downsample=(False, True, True),
+    latents_mean=(0.0,) * 4,
+    latents_std=(1.0,) * 4,
+)
+QUICK = {"solver": "euler", "steps": 2, "guidance_high": 1.0, "guidance_low": 1.0}
+
+
+def randomised(model, seed, scale):
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32) * scale, shapes)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run of both experts with random weights, as the trainer leaves it."""
+    folder = tmp_path_factory.mktemp("run")
+    hub.save_vae(folder / "codec", WanVAE(VAE), randomised(WanVAE(VAE), 3, 0.3))
+    experiment = config.load(
+        ROOT / "configs" / "light_scenes_tiny.py",
+        {"model": dataclasses.asdict(DIT), "codec": str(folder / "codec"), "text.length": 32,
+         "text.model": dataclasses.asdict(TEXT), "data.frames": 5, "data.height": 32, "data.width": 32,
+         "objective.light.orders": (1,)}
+        | {f"sample.{name}": value for name, value in QUICK.items()},
+    )  # fmt: skip
+    for seed, name in enumerate(("high", "low")):
+        params = jax.tree.map(jax.numpy.asarray, randomised(WanDiT(DIT), seed, 0.15))
+        ema = jax.tree.map(lambda leaf: leaf * 0.9, params)
+        state = train.TrainState(jax.numpy.int32(7), params, ema, {"not read": jax.numpy.zeros(1)})
+        with checkpoint.Checkpoints(folder / name / "checkpoints", experiment=experiment, expert=name, keep=1) as saved:
+            saved.save(7, state, {"position": 0})
+            saved.wait()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    """A pipeline in the diffusers layout with random weights."""
+    folder = tmp_path_factory.mktemp("release")
+    for seed, part in enumerate(("transformer", "transformer_2")):
+        hub.save_dit(folder / part, WanDiT(DIT), randomised(WanDiT(DIT), seed, 0.15))
+    hub.save_vae(folder / "vae", WanVAE(VAE), randomised(WanVAE(VAE), 3, 0.3))
+    hub.save_text_encoder(folder / "text_encoder", UMT5Encoder(TEXT), randomised(UMT5Encoder(TEXT), 4, 0.3))
+    from transformers import ByT5Tokenizer
+
+    ByT5Tokenizer().save_pretrained(str(folder / "tokenizer"))
+    write_index(folder, boundary_ratio=0.9)
+    return folder
+
+
+def write_index(folder, *, boundary_ratio, **absent):
+    parts = {"transformer": 1, "transformer_2": 1, "vae": 1, "text_encoder": 1, "tokenizer": 1} | absent
+    index = {name: ["library", "Class"] if there else [None, None] for name, there in parts.items()}
+    (folder / "model_index.json").write_text(json.dumps(index | {"boundary_ratio": boundary_ratio}))
+
+
+class Painter:
+    """Stands in for the networks: a clip is grey of its seed's brightness; remembers what it was asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, pipeline, prompts, seeds, *, config, batch):
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            self.asked.append((prompt, seed))
+            yield np.full((pipeline.frames, pipeline.height, pipeline.width, 3), 20 * seed % 256, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def opened_once():
+    """`open_pipeline`, which need not open the same run for every test anew."""
+    return functools.cache(pipeline.open_pipeline)
+
+
+@pytest.fixture
+def painter(monkeypatch, opened_once):
+    painter = Painter()
+    monkeypatch.setattr(generate, "generate", painter)
+    monkeypatch.setattr(launcher, "open_pipeline", opened_once)
+    return painter
+
+
+def requests(*prompts):
+    return [launcher.Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# -- the command ------------------------------------------------------------------------------------------
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.sample", *map(str, arguments)],
+        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_the_command_makes_clips_that_can_be_made_again(workdir, tmp_path):
+    asked = [{"prompt": "the sun rises", "family": "sunrise_room"}]
+    asked += [{"prompt": "太阳落下", "seed": 41, "truth": {"a": [1]}}, {"prompt": "the sun rises", "seed": 5}]
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "samples"
+    prompts.write_text("".join(json.dumps(one) + "\n" for one in asked))
+    done = command("--checkpoint", workdir, "--prompts", prompts, "--out", out, "--batch", 2, "--seed", 5)
+    assert done.returncode == 0, done.stderr
+    assert "high expert at step 7" in done.stdout and "low expert at step 7" in done.stdout and "(ema)" in done.stdout
+    assert "clip_000.mp4  seed 5  the sun rises" in done.stdout and "clip_001.mp4  seed 41" in done.stdout
+    assert "s/step" in done.stderr
+    first, second, again = records(out)
+    assert first["family"] == "sunrise_room" and second["truth"] == {"a": [1]} and second["prompt"] == "太阳落下"
+    assert first["settings"]["solver"] == "euler" and first["settings"]["frames"] == 5
+    clips = [video.read(out / record["file"]) for record in (first, second, again)]
+    for record, clip in zip((first, second, again), clips, strict=True):
+        assert clip.frames.shape == (5, 32, 32, 3) and clip.fps == 8.0
+        assert clip.metadata == {name: record[name] for name in ("prompt", "seed", "settings", "checkpoint")}
+    # the same prompt, seed and settings in another batch, beside another clip
+    apart = lambda a, b: np.abs(a.frames.astype(int) - b.frames).max()
+    assert apart(clips[0], clips[2]) <= 2 < apart(clips[0], clips[1])
+
+
+def test_a_mistake_gives_one_line_and_a_failing_exit(tmp_path):
+    done = command("--checkpoint", tmp_path / "nowhere", "--prompt", "dawn", "--out", tmp_path / "clip.mp4")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == f"error: checkpoint '{tmp_path / 'nowhere'}' does not exist"
+    assert not (tmp_path / "clip.mp4").exists()
+
+
+# -- clips made once --------------------------------------------------------------------------------------
+
+
+def test_finished_clips_are_kept_and_the_others_are_made(workdir, tmp_path, painter, capsys):
+    launcher.sample(str(workdir), requests("a", "b", "c"), str(tmp_path))
+    (tmp_path / "clip_001.mp4").unlink()
+    (tmp_path / "clip_002.mp4").write_bytes((tmp_path / "clip_002.mp4").read_bytes()[:500])
+    painter.asked.clear()
+    launcher.sample(str(workdir), requests("a", "b", "c"), str(tmp_path), batch=2)
+    assert painter.asked == [("b", 1), ("c", 2)]
+    assert "1 of 3 clips are there already" in capsys.readouterr().out
+    assert [record["prompt"] for record in records(tmp_path)] == ["a", "b", "c"]
+    painter.asked.clear()
+    launcher.sample(str(workdir), requests("a", "b", "c"), str(tmp_path))
+    assert painter.asked == []
+
+
+@pytest.mark.parametrize("change", [{"weights": "raw"}, {"changes": {"steps": 3}}, {"changes": {"fps": 16.0}}])
+def test_clips_of_other_weights_or_settings_are_made_anew(workdir, tmp_path, painter, change):
+    launcher.sample(str(workdir), requests("a"), str(tmp_path))
+    launcher.sample(str(workdir), requests("a"), str(tmp_path), **change)
+    assert painter.asked == [("a", 0), ("a", 0)]
+
+
+def test_an_interrupted_call_leaves_a_record_of_every_finished_clip(workdir, tmp_path, painter, monkeypatch):
+    def interrupted(*arguments, **options):
+        yield from list(Painter()(*arguments, **options))[:1]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launcher.sample(str(workdir), requests("a", "b"), str(tmp_path))
+    assert [record["file"] for record in records(tmp_path)] == ["clip_000.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip_000.mp4", "samples.jsonl"]
+
+
+def test_one_prompt_may_go_to_one_file(workdir, tmp_path, painter, capsys):
+    launcher.sample(str(workdir), requests("a"), str(tmp_path / "new" / "dawn.mp4"))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["dawn.mp4"]
+    launcher.sample(str(workdir), requests("a"), str(tmp_path / "new" / "dawn.mp4"))
+    assert len(painter.asked) == 1
+
+
+def test_clips_of_an_earlier_longer_list_are_pointed_out(workdir, tmp_path, painter, capsys):
+    launcher.sample(str(workdir), requests("a", "b"), str(tmp_path))
+    launcher.sample(str(workdir), requests("a"), str(tmp_path))
+    assert "1 other clips" in capsys.readouterr().out and len(records(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "out,prompts,message",
+    [("clip.mp4", "ab", "but there are 2 prompts"), ("file", "a", "is a file"), ("folder.mp4", "a", "is a folder")],
+)
+def test_an_output_that_cannot_hold_the_clips_is_refused(tmp_path, out, prompts, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(ValueError, match=message):
+        launcher.sample("unused", requests(*prompts), str(tmp_path / out))
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"steps": 0}, "steps = 0"),
+        ({"frames": 6}, "frames = 6: the codec takes 4n \\+ 1"),
+        ({"negative_prompt": "dark"}, "negative_prompt would do nothing"),
+        ({"boundary": 0.0, "guidance_low": 2.0}, "guidance_low would do nothing"),
+        ({"fps": 0.0}, "fps = 0.0"),
+        ({"sheft": 5.0}, "sheft: expected settings among solver"),
+    ],
+)
+def test_a_setting_that_is_wrong_or_would_do_nothing_is_refused(
+    workdir, tmp_path, monkeypatch, opened_once, changes, message
+):
+    monkeypatch.setattr(launcher, "open_pipeline", opened_once)
+    with pytest.raises(ValueError, match=message):
+        launcher.sample(str(workdir), requests("a"), str(tmp_path), changes=changes)
+    assert not list(tmp_path.iterdir())
+
+
+# -- prompt files -----------------------------------------------------------------------------------------
+
+
+def test_a_text_file_has_a_prompt_a_line_and_seeds_count_up(tmp_path):
+    (tmp_path / "p.txt").write_text("\ufeffdawn\n\n  日落 \r\n", encoding="utf-8")
+    assert launcher.read_prompts(tmp_path / "p.txt", 7) == [launcher.Request("dawn", 7), launcher.Request("日落", 8)]
+
+
+@pytest.mark.parametrize(
+    "name,content,message",
+    [
+        ("p.txt", b"\n \n", "holds no prompt"),
+        ("p.jsonl", b"", "holds no prompt"),
+        ("p.csv", b"dawn", "expected .txt"),
+        ("p.txt", b"\xff\xfe", "is not UTF-8"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": ', "line 2 is not JSON"),
+        ("p.jsonl", b'"dawn"', 'line 1: expected an object with a "prompt"'),
+        ("p.jsonl", b'{"prompt": " "}', 'line 1: expected an object with a "prompt"'),
+        ("p.jsonl", b'{"prompt": "a", "seed": "x"}', "seed 'x'"),
+        ("p.jsonl", b'{"prompt": "a", "file": "b.mp4"}', "file is written by this command"),
+    ],
+)
+def test_a_prompt_file_that_is_wrong_is_named_with_the_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        launcher.read_prompts(tmp_path / name, 0)
+
+
+def test_a_prompt_file_that_is_absent_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="p.txt' does not exist"):
+        launcher.read_prompts(tmp_path / "p.txt", 0)
+
+
+# -- what is opened ---------------------------------------------------------------------------------------
+
+
+def test_a_run_opens_whole_by_expert_and_by_step(workdir, opened_once):
+    whole = opened_once(str(workdir), weights="ema")
+    assert set(whole.experts) == {"high", "low"} and whole.latent_shape == (2, 4, 4, 4)
+    for path in (workdir / "high", workdir / "high" / "checkpoints" / "7"):
+        assert set(pipeline.open_pipeline(path).experts) == {"high"}
+    raw = opened_once(str(workdir), weights="raw")
+    assert raw.fingerprint != whole.fingerprint and "(raw)" in raw.description
+    averaged = jax.tree.map(lambda leaf: leaf * 0.9, raw.experts["high"][1])
+    jax.tree.map(np.testing.assert_allclose, whole.experts["high"][1], averaged)
+
+
+def test_a_release_opens_with_the_settings_of_its_family(release):
+    opened = pipeline.open_pipeline(release)
+    assert set(opened.experts) == {"high", "low"} and "two experts, boundary 0.9" in opened.description
+    assert opened.config == generate.SampleConfig(boundary=0.9)
+    assert (opened.frames, opened.height, opened.width, opened.fps) == (81, 480, 832, 16.0)
+    assert opened.text.length == 512 and isinstance(opened.text, text.TextEncoder)
+    expected = randomised(WanDiT(DIT), 0, 0.15)  # transformer/ is the high-noise expert
+    jax.tree.map(np.testing.assert_array_equal, opened.experts["high"][1], expected)
+    with pytest.raises(ValueError, match="one set of weights"):
+        pipeline.open_pipeline(release, weights="raw")
+
+
+def test_a_release_with_one_transformer_gives_it_every_step(release):
+    write_index(release, boundary_ratio=None, transformer_2=0)
+    try:
+        opened = pipeline.open_pipeline(release)
+        assert set(opened.experts) == {"high"} and opened.config.expert_steps == {"high": 50, "low": 0}
+        write_index(release, boundary_ratio=None)
+        with pytest.raises(ValueError, match="no boundary_ratio"):
+            pipeline.open_pipeline(release)
+        write_index(release, boundary_ratio=0.9, vae=0)
+        with pytest.raises(ValueError, match="names no vae"):
+            pipeline.open_pipeline(release)
+    finally:
+        write_index(release, boundary_ratio=0.9)
+
+
+def test_what_cannot_be_opened_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        pipeline.open_pipeline(tmp_path / "nowhere")
+    with pytest.raises(checkpoint.CheckpointError, match=tmp_path.name):
+        pipeline.open_pipeline(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="one network"):
+        pipeline.open_pipeline(tmp_path)
+    with pytest.raises(ValueError, match="is a file"):
+        pipeline.open_pipeline(tmp_path / "model.safetensors")
+    (tmp_path / "high_noise_model").mkdir()
+    with pytest.raises(ValueError, match="official layout"):
+        pipeline.open_pipeline(tmp_path)
+    with pytest.raises(ValueError, match="weights = 'best'"):
+        pipeline.open_pipeline(tmp_path, weights="best")
