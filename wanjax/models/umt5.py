@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import ArrayLike
 
 from wanjax.models import rows as row_table
 from wanjax.models.rows import Row
@@ -181,7 +182,7 @@ class UMT5Encoder:
 
         return {"params": row_table.tree(rows, leaf)}
 
-    def apply(self, variables: dict[str, Params], ids: jax.Array, mask: jax.Array) -> jax.Array:
+    def apply(self, variables: dict[str, Params], ids: ArrayLike, mask: ArrayLike) -> jax.Array:
         """Features of each token.
 
         Args:
