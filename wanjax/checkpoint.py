@@ -108,7 +108,8 @@ class Checkpoints:
             self._manager.wait()
         except (OSError, ValueError) as error:
             raise CheckpointError(f"the newest checkpoint in {self.folder} could not be written "
-                                  f"({_first_line(error)}); earlier ones are untouched. Free disk space and launch again") from error
+                                  f"({_first_line(error)}); earlier ones are untouched. Free disk space and launch "
+                                  "again") from error
 
     def close(self) -> None:
         self.wait()
@@ -214,7 +215,7 @@ def _newest_readable(folders: list[pathlib.Path], part: str, mesh: jax.sharding.
 def _expert_checkpoints(path: pathlib.Path) -> list[list[pathlib.Path]]:
     """Per expert found under ``path``: its checkpoint folders, newest first."""
     path = path.absolute()
-    if path.is_dir() and ocp.is_orbax_checkpoint(path):
+    if (path / "_CHECKPOINT_METADATA").is_file():
         return [[path]]
     for folders in ([path / e for e in EXPERTS], [path]):
         found = []
