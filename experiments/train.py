@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import pathlib
 import sys
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -59,7 +60,8 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
     preview = make_preview(name, model, codec, validation[0], experiment.sample, seed=experiment.seed)
     params = None
     if config.init_from:
-        def params():
+        def params() -> Any:
+            print(f"{name} expert: continues the weights of {warm_start.find_experts(config.init_from)}", flush=True)
             return warm_start.initial_params(config.init_from, name, experiment.model, mesh)
     expert = Expert(name, model, objective, experiment.optimizer, config, mesh, experiment.seed, params, batches,
                     validation, preview, lambda b: data.to_global(b, partition.batch_sharding(mesh)))

@@ -35,10 +35,11 @@ def small_data(folder: pathlib.Path) -> str:
     return str(prepare(folder, config=scenes).data_path)
 
 
-def command(workdir: pathlib.Path, source: str, cache: pathlib.Path, **overrides: object) -> list[str]:
-    """The launcher's command line for a run of the default config cut down to ``SMALL``."""
+def command(workdir: pathlib.Path, source: str, cache: pathlib.Path, *, config: str = "light_scenes_tiny",
+            **overrides: object) -> list[str]:
+    """The launcher's command line for a run of a config cut down to ``SMALL``."""
     values = {**SMALL, "data.source": source, "data.cache_dir": str(cache), **overrides}
-    return [sys.executable, "-m", "experiments.train", "--config", str(ROOT / "configs/light_scenes_tiny.py"),
+    return [sys.executable, "-m", "experiments.train", "--config", str(ROOT / f"configs/{config}.py"),
             "--workdir", str(workdir), *(f"--config.{k}={v}" for k, v in values.items())]
 
 

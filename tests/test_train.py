@@ -46,7 +46,8 @@ def run(folder, *, steps=6, batches=None, keep=3, every=2, accumulate=1, on_step
     mesh = partition.make_mesh(dict.fromkeys(partition.AXES, 1), devices=jax.devices()[:1])
     settings = train.TrainConfig(expert="high", steps_high=steps, checkpoint_every=every, keep=keep, validate_every=3,
                                  validation_bins=2, log_every=2, accumulate=accumulate)
-    expert = train.Expert("high", WanDiT(MODEL), objectives.make_objective(OBJECTIVE, np.ones(4, np.float32)), OPTIMIZER,
+    objective = objectives.make_objective(OBJECTIVE, np.ones(4, np.float32))
+    expert = train.Expert("high", WanDiT(MODEL), objective, OPTIMIZER,
                           settings, mesh, 0, None, batches or Batches(), [next(Batches())], None,
                           lambda b: jax.tree.map(jnp.asarray, b))
     experiment = config.load("configs/light_scenes_tiny.py")

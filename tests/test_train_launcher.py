@@ -3,6 +3,7 @@ import json
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from tests import launching
@@ -76,3 +77,33 @@ def test_wrong_input_is_one_error_and_leaves_no_checkpoint(source, cache, tmp_pa
     for word in words:
         assert word in output
     assert not list(tmp_path.rglob("checkpoints"))
+
+
+CUT_DOWN = {
+    "light_scenes_tiny": {},
+    "t2v_a14b": {
+        "codec": "light_scenes_tiny", "text.tokenizer": "byt5", "text.encoder": "seeded", "text.length": 64,
+        "text.model.vocab_size": 384, "text.model.d_model": 64, "text.model.d_kv": 16, "text.model.d_ff": 128,
+        "text.model.num_heads": 4, "text.model.num_layers": 2, "model.text_dim": 64, "data.fps": 8.0,
+        "train.init_from": "",
+    },
+}
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (launching.ROOT / "configs").glob("[!_]*.py")))
+def test_every_config_takes_a_step(name, source, tmp_path):
+    arguments = launching.command(tmp_path / "run", source, tmp_path / "cache", config=name, **{
+        "train.expert": "low", "train.steps_low": 1, **CUT_DOWN[name]})
+    code, output = launching.finish(arguments)
+    assert code == 0, output
+    assert [line["step"] for line in launching.log(tmp_path / "run", "low") if "loss" in line] == [1]
+
+
+def test_a_run_continues_the_weights_of_another(whole, source, cache, tmp_path):
+    arguments = launching.command(tmp_path, source, cache, **{
+        "train.expert": "high", "train.steps_high": 1, "optimizer.learning_rate": 1e-12, "train.init_from": whole})
+    code, output = launching.finish(arguments)
+    assert code == 0 and f"continues the weights of {whole}" in output, output
+    before, after = launching.final_state(whole), launching.final_state(tmp_path)
+    name = next(k for k in after if k.startswith("['params']") and "kernel" in k)
+    np.testing.assert_allclose(after[name], before[name.replace("params", "ema", 1)], atol=1e-9)

@@ -43,7 +43,8 @@ class TrainConfig:
       checkpoint_every, keep: steps between checkpoints, and how many of the newest stay on disk.
       validate_every, validation_bins: steps between validations; equal-width noise bins over the expert's range.
       preview_every: steps between sample grids; 0 for none.
-      init_from: a wanjax run or any layout that the hub opens; weights only; "" starts from random weights.
+      init_from: a wanjax run, any layout that the hub opens, or the name of shipped experts; weights only; "" starts
+        from random weights.
     """
 
     expert: str = "both"

@@ -14,18 +14,38 @@ DIFFUSERS_FOLDERS = {"high": "transformer", "low": "transformer_2"}
 OFFICIAL_FOLDERS = {"high": "high_noise_model", "low": "low_noise_model"}
 
 
+SHIPPED = pathlib.Path(__file__).parent / "assets"
+
+
+def find_experts(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder of shipped experts (``"light_scenes_tiny"``), or the given folder.
+
+    Raises:
+      FileNotFoundError: naming the shipped ones.
+    """
+    shipped, folder = SHIPPED / f"experts_{name_or_folder}", pathlib.Path(name_or_folder)
+    if "/" not in str(name_or_folder) and shipped.is_dir():
+        return shipped
+    if not folder.exists():
+        names = ", ".join(sorted(p.name.removeprefix("experts_") for p in SHIPPED.glob("experts_*"))) or "none"
+        raise FileNotFoundError(f"config.train.init_from = {str(name_or_folder)!r} does not exist: give a run, a "
+                                f"folder that the hub opens, or shipped experts ({names})")
+    return folder
+
+
 def initial_params(source: str | os.PathLike[str], expert: str, config: DiTConfig, mesh: jax.sharding.Mesh) -> Any:
     """One expert's weights, placed on ``mesh``.
 
     Args:
-      source: a run's workdir (its EMA weights are taken), a diffusers or official pipeline folder, or one network's.
+      source: a run's workdir (its EMA weights are taken), a diffusers or official pipeline folder, one network's, or
+        the name of shipped experts.
       expert: "high" or "low".
       config: of the transformer that will take them.
 
     Raises:
       ValueError: if the source has no such expert, or another architecture.
     """
-    source = pathlib.Path(source)
+    source = find_experts(source)
     if checkpoint.is_run(source):
         run = checkpoint.open_run(source, "ema", mesh)
         if expert not in run.experts:
