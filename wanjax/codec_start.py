@@ -74,7 +74,7 @@ def _start_encoder(config: VAEConfig, params: Tree, pixels: jax.Array) -> list[S
             components = _components(cells.transpose(0, 1, 2, 4, 3, 5, 6).reshape(-1, 4 * used), x.shape[-1])
             kernel, used = _cleared(part["space"]), components.shape[1]
             kernel[:2, :2, :before, :used] = components.reshape(2, 2, before, used)
-            spaced = np.asarray(_per_frame(x, kernel, stride=2)[..., :used])
+            spaced = np.asarray(_per_frame(x, jnp.asarray(kernel), stride=2)[..., :used])
             stages.append(Stage(entered, spaced))
             if "time" in part:
                 pairs, before = np.concatenate([spaced[:, 1::2], spaced[:, 2::2]], -1), used

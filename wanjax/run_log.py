@@ -7,6 +7,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping
+from typing import TextIO
 
 import numpy as np
 import PIL.Image
@@ -26,7 +27,7 @@ class RunLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "metrics.jsonl"
         self._name, self._steps, self._every, self._progress = name, steps, log_every, progress
-        self._file = None
+        self._file: TextIO | None = None
         self._board: tensorboardX.SummaryWriter | None = None
         self._bar: tqdm.tqdm | None = None
         self._clock, self._clock_step = time.monotonic(), 0

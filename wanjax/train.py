@@ -115,7 +115,8 @@ def state_shapes(model: WanDiT, optimizer: optax.GradientTransformation, mesh: j
     alone = partition.replicated(mesh)
     opt_sharding = optax.tree.map_params(optimizer, lambda _, s: s, shapes.opt_state, params_sharding,
                                          transform_non_params=lambda _: alone)
-    shardings = TrainState(alone, params_sharding, params_sharding, opt_sharding)
+    shardings = dataclasses.replace(shapes, step=alone, params=params_sharding, ema=params_sharding,
+                                    opt_state=opt_sharding)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
@@ -148,14 +149,18 @@ def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.Gradie
     Pure; jit it with the state donated. Metrics are float32 scalars: the objective's, and ``grad_norm``.
     """
 
-    def loss(params: Any, step: jax.Array, x0: jax.Array, text: jax.Array, noise: jax.Array, timestep: jax.Array):
+    def loss(params: Any, step: jax.Array, x0: jax.Array, text: jax.Array, noise: jax.Array, timestep: jax.Array
+             ) -> tuple[jax.Array, dict[str, jax.Array]]:
         sigma = timestep / 1000.0
-        velocity = model.apply({"params": params}, rectified_flow.add_noise(x0, noise, sigma), timestep, text)
-        return objective(Prediction(velocity, rectified_flow.velocity_target(x0, noise), x0, sigma), step)
+        noised = jnp.asarray(rectified_flow.add_noise(x0, noise, sigma))
+        target = jnp.asarray(rectified_flow.velocity_target(x0, noise))
+        velocity = model.apply({"params": params}, noised, timestep, text)
+        return objective(Prediction(velocity, target, x0, sigma), step)
 
     value_and_grad = jax.value_and_grad(lambda *args: loss(*args), has_aux=True)
 
-    def step_fn(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array):
+    def step_fn(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
+                ) -> tuple[TrainState, dict[str, jax.Array]]:
         x0, text = batch["latents"], batch["text"]
         noise_key, time_key = jax.random.split(jax.random.fold_in(key, state.step))
         noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
@@ -164,7 +169,7 @@ def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.Gradie
         if accumulate == 1:
             (_, metrics), grads = value_and_grad(state.params, state.step, x0, text, noise, timestep)
         else:
-            def micro(total, part):
+            def micro(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, dict[str, jax.Array]]:
                 (_, metrics), grads = value_and_grad(state.params, state.step, *part)
                 return jax.tree.map(jnp.add, total, grads), metrics
 
@@ -194,8 +199,8 @@ def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int)
 
         def one(timestep):
             t = jnp.full((x0.shape[0],), timestep)
-            velocity = model.apply({"params": params}, rectified_flow.add_noise(x0, noise, t / 1000.0), t,
-                                   batch["text"])
+            noised = jnp.asarray(rectified_flow.add_noise(x0, noise, t / 1000.0))
+            velocity = model.apply({"params": params}, noised, t, batch["text"])
             return jnp.mean(jnp.square(velocity - rectified_flow.velocity_target(x0, noise)))
 
         return jax.lax.map(one, jnp.asarray(centres, jnp.float32))

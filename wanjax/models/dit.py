@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -316,11 +316,12 @@ def _forward(model: WanDiT, params: Any, latents: Any, timestep: Any, text: Any)
     outside = {name: value for name, value in params.items() if name not in ("blocks", "head")}
     patches = _patchify(jnp.asarray(latents), c.patch)
     patches, timestep, text = _over_clips(model, patches), _over_clips(model, timestep), _over_clips(model, text)
-    x, text, time, projected = _Embeddings(c).apply({"params": outside}, patches, timestep, text)
+    embedded = _Embeddings(c).apply({"params": outside}, patches, timestep, text)
+    x, text, time, projected = cast(tuple[jax.Array, jax.Array, jax.Array, jax.Array], embedded)
     text, time, projected = _over_clips(model, text), _over_clips(model, time), _over_clips(model, projected)
     angles = tuple(jnp.asarray(table) for table in rope.tables(grid, c.head_dim))
     x = _stack(model, params["blocks"], x, text, projected, angles)
-    out = _Head(c).apply({"params": params["head"]}, x, time)
+    out = cast(jax.Array, _Head(c).apply({"params": params["head"]}, x, time))
     return _unpatchify(out, grid, c.patch)
 
 
@@ -373,7 +374,7 @@ def _scan(
     def body(x: jax.Array, own: Any) -> tuple[jax.Array, None]:
         if manual:
             own = jax.tree.map(functools.partial(_gather, config, manual), own, specs)
-        return block.apply({"params": own}, x, text, time, angles), None
+        return cast(jax.Array, block.apply({"params": own}, x, text, time, angles)), None
 
     if config.remat != "none":
         body = jax.checkpoint(body, policy=_POLICIES[config.remat], prevent_cse=False)
