@@ -6,7 +6,7 @@ import sys
 import tomllib
 
 import pytest
-from test_layering import ROOMS, imports, python_files
+from tests.test_layering import ROOMS, imports, python_files
 
 import wanjax
 
