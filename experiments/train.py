@@ -27,10 +27,6 @@ from wanjax.run_log import RunLog
 from wanjax.train import EXPERTS, Diverged, Expert, Stopped, train_expert
 from wanjax.workdir import Workdir, WorkdirError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, previews.")
-
-
 def run(experiment: config_lib.Experiment, workdir: str) -> None:
     """Trains what the experiment asks for, from wherever the workdir stands."""
     sizes = experiment.mesh.sizes(jax.device_count())
@@ -81,7 +77,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --")
     logging.getLogger("absl").setLevel(logging.WARNING)
     try:
-        run(config_lib.from_config_dict(_CONFIG.value), _WORKDIR.value)
+        run(config_lib.from_config_dict(flags.FLAGS.config), flags.FLAGS.workdir)
     except Stopped as stopped:
         print(stopped, flush=True)
     except (config_lib.ConfigError, WorkdirError, CheckpointError, CacheError, encode.DataError, Diverged, OSError,
@@ -90,7 +86,9 @@ def main(argv: list[str]) -> None:
 
 
 def entry() -> None:
-    """Console entry point."""
+    """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
+    config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
+    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, previews.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)
 
