@@ -27,6 +27,7 @@ from wanjax.run_log import RunLog
 from wanjax.train import EXPERTS, Diverged, Expert, Stopped, train_expert
 from wanjax.workdir import Workdir, WorkdirError
 
+
 def run(experiment: config_lib.Experiment, workdir: str) -> None:
     """Trains what the experiment asks for, from wherever the workdir stands."""
     sizes = experiment.mesh.sizes(jax.device_count())
