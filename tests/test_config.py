@@ -47,7 +47,7 @@ def test_the_real_model_is_counted_without_allocating_it():
     ({"mesh.seq": 0}, ["config.mesh.seq = 0"]),
     ({"mesh.tensor": 3}, ["heads", "config.mesh.tensor = 3"]),
     ({"train.expert": "middle"}, ["expert", "'middle'", "'high', 'low' or 'both'"]),
-    ({"train.boundary": 0.9}, ["config.sample.boundary", "0.875", "0.9"]),
+    ({"train.boundary": 0.9}, ["config.sample.boundary", "0.5", "0.9"]),
     ({"model.text_dim": 32}, ["config.model.text_dim = 32", "64 wide"]),
     ({"optimizer.learning_rate": -1.0}, ["learning_rate", "-1.0"]),
     ({"optimizer.learning_rate": float("nan")}, ["config.optimizer.learning_rate", "finite"]),
