@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict(dict(
         width=128, heads=2, layers=6, ffn=512, in_channels=16, out_channels=16, freq_dim=256, text_dim=64,
-        dtype="float32", remat="none",
+        dtype="float32", remat="full",  # recomputing is cheaper here than touching new memory
     ))
     config.text = ml_collections.ConfigDict(dict(
         tokenizer="byt5", encoder="seeded", length=64, seed=2,
