@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
-from tests.test_latent_cache import make_cache, make_clips
 
+from tests.test_latent_cache import make_cache, make_clips
 from wanjax.data import make_loader, to_global, validation_batches
 from wanjax.latent_cache import CacheError, Clip
 

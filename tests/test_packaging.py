@@ -6,9 +6,9 @@ import sys
 import tomllib
 
 import pytest
-from tests.test_layering import ROOMS, imports, python_files
 
 import wanjax
+from tests.test_layering import ROOMS, imports, python_files
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
