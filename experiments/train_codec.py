@@ -12,27 +12,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from absl import app, flags, logging
 
 from data_pipelines.light_scenes import FAMILIES, ClipSize, ClipSpec, render_clip
-from wanjax import codec_training, hub
+from wanjax import codec_scale, codec_training, hub
 from wanjax.codec_training import CodecTrainingConfig
 from wanjax.light.luminance import LuminanceFit, cell_luminance, fit_luminance
 from wanjax.light.photometry import luminance, srgb_to_linear
 from wanjax.models.vae import VAEConfig, WanVAE
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder of the run; an earlier run in it is continued.")
-flags.DEFINE_integer("steps", CodecTrainingConfig.steps, "Optimizer steps.", lower_bound=1)
-flags.DEFINE_integer("full_steps", CodecTrainingConfig.full_steps, "The last steps, on whole clips.", lower_bound=0)
-flags.DEFINE_integer("clips", 240, "Rendered training clips of each family.", lower_bound=1)
-flags.DEFINE_integer("held_out", 4, "Held-out clips of each family that are measured.", lower_bound=1)
-flags.DEFINE_integer("base_dim", 8, "Channels at full resolution.", lower_bound=2)
-flags.DEFINE_bool("fit_luminance", False, "Only fit the luminance vector of --checkpoint.")
-flags.DEFINE_string("checkpoint", None, "Codec folder, for --fit_luminance.")
-flags.DEFINE_integer("fit_clips", 20, "Training clips of each family for latent statistics and luminance.")
 
 
 def tiny_config(base_dim: int = 8) -> VAEConfig:
@@ -97,7 +90,7 @@ class Augmented:
         return (crop * 2 - 1).astype(np.float32)
 
 
-def fit(model: WanVAE, params: Mapping[str, object], clips: np.ndarray) -> LuminanceFit:
+def fit(model: WanVAE, params: Mapping[str, Any], clips: np.ndarray) -> LuminanceFit:
     """Luminance vector of a codec on uint8 clips [n, T, H, W, 3]."""
     latents, cells = [], []
     for clip in clips:
@@ -112,22 +105,68 @@ def fit_sample(count: int) -> np.ndarray:
     return np.concatenate([rendered(family, "train", count) for family in FAMILIES])
 
 
-def export(config: VAEConfig, params: Mapping[str, object], folder: Path) -> None:
-    """Latent statistics and luminance vector, then the codec's folder."""
-    sample = fit_sample(FLAGS.fit_clips)
-    model = WanVAE(codec_training.with_statistics(config, params, sample))
+def compacted(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoder's largest kernels in float16, which brings the file under 8 MB; the encoder stays exact.
+
+    They are under half of the weights, so that the hub still reads a float32 network.
+    """
+
+    def shrink(path: tuple[Any, ...], leaf: np.ndarray) -> np.ndarray:
+        large = path[0].key == "decoder" and leaf.size > 100_000
+        return np.asarray(leaf, np.float16 if large else np.float32)
+
+    return jax.tree_util.tree_map_with_path(shrink, params)
+
+
+def export(config: VAEConfig, params: Mapping[str, Any], sample: np.ndarray, folder: Path) -> LuminanceFit:
+    """Write the codec's folder, its latents scaled and its luminance vector fitted on ``sample`` (uint8 clips)."""
+    few = sample[:: max(len(sample) // 12, 1)]
+    params = compacted(codec_scale.balance(config, params, few))
+    model = WanVAE(codec_scale.with_statistics(config, params, sample))
     hub.save_vae(folder, model, params)
     found = fit(model, params, sample)
     found.save(folder / "luminance.json")
-    logging.info("wrote %s; luminance R2 %.4f", folder, found.r2)
+    return found
 
 
-def report(step: int, figures: Mapping[str, float]) -> None:
-    """One JSON line in the log and in the work folder."""
-    line = json.dumps({"step": step, **{name: round(value, 5) for name, value in figures.items()}})
-    logging.info(line)
-    with open(Path(FLAGS.workdir) / "metrics.jsonl", "a") as file:
-        file.write(line + "\n")
+def fit_again(folder: Path, *, fit_clips: int) -> LuminanceFit:
+    """Fit the luminance vector of the codec in ``folder`` and rewrite its luminance.json."""
+    model, params = hub.load_vae(folder)
+    found = fit(model, params, fit_sample(fit_clips))
+    found.save(folder / "luminance.json")
+    return found
+
+
+def run(
+    workdir: Path, config: VAEConfig, training: CodecTrainingConfig, *, clips: int, held_out: int, fit_clips: int
+) -> Path:
+    """Train in ``workdir`` (or go on there) and export; returns the codec's folder.
+
+    Args:
+        clips: rendered training clips of each family.
+        held_out: held-out clips of each family that are measured.
+        fit_clips: training clips of each family for latent statistics and luminance.
+    """
+
+    def report(step: int, figures: Mapping[str, float]) -> None:
+        line = json.dumps({"step": step, **{name: round(value, 5) for name, value in figures.items()}})
+        logging.info(line)
+        with open(workdir / "metrics.jsonl", "a") as file:
+            file.write(line + "\n")
+
+    sample = fit_sample(fit_clips)
+    params = codec_training.train(
+        WanVAE(config),
+        training,
+        Augmented(training_clips(workdir, clips)),
+        start=sample[:: max(len(sample) // 12, 1)],
+        workdir=workdir,
+        held_out={family: rendered(family, "test", held_out) for family in FAMILIES},
+        report=report,
+    )
+    found = export(config, params, sample, workdir / "codec")
+    logging.info("wrote %s; luminance R2 %.4f", workdir / "codec", found.r2)
+    return workdir / "codec"
 
 
 def main(argv: list[str]) -> None:
@@ -136,23 +175,29 @@ def main(argv: list[str]) -> None:
     if FLAGS.fit_luminance:
         if not FLAGS.checkpoint:
             raise app.UsageError("--fit_luminance needs --checkpoint, the codec's folder")
-        model, params = hub.load_vae(FLAGS.checkpoint)
-        found = fit(model, params, fit_sample(FLAGS.fit_clips))
-        found.save(Path(FLAGS.checkpoint) / "luminance.json")
+        found = fit_again(Path(FLAGS.checkpoint), fit_clips=FLAGS.fit_clips)
         print(f"luminance.json: R2 {found.r2:.4f} on {found.fitted_on}")
         return
     if not FLAGS.workdir:
         raise app.UsageError("--workdir is needed")
-    workdir = Path(FLAGS.workdir)
-    config = tiny_config(FLAGS.base_dim)
     training = CodecTrainingConfig(steps=FLAGS.steps, full_steps=min(FLAGS.full_steps, FLAGS.steps))
-    clips = Augmented(training_clips(workdir, FLAGS.clips))
-    held_out = {family: rendered(family, "test", FLAGS.held_out) for family in FAMILIES}
-    params = codec_training.train(
-        WanVAE(config), training, clips, workdir=workdir, held_out=held_out, report=report
-    )
-    export(config, params, workdir / "codec")
+    sizes = {"clips": FLAGS.clips, "held_out": FLAGS.held_out, "fit_clips": FLAGS.fit_clips}
+    run(Path(FLAGS.workdir), tiny_config(FLAGS.base_dim), training, **sizes)
+
+
+def entry() -> None:
+    """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
+    flags.DEFINE_string("workdir", None, "Folder of the run; an earlier run in it is continued.")
+    flags.DEFINE_integer("steps", CodecTrainingConfig.steps, "Optimizer steps.", lower_bound=1)
+    flags.DEFINE_integer("full_steps", CodecTrainingConfig.full_steps, "The last steps, on whole clips.", lower_bound=0)
+    flags.DEFINE_integer("clips", 240, "Rendered training clips of each family.", lower_bound=1)
+    flags.DEFINE_integer("held_out", 4, "Held-out clips of each family that are measured.", lower_bound=1)
+    flags.DEFINE_integer("base_dim", 8, "Channels at full resolution.", lower_bound=8)
+    flags.DEFINE_bool("fit_luminance", False, "Only fit the luminance vector of --checkpoint.")
+    flags.DEFINE_string("checkpoint", None, "Codec folder, for --fit_luminance.")
+    flags.DEFINE_integer("fit_clips", 20, "Training clips of each family for latent statistics and luminance.")
+    app.run(main)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    entry()

@@ -1,12 +1,14 @@
 """Training a codec: it learns, resumes to the same bits, and its luminance vector is what least squares says."""
 
 import json
-from dataclasses import replace
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
+import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from experiments import train_codec
 from wanjax import codec_training, hub
@@ -14,12 +16,30 @@ from wanjax.codec_training import CodecTrainingConfig
 from wanjax.light import luminance
 from wanjax.models.vae import VAEConfig, WanVAE
 
+ROOT = Path(__file__).parents[1]
 MODEL = WanVAE(
-    VAEConfig(base_dim=2, num_res_blocks=1, dim_mult=(1, 1, 1, 1), latents_mean=(0.0,) * 16, latents_std=(1.0,) * 16)
+    VAEConfig(base_dim=8, num_res_blocks=1, dim_mult=(1, 2, 2, 5), latents_mean=(0.0,) * 16, latents_std=(1.0,) * 16)
 )
+START = np.zeros((1, 1, 8, 8, 3), np.uint8)
+# Single frames: a step's program is then a third as large, and compiling it is most of these tests' time.
 CONFIG = CodecTrainingConfig(
-    steps=4, full_steps=0, crop_batch=1, crop_frames=5, crop_size=16, warmup_steps=1, evaluate_every=100, save_every=2
+    steps=4, full_steps=0, crop_batch=1, crop_frames=1, crop_size=8, warmup_steps=1, evaluate_every=100, save_every=2
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiling is most of these tests' time and speed is not what they are about."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def random_start(monkeypatch):
+    """Runs begin from random weights: nothing to fit."""
+    random = jax.tree.map(np.array, MODEL.init(jax.random.key(0))["params"])
+    monkeypatch.setattr(codec_training, "linear_start", lambda *args, **kwargs: random)
 
 
 def flat_clips(step: int, *, batch: int, frames: int, size: int) -> np.ndarray:
@@ -28,28 +48,28 @@ def flat_clips(step: int, *, batch: int, frames: int, size: int) -> np.ndarray:
     return np.broadcast_to(colour, (batch, frames, size, size, 3)).astype(np.float32)
 
 
-def run(config: CodecTrainingConfig, workdir, reports: list | None = None):
-    def report(step, figures):
-        if reports is not None:
-            reports.append((step, dict(figures)))
-
-    return codec_training.train(MODEL, config, flat_clips, workdir=workdir, held_out={}, report=report)
+def run(workdir, clips=flat_clips):
+    return codec_training.train(
+        MODEL, CONFIG, clips, start=START, workdir=workdir, held_out={}, report=lambda *_: None
+    )
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
-    whole = run(CONFIG, tmp_path / "whole")
-    step, state = codec_training.make_step(MODEL, CONFIG), codec_training.init_state(MODEL, CONFIG)
-    state = codec_training.jax.tree.map(codec_training.jnp.copy, state)
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, random_start):
+    whole = run(tmp_path / "whole")
+    step, state = codec_training.make_step(MODEL, CONFIG), codec_training.init_state(MODEL, CONFIG, START)
     for done in range(2):
         state, _ = step(state, flat_clips(done, **CONFIG.batch_of(done)))
     (tmp_path / "stopped").mkdir()
     codec_training.save_state(tmp_path / "stopped" / "state.msgpack", state)
-    chex.assert_trees_all_equal(run(CONFIG, tmp_path / "stopped"), whole)
+    chex.assert_trees_all_equal(run(tmp_path / "stopped"), whole)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, random_start):
+    def broken(step: int, **sizes: int) -> np.ndarray:
+        return flat_clips(step, **sizes) * np.float32("nan")
+
     with pytest.raises(FloatingPointError, match="step 4 .*lower learning_rate"):
-        run(replace(CONFIG, learning_rate=float("inf")), tmp_path)
+        run(tmp_path, broken)
 
 
 @pytest.mark.parametrize(
@@ -86,19 +106,19 @@ def test_a_cell_is_the_mean_of_its_frames_and_pixels():
 
 
 def test_launcher_trains_exports_and_fits_luminance_again(tmp_path):
-    with flagsaver.flagsaver(
-        workdir=str(tmp_path), steps=1, full_steps=0, clips=1, held_out=1, base_dim=2, fit_clips=1
-    ):
-        train_codec.main(["train_codec"])
-    folder = tmp_path / "codec"
+    folder = train_codec.run(tmp_path, MODEL.config, CONFIG, clips=1, held_out=1, fit_clips=1)
     model, params = hub.load_vae(folder)
     fit = luminance.load(folder / "luminance.json")
     assert len(fit.m) == 16 and fit.r2 <= 1
+    assert "sundial/psnr" in json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     clip = train_codec.rendered("sundial", "train", 1)
-    chex.assert_shape(model.apply({"params": params}, clip / np.float32(127.5) - 1), (1, 5, 8, 8, 16))
+    latents = model.apply({"params": params}, clip / np.float32(127.5) - 1)
+    chex.assert_shape(latents, (1, 5, 8, 8, 16))
     (folder / "luminance.json").write_text(json.dumps({"m": []}))
     with pytest.raises(ValueError, match="fit it again"):
         luminance.load(folder / "luminance.json")
-    with flagsaver.flagsaver(fit_luminance=True, checkpoint=str(folder), fit_clips=1):
-        train_codec.main(["train_codec"])
-    np.testing.assert_allclose(luminance.load(folder / "luminance.json").m, fit.m, rtol=1e-6)
+    command = ("-m", "experiments.train_codec", "--fit_luminance", f"--checkpoint={folder}", "--fit_clips=1")
+    done = subprocess.run((sys.executable, *command), capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "R2" in done.stdout
+    np.testing.assert_allclose(luminance.load(folder / "luminance.json").m, fit.m, rtol=1e-4, atol=1e-6)

@@ -11,7 +11,7 @@ from wanjax.models.rows import count, export_tensors, import_tensors, shapes
 from wanjax.models.rows.vae import vae_rows
 from wanjax.models.vae import VAEConfig, WanVAE
 
-TINY = VAEConfig(base_dim=4, num_res_blocks=1, dim_mult=(1, 1, 2, 2))
+TINY = VAEConfig(base_dim=8, num_res_blocks=1, dim_mult=(1, 1, 2, 2))
 
 
 def randomised(config: VAEConfig) -> dict:
