@@ -22,7 +22,6 @@ import ml_collections
 from wanjax.data import DataConfig
 from wanjax.generate import SampleConfig
 from wanjax.models.dit import DiTConfig
-from wanjax.models.umt5 import UMT5Config
 from wanjax.objectives import ObjectiveConfig
 from wanjax.optim import OptimizerConfig
 from wanjax.text import TextConfig
@@ -292,5 +291,5 @@ def _tuple(args: tuple[Any, ...], hint: Any, value: Any, where: str) -> tuple[An
     return tuple(_convert(kind, v, f"{where}[{i}]") for i, (kind, v) in enumerate(zip(kinds, value, strict=True)))
 
 
-__all__ = ["ConfigError", "Experiment", "MeshConfig", "UMT5Config", "differences", "from_config_dict", "from_dict",
+__all__ = ["ConfigError", "Experiment", "MeshConfig", "differences", "from_config_dict", "from_dict",
            "load", "override", "read", "to_dict", "validate"]

@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import pathlib
-import shutil
 from types import TracebackType
 
 from wanjax import config as config_lib
@@ -58,10 +57,6 @@ class Workdir:
         if self._lock is not None:
             os.close(self._lock)  # releases the lock
             self._lock = None
-
-    def free_bytes(self) -> int:
-        """Bytes left on the folder's disk."""
-        return shutil.disk_usage(self.path).free
 
     def _check_config(self) -> None:
         file, new = self.path / "config.json", config_lib.to_dict(self._experiment)
