@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from data_pipelines.light_scenes import FAMILIES, ClipSize, ClipSpec, render_clip
-from wanjax import codec_scale, codec_training, hub
+from wanjax import codec_finish, codec_training, hub
 from wanjax.codec_training import CodecTrainingConfig
 from wanjax.light.luminance import LuminanceFit, cell_luminance, fit_luminance
 from wanjax.light.photometry import luminance, srgb_to_linear
@@ -119,10 +119,11 @@ def compacted(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def export(config: VAEConfig, params: Mapping[str, Any], sample: np.ndarray, folder: Path) -> LuminanceFit:
-    """Write the codec's folder, its latents scaled and its luminance vector fitted on ``sample`` (uint8 clips)."""
+    """Write the codec's folder; on ``sample`` (uint8 clips) latents are scaled, brightness set, luminance fitted."""
     few = sample[:: max(len(sample) // 12, 1)]
-    params = compacted(codec_scale.balance(config, params, few))
-    model = WanVAE(codec_scale.with_statistics(config, params, sample))
+    params = compacted(codec_finish.balance(config, params, few))
+    params = codec_finish.brighten(config, params, sample)
+    model = WanVAE(codec_finish.with_statistics(config, params, sample))
     hub.save_vae(folder, model, params)
     found = fit(model, params, sample)
     found.save(folder / "luminance.json")

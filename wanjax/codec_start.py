@@ -46,10 +46,10 @@ def linear_start(config: VAEConfig, video: np.ndarray, *, logvar: float, seed: i
     Raises:
       ValueError: if the codec is too narrow for the heads' pairs.
     """
-    top, base = config.base_dim * config.dim_mult[-1], config.base_dim * config.dim_mult[0]
-    if top < 2 * config.z_dim + 1 or base < 7:
-        raise ValueError(f"base_dim = {config.base_dim}, dim_mult = {config.dim_mult}: a linear start needs at least "
-                         f"{2 * config.z_dim + 1} channels at the lowest resolution and 7 at the highest")
+    _, fine, coarse, coarsest = (config.base_dim * mult for mult in config.dim_mult)
+    if coarsest < 2 * config.z_dim + 1 or coarse < config.z_dim or fine // 2 < 7:
+        raise ValueError(f"base_dim = {config.base_dim}, dim_mult = {config.dim_mult}: a linear start needs base_dim "
+                         f"times the last three multiples to be at least 14, {config.z_dim} and {2 * config.z_dim + 1}")
     params: Tree = jax.tree.map(np.array, WanVAE(config).init(jax.random.key(seed))["params"])
     pixels = jnp.asarray(video, jnp.float32) / 127.5 - 1.0
     stages = _start_encoder(config, params, pixels)

@@ -3,7 +3,8 @@
 It starts from a fitted linear transform (:mod:`wanjax.codec_start`). The loss is
 
     mean |error| + cell_weight * mean |error of 8x8 cells| + mse_weight * mean error^2
-    + luminance_weight * mean |error of log-luminance|   (stops; half frames, half 8x8 cells)
+    + luminance_weight * mean |error of log-luminance|   (stops; half frames, half 8x8 cells; whole clips have
+      full_luminance_weight instead, since only they show a frame's mean)
     + kl_weight * KL(posterior || unit normal) per latent value
 """
 
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from wanjax.codec_finish import frame_error
 from wanjax.codec_start import linear_start
 from wanjax.light.photometry import log_luminance, srgb_to_linear
 from wanjax.models.vae import WanVAE
@@ -46,15 +48,15 @@ class CodecTrainingConfig:
         full_batch, full_frames, full_size: the same of a batch of whole clips.
         learning_rate: peak; linear warm-up over ``warmup_steps``, then cosine decay to 1 % of it.
         ema_decay: of the averaged parameters, which are what is evaluated and kept.
-        cell_weight, mse_weight, luminance_weight, kl_weight: see the module's loss.
+        cell_weight, mse_weight, luminance_weight, full_luminance_weight, kl_weight: see the module's loss.
         initial_logvar: log-variance of the posterior before training.
         clip_norm: bound on the gradient's norm.
         evaluate_every, save_every: steps.
         seed: of the parameters and of the posterior's noise.
     """
 
-    steps: int = 750
-    full_steps: int = 150
+    steps: int = 800
+    full_steps: int = 350
     crop_batch: int = 4
     crop_frames: int = 9
     crop_size: int = 32
@@ -67,6 +69,7 @@ class CodecTrainingConfig:
     cell_weight: float = 1.0
     mse_weight: float = 4.0
     luminance_weight: float = 0.1
+    full_luminance_weight: float = 0.5
     kl_weight: float = 1e-4
     initial_logvar: float = -6.0
     clip_norm: float = 1.0
@@ -84,9 +87,13 @@ class CodecTrainingConfig:
             if getattr(self, name) % 8 or getattr(self, name) < 8:
                 raise ValueError(f"{name} is {getattr(self, name)}; the codec takes multiples of 8 pixels")
 
+    def sees_whole_clips(self, step: int | jax.Array) -> bool | jax.Array:
+        """Whether a step is one of the last ``full_steps``."""
+        return step >= self.steps - self.full_steps
+
     def batch_of(self, step: int) -> dict[str, int]:
         """Batch, frames and size of a step, as :class:`ClipSource` takes them."""
-        kind = "full" if step >= self.steps - self.full_steps else "crop"
+        kind = "full" if self.sees_whole_clips(step) else "crop"
         return {name: getattr(self, f"{kind}_{name}") for name in ("batch", "frames", "size")}
 
 
@@ -124,11 +131,17 @@ def _state_of(config: CodecTrainingConfig, params: Params) -> CodecState:
 
 
 def codec_loss(
-    model: WanVAE, config: CodecTrainingConfig, params: Params, video: jax.Array, key: jax.Array
+    model: WanVAE,
+    config: CodecTrainingConfig,
+    params: Params,
+    video: jax.Array,
+    key: jax.Array,
+    step: jax.Array | int,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss and its terms, averaged over clips.
 
     Args:
+        step: steps done, which decide what log-luminance weighs.
         video: [B, T, H, W, 3] in [-1, 1].
         key: of the posterior's noise.
     """
@@ -149,7 +162,7 @@ def codec_loss(
         "l1": 1.0,
         "cell": config.cell_weight,
         "mse": config.mse_weight,
-        "stops": config.luminance_weight,
+        "stops": jnp.where(config.sees_whole_clips(step), config.full_luminance_weight, config.luminance_weight),
         "kl": config.kl_weight,
     }
     return sum((weights[name] * value for name, value in terms.items()), jnp.zeros(())), terms
@@ -180,7 +193,7 @@ def make_step(model: WanVAE, config: CodecTrainingConfig) -> Callable[..., tuple
     def step(state: CodecState, video: jax.Array) -> tuple[CodecState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)
         loss = partial(codec_loss, model, config)
-        (_, terms), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, video, key)
+        (_, terms), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, video, key, state.step)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A short average at first: the random start must not linger in it.
@@ -260,10 +273,9 @@ def measure(model: WanVAE, params: Params, video: np.ndarray) -> dict[str, np.nd
     for clip in video:
         made = model.apply({"params": params}, clip[None] / np.float32(127.5) - 1)
         made = np.asarray(model.apply({"params": params}, made, method="decode"))[0]
-        made = np.clip(np.round((made + 1) * 127.5), 0, 255)
-        psnr.append(10 * np.log10(255**2 / max(np.mean((made - clip) ** 2), 1e-12)))
-        levels = [log_luminance(srgb_to_linear(x / 255).mean((1, 2))) for x in (made, clip.astype(np.float64))]
-        light.append(np.abs(levels[0] - levels[1]))
+        light.append(np.abs(frame_error(made, clip)))
+        shown = np.clip(np.round((made + 1) * 127.5), 0, 255)
+        psnr.append(10 * np.log10(255**2 / max(np.mean((shown - clip) ** 2), 1e-12)))
     return {"psnr": np.asarray(psnr), "frame_error": np.asarray(light)}
 
 

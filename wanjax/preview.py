@@ -31,22 +31,23 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
     edge = int(np.sum(np.asarray(solver.timesteps) >= 1000.0 * config.boundary))
     noise = jax.random.normal(jax.random.key(seed), x0.shape, jnp.float32)
     start, stop = (0, edge) if expert == "high" else (edge, len(solver.timesteps))
-    sigmas = jnp.asarray(solver.sigmas, jnp.float32)
     timesteps = jnp.asarray(solver.timesteps, jnp.float32)
+    sigma = float(solver.sigmas[edge])
 
     @jax.jit
     def run(params: Any, codec_params: Any) -> jax.Array:
-        x = noise if expert == "high" else rectified_flow.add_noise(x0, noise, jnp.full(len(x0), sigmas[edge]))
+        x = noise if expert == "high" else rectified_flow.add_noise(x0, noise, jnp.full(len(x0), sigma))
 
-        def body(i, x):
-            velocity = model.apply({"params": params}, x, jnp.full(len(x0), timesteps[i]), text)
-            return x + (sigmas[i + 1] - sigmas[i]) * velocity
+        def velocity(x, timestep):
+            return model.apply({"params": params}, x, jnp.full(len(x0), timestep), text)
 
-        x = jax.lax.fori_loop(start, stop, body, x)
+        def body(i, carry):
+            x, history = carry
+            return solver.step(history, x, velocity(x, timesteps[i]), i)
+
+        x, _ = jax.lax.fori_loop(start, stop, body, (x, solver.init(x)))
         if expert == "high":
-            t = jnp.full(len(x0), 1000.0 * sigmas[edge])
-            velocity = model.apply({"params": params}, x, t, text)
-            x = rectified_flow.x0_from_velocity(x, velocity, t / 1000.0)
+            x = rectified_flow.x0_from_velocity(x, velocity(x, 1000.0 * sigma), jnp.full(len(x0), sigma))
         return codec.model.apply({"params": codec_params}, x, method="decode")
 
     def preview(params: Any) -> np.ndarray:
