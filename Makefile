@@ -62,7 +62,8 @@ demo: setup
 	@$(RUN) -c "$(heldout_prompts)" $(DATA) $(DEMO)/prompts.jsonl
 	@$(RUN) -m experiments.sample --checkpoint $(DEMO) --prompts $(DEMO)/prompts.jsonl --out $(DEMO)/samples
 	$(call say,evaluation: light of the sampled clips)
-	@$(RUN) -m experiments.evaluate --workdir $(DEMO) --json $(DEMO)/report.json --report $(DEMO)/report.html
+	@$(RUN) -m experiments.evaluate --workdir $(DEMO) --references $(DATA) --json $(DEMO)/report.json \
+		--report $(DEMO)/report.html
 	$(call say,done: open $(DEMO)/report.html)
 
 test: setup

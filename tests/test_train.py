@@ -1,6 +1,9 @@
 """One step, the loop, and what survives an interruption, on a model of a few thousand parameters."""
+import dataclasses
 import json
+import math
 import os
+import shutil
 import signal
 
 import chex
@@ -42,14 +45,22 @@ class Batches:
         self.position = state["position"]
 
 
-def run(folder, *, steps=6, batches=None, keep=3, every=2, accumulate=1, on_step=None):
-    mesh = partition.make_mesh(dict.fromkeys(partition.AXES, 1), devices=jax.devices()[:1])
+ALONE = dict.fromkeys(partition.AXES, 1)
+
+
+def make_mesh(sizes):
+    return partition.make_mesh(sizes, devices=jax.devices()[: math.prod(sizes.values())])
+
+
+def run(folder, *, steps=6, batches=None, keep=3, every=2, accumulate=1, on_step=None, sizes=ALONE,
+        optimizer=OPTIMIZER):
+    mesh = make_mesh(sizes)
     settings = train.TrainConfig(expert="high", steps_high=steps, checkpoint_every=every, keep=keep, validate_every=3,
                                  validation_bins=2, log_every=2, accumulate=accumulate)
     objective = objectives.make_objective(OBJECTIVE, np.ones(4, np.float32))
-    expert = train.Expert("high", WanDiT(MODEL), objective, OPTIMIZER,
+    expert = train.Expert("high", WanDiT(MODEL, mesh), objective, optimizer,
                           settings, mesh, 0, None, batches or Batches(), [next(Batches())], None,
-                          lambda b: jax.tree.map(jnp.asarray, b))
+                          lambda b: jax.device_put(b, partition.batch_sharding(mesh)))
     experiment = config.load("configs/light_scenes_tiny.py")
     log = RunLog(folder, name="high", steps=steps, log_every=2, progress=False)
     try:
@@ -116,6 +127,28 @@ def test_a_truncated_newest_checkpoint_is_named_and_passed_over(whole, tmp_path,
     assert (tmp_path / "unreadable_4").is_dir()
 
 
+def test_another_mesh_goes_on_from_the_same_bits(tmp_path):
+    optimizer = dataclasses.replace(OPTIMIZER, learning_rate=1e-4)
+    sizes = {"data": 2, "fsdp": 2, "seq": 1, "tensor": 2}
+    first = run(tmp_path / "one", steps=10, every=10, optimizer=optimizer)
+    shutil.copytree(tmp_path / "one", tmp_path / "eight")
+    model = WanDiT(MODEL, make_mesh(sizes))
+    shapes = train.state_shapes(model, optim.make_optimizer(optimizer, 30, train.decay_mask(model)), model.mesh)
+    with checkpoint.Checkpoints(tmp_path / "eight/checkpoints", experiment=config.load("configs/light_scenes_tiny.py"),
+                                expert="high", keep=3) as saved:
+        restored, _ = saved.restore(shapes)
+    assert any(len(x.sharding.device_set) == 8 and not x.is_fully_replicated for x in jax.tree.leaves(restored.params))
+    chex.assert_trees_all_equal(jax.device_get(restored), jax.device_get(first))
+
+    one = run(tmp_path / "one", steps=30, every=30, optimizer=optimizer)
+    eight = run(tmp_path / "eight", steps=30, every=30, optimizer=optimizer, sizes=sizes)
+    assert [x["step"] for x in lines(tmp_path / "eight") if "loss" in x] == list(range(1, 31))
+    for part, bound in (("params", 1e-6), ("ema", 1e-6), ("opt_state", 1e-4)):
+        pairs = zip(*(map(np.asarray, jax.tree.leaves(getattr(state, part))) for state in (one, eight)), strict=True)
+        for a, b in pairs:
+            assert np.linalg.norm(b - a) <= bound * np.linalg.norm(a), part
+
+
 def test_nan_names_step_and_term_and_overwrites_nothing(tmp_path):
     with pytest.raises(train.Diverged) as error:
         run(tmp_path, batches=Batches(poison_at=5))
@@ -145,7 +178,7 @@ def test_only_the_newest_checkpoints_stay(tmp_path):
 def test_micro_batches_give_the_gradient_of_the_whole_batch():
     model, objective = WanDiT(MODEL), objectives.make_objective(objectives.ObjectiveConfig(), None)
     tx = optim.make_optimizer(OPTIMIZER, 10, train.decay_mask(model))
-    mesh = partition.make_mesh(dict.fromkeys(partition.AXES, 1), devices=jax.devices()[:1])
+    mesh = make_mesh(ALONE)
     batch = jax.tree.map(jnp.asarray, next(Batches()))
     results = []
     for accumulate in (1, 2):
@@ -161,7 +194,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
 def test_shapes_of_the_14b_state_are_built_without_allocating():
     model = WanDiT(config.load("configs/t2v_a14b.py").model)
     tx = optim.make_optimizer(OPTIMIZER, 10, train.decay_mask(model))
-    mesh = partition.make_mesh(dict.fromkeys(partition.AXES, 1), devices=jax.devices()[:1])
+    mesh = make_mesh(ALONE)
     shapes = train.state_shapes(model, tx, mesh)
     sizes = {k: sum(x.size for x in jax.tree.leaves(getattr(shapes, k))) for k in ("params", "ema", "opt_state")}
     assert sizes["params"] == sizes["ema"] == 14_288_491_584
