@@ -63,7 +63,7 @@ demo: setup
 	@$(RUN) -m experiments.sample --checkpoint $(DEMO) --prompts $(DEMO)/prompts.jsonl --out $(DEMO)/samples
 	$(call say,evaluation: light of the sampled clips)
 	@$(RUN) -m experiments.evaluate --workdir $(DEMO) --references $(DATA) --json $(DEMO)/report.json \
-		--report $(DEMO)/report.html
+		--report $(DEMO)/report.html --sheet $(DEMO)/sheet.png
 	$(call say,done: open $(DEMO)/report.html)
 
 test: setup

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
+from PIL import Image
 
 from data_pipelines import light_scenes
 from wanjax import evaluate, report
@@ -30,6 +31,7 @@ _VIDEOS = flags.DEFINE_string("videos", None, "Glob of clips to measure (quote i
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run whose sampled clips (WORKDIR/samples/samples.jsonl) to measure.")
 _JSON = flags.DEFINE_string("json", None, "File for the measurements as JSON.")
 _REPORT = flags.DEFINE_string("report", None, "File for the self-contained HTML report.")
+_SHEET = flags.DEFINE_string("sheet", None, "PNG file for frames of the first twelve clips.")
 _REFERENCES = flags.DEFINE_string("references", None, "Data folder of the rendered scenes, to compare with.")
 _REFERENCE_CLIPS = flags.DEFINE_integer(
     "reference_clips", 32, "Rendered held-out clips the estimator is checked on; 0 for none.", lower_bound=0
@@ -112,6 +114,9 @@ def run(command: str) -> int:
     if _REPORT.value:
         evaluate.write_text(_REPORT.value, report.render(evaluation, title=title, command=command))
         print(f"report: {_REPORT.value}")
+    if _SHEET.value:
+        Path(_SHEET.value).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(report.contact_sheet(evaluation)).save(_SHEET.value, format="PNG")
     print("\n".join(headline(summary)))
     if evaluation.unreadable:
         print(f"error: {len(evaluation.unreadable)} of {len(records)} clips could not be measured:", file=sys.stderr)

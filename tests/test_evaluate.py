@@ -181,6 +181,19 @@ def test_text_is_written_whole_or_not_at_all(tmp_path):
     assert [p.name for p in target.parent.iterdir()] == ["a.json"]
 
 
+def test_a_contact_sheet_shows_the_clips_and_what_they_should_do(tmp_path):
+    for name, (change, sweep) in {"a": (1, 1), "b": (-1, -1)}.items():
+        video.write(tmp_path / f"{name}.mp4", patch_of_light(change, sweep), FPS)
+    evaluation = evaluate.evaluate_clips(evaluate.records_of_videos(str(tmp_path / "*.mp4")))
+    sheet = report.contact_sheet(evaluation, across=2)
+    height, width = evaluation.clips[0].clip.size
+    assert sheet.shape == (96 + 22 + 8, 2 * (5 * round(96 * width / height) + 4 * 3 + 16), 3)
+    first, second = np.split(sheet[22:118].astype(int), 2, axis=1)
+    assert np.abs(first - second).mean() > 1
+    with pytest.raises(ValueError, match="no clip was measured"):
+        report.contact_sheet(evaluate.Evaluation([], []))
+
+
 def test_a_page_of_one_frame_clips_renders(tmp_path):
     video.write(tmp_path / "one.mp4", patch_of_light(0, 0, 1), FPS)
     evaluation = evaluate.evaluate_clips(evaluate.records_of_videos(str(tmp_path / "one.mp4")))

@@ -19,7 +19,7 @@ from wanjax.light.metrics import UNITS
 from wanjax.report_charts import Line, line_chart
 from wanjax.report_style import SCRIPT, STYLE
 
-__all__ = ["render"]
+__all__ = ["contact_sheet", "render"]
 
 WORDS = {
     "exposure_change": {1: "brightens", -1: "darkens", 0: "steady"},
@@ -286,17 +286,48 @@ def _stated(seconds: np.ndarray, values: np.ndarray, slope: Any) -> list[Line]:
     return [Line(seconds, values.mean() + float(slope) * (seconds - seconds.mean()), "reference")]
 
 
-def _sheet(measured: Measured) -> str:
-    """Evenly spaced frames side by side, first to last, as a data URI."""
+def contact_sheet(evaluation: Evaluation, *, clips: int = 12, across: int = 3) -> np.ndarray:
+    """A picture [H, W, 3] uint8 for pages that cannot play clips.
+
+    Five frames of each of the first ``clips``, first to last, ``across`` clips side by side, and above each what its
+    caption asks for, green where the clip does it and red where not.
+    """
+    cells = []
+    for result in evaluation.clips[:clips]:
+        strip = _strip(result.clip, 5)
+        label = np.full((22, strip.shape[1], 3), 255, np.uint8)
+        words = ", ".join(WORDS[name][value] for name, value in (result.expected or {}).items())
+        ink = {True: (0, 110, 40), False: (190, 30, 20), None: (40, 40, 40)}[result.correct]
+        font = cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(label, words or result.record.path.name, (0, 15), font, 0.45, ink, 1, cv2.LINE_AA)
+        cells.append(np.vstack([label, strip]))
+    if not cells:
+        raise ValueError("no clip was measured: there is nothing to put on a contact sheet")
+    height, width = (max(cell.shape[axis] for cell in cells) for axis in (0, 1))
+    rows = -(-len(cells) // across)
+    sheet = np.full((rows * (height + 8), across * (width + 16), 3), 255, np.uint8)
+    for index, cell in enumerate(cells):
+        y, x = index // across * (height + 8), index % across * (width + 16) + 8
+        sheet[y : y + cell.shape[0], x : x + cell.shape[1]] = cell
+    return sheet
+
+
+def _strip(measured: Measured, count: int) -> np.ndarray:
+    """Evenly spaced frames side by side, first to last, 96 pixels high."""
     frames = measured.thumbnails
-    picked = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, _SHEET).round().astype(int))]
+    picked = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, count).round().astype(int))]
     height, width = picked[0].shape[:2]
     size = (max(1, round(width * _SHEET_HEIGHT / height)), _SHEET_HEIGHT)
     gap = np.full((_SHEET_HEIGHT, 3, 3), 255, np.uint8)
     row: list[np.ndarray] = []
     for frame in picked:
         row += [cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC), gap]
-    _, data = cv2.imencode(".jpg", np.hstack(row[:-1])[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+    return np.hstack(row[:-1])
+
+
+def _sheet(measured: Measured) -> str:
+    """A strip of frames as a data URI."""
+    _, data = cv2.imencode(".jpg", _strip(measured, _SHEET)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
     return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
