@@ -29,7 +29,7 @@ import safetensors.numpy
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_pipelines.light_scenes import FAMILIES, ClipSize, ClipSpec, render_clip
-from wanjax import checkpoint, codec, config, generate, optim, partition, text, train, video
+from wanjax import checkpoint, codec, config, generate, partition, text, train, video
 from wanjax.models.dit import WanDiT
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,7 +99,7 @@ def sampling(experiment: config.Experiment, rounds: int) -> str:
 
 def checkpoints(experiment: config.Experiment, rounds: int, folder: Path) -> str:
     model = WanDiT(experiment.model)
-    optimizer = optim.make_optimizer(experiment.optimizer, 100, train.decay_mask(model))
+    optimizer = train.make_optimizer(experiment.optimizer, 100, model)
     mesh = partition.make_mesh(dict.fromkeys(partition.AXES, 1), devices=jax.devices()[:1])
     shapes = train.state_shapes(model, optimizer, mesh)
     state = train.init_state(model, optimizer, shapes, jax.random.key(0))

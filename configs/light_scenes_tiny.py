@@ -32,12 +32,12 @@ def get_config() -> ml_collections.ConfigDict:
         light=dict(weight=0.1, pools=("frame", 4), orders=(1, 2)),
     ))
     config.optimizer = ml_collections.ConfigDict(dict(
-        learning_rate=2e-3, warmup_steps=100, decay="cosine", final_fraction=0.05, b1=0.9, b2=0.99, eps=1e-8,
+        name="muon", muon_rms=1.0, learning_rate=2e-3, warmup_steps=100, decay="cosine", final_fraction=0.05, b1=0.9, b2=0.99, eps=1e-8,
         weight_decay=0.01, clip_norm=1.0, ema_decay=0.99,
     ))
     config.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=-1, seq=1, tensor=1))
     config.train = ml_collections.ConfigDict(dict(
-        expert="both", steps_high=2400, steps_low=800, boundary=0.5, shift=3.0, accumulate=1, log_every=20,
+        expert="both", steps_high=2200, steps_low=800, boundary=0.5, shift=3.0, accumulate=1, log_every=20,
         checkpoint_every=200, keep=2, validate_every=800, validation_bins=4, preview_every=800, init_from="",
     ))
     config.sample = ml_collections.ConfigDict(dict(

@@ -1,5 +1,6 @@
 """The optimizer does what its config says."""
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def test_schedules_end_where_they_say(decay):
 def test_weight_decay_touches_masked_tensors_only():
     config = optim.OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-    tx = optim.make_optimizer(config, 10, {"kernel": True, "bias": False})
+    tx = optim.make_optimizer(config, 10, {"kernel": True, "bias": False}, {"kernel": False, "bias": False})
     zero = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
     updates, _ = tx.update(zero, tx.init(params), params)
     chex.assert_trees_all_close(updates, {"kernel": jnp.full((2, 2), -0.05), "bias": jnp.zeros(2)})
@@ -31,10 +32,24 @@ def test_weight_decay_touches_masked_tensors_only():
 def test_gradients_are_clipped_by_their_global_norm():
     config = optim.OptimizerConfig(learning_rate=1.0, warmup_steps=0, clip_norm=1.0, weight_decay=0.0, b1=0.0, eps=1e3)
     params = {"a": jnp.zeros(4)}
-    tx = optim.make_optimizer(config, 10, {"a": True})
+    tx = optim.make_optimizer(config, 10, {"a": True}, {"a": False})
     small, _ = tx.update({"a": jnp.full(4, 0.5)}, tx.init(params), params)  # norm 1
     large, _ = tx.update({"a": jnp.full(4, 50.0)}, tx.init(params), params)
     chex.assert_trees_all_close(small, large, rtol=1e-5)
+
+
+def test_muon_moves_stacked_matrices_along_orthogonal_directions_and_the_rest_by_adam():
+    config = optim.OptimizerConfig(name="muon", learning_rate=0.1, warmup_steps=0, weight_decay=0.0, clip_norm=1e9)
+    draw = np.random.default_rng(0)
+    gradients = {"blocks": draw.standard_normal((3, 8, 16)).astype(np.float32), "bias": np.float32([2.0, -3.0])}
+    tx = optim.make_optimizer(config, 10, {"blocks": True, "bias": False}, {"blocks": True, "bias": False})
+    params = jax.tree.map(jnp.zeros_like, gradients)
+    updates, _ = tx.update(gradients, tx.init(params), params)
+    for update, gradient in zip(updates["blocks"], gradients["blocks"], strict=True):
+        stretches = np.linalg.svd(update, compute_uv=False)
+        assert stretches.max() < 2 * stretches.min() and np.vdot(update, gradient) < 0
+    np.testing.assert_allclose(np.sqrt(np.mean(updates["blocks"] ** 2)), 0.1 * config.muon_rms, rtol=0.3)
+    np.testing.assert_allclose(updates["bias"], [-0.1, 0.1], rtol=1e-3)
 
 
 def test_average_follows_fast_at_first_and_slowly_later():
@@ -44,7 +59,8 @@ def test_average_follows_fast_at_first_and_slowly_later():
     np.testing.assert_allclose(ema["a"], 0.001, rtol=1e-3)
 
 
-@pytest.mark.parametrize("bad", [{"decay": "step"}, {"learning_rate": 0.0}, {"ema_decay": 1.0}, {"warmup_steps": -1}])
+@pytest.mark.parametrize("bad", [{"name": "sgd"},
+                                 {"decay": "step"}, {"learning_rate": 0.0}, {"ema_decay": 1.0}, {"warmup_steps": -1}])
 def test_bad_values_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         optim.OptimizerConfig(**bad)

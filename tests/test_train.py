@@ -133,7 +133,7 @@ def test_another_mesh_goes_on_from_the_same_bits(tmp_path):
     first = run(tmp_path / "one", steps=10, every=10, optimizer=optimizer)
     shutil.copytree(tmp_path / "one", tmp_path / "eight")
     model = WanDiT(MODEL, make_mesh(sizes))
-    shapes = train.state_shapes(model, optim.make_optimizer(optimizer, 30, train.decay_mask(model)), model.mesh)
+    shapes = train.state_shapes(model, train.make_optimizer(optimizer, 30, model), model.mesh)
     with checkpoint.Checkpoints(tmp_path / "eight/checkpoints", experiment=config.load("configs/light_scenes_tiny.py"),
                                 expert="high", keep=3) as saved:
         restored, _ = saved.restore(shapes)
@@ -177,7 +177,7 @@ def test_only_the_newest_checkpoints_stay(tmp_path):
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch():
     model, objective = WanDiT(MODEL), objectives.make_objective(objectives.ObjectiveConfig(), None)
-    tx = optim.make_optimizer(OPTIMIZER, 10, train.decay_mask(model))
+    tx = train.make_optimizer(OPTIMIZER, 10, model)
     mesh = make_mesh(ALONE)
     batch = jax.tree.map(jnp.asarray, next(Batches()))
     results = []
@@ -193,7 +193,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
 
 def test_shapes_of_the_14b_state_are_built_without_allocating():
     model = WanDiT(config.load("configs/t2v_a14b.py").model)
-    tx = optim.make_optimizer(OPTIMIZER, 10, train.decay_mask(model))
+    tx = train.make_optimizer(OPTIMIZER, 10, model)
     mesh = make_mesh(ALONE)
     shapes = train.state_shapes(model, tx, mesh)
     sizes = {k: sum(x.size for x in jax.tree.leaves(getattr(shapes, k))) for k in ("params", "ema", "opt_state")}

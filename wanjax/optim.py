@@ -7,13 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-
+import optax.contrib
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter, 2019) and its schedule.
+    """AdamW (Loshchilov & Hutter, 2019), or Muon (Jordan et al., 2024) for the blocks' matrices, and the schedule.
 
     Attributes:
+      name: "adamw", or "muon": the blocks' matrices move along their orthogonalised momentum, all else by Adam.
+      muon_rms: root mean square of a matrix's update, in learning rates; 0.2 is AdamW's usual (Liu et al., 2025).
       learning_rate: the peak, after warm-up.
       warmup_steps: linear from 0.
       decay: "constant", "cosine" or "linear", from the end of warm-up to the last step.
@@ -23,6 +25,7 @@ class OptimizerConfig:
       ema_decay: of the moving average; early steps use (1 + step) / (10 + step) where that is smaller.
     """
 
+    name: str = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 100
     decay: str = "constant"
@@ -33,12 +36,16 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+    muon_rms: float = 0.2
 
     def __post_init__(self) -> None:
+        if self.name not in ("adamw", "muon"):
+            raise ValueError(f"name = {self.name!r}: expected 'adamw' or 'muon'")
         if self.decay not in ("constant", "cosine", "linear"):
             raise ValueError(f"decay = {self.decay!r}: expected 'constant', 'cosine' or 'linear'")
-        if self.learning_rate <= 0 or self.clip_norm <= 0:
-            raise ValueError(f"learning_rate = {self.learning_rate}, clip_norm = {self.clip_norm}: expected > 0")
+        if self.learning_rate <= 0 or self.clip_norm <= 0 or self.muon_rms <= 0:
+            raise ValueError(f"learning_rate = {self.learning_rate}, clip_norm = {self.clip_norm}, muon_rms = "
+                             f"{self.muon_rms}: expected > 0")
         if not (0 <= self.ema_decay < 1 and 0 <= self.b1 < 1 and 0 <= self.b2 < 1):
             raise ValueError(f"ema_decay = {self.ema_decay}, b1 = {self.b1}, b2 = {self.b2}: expected in [0, 1)")
         if self.warmup_steps < 0 or self.weight_decay < 0 or not 0 <= self.final_fraction <= 1:
@@ -59,19 +66,23 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warm, after], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, decay_mask: Any) -> optax.GradientTransformation:
-    """Clip → AdamW.
+def make_optimizer(config: OptimizerConfig, steps: int, decay_mask: Any, stacked: Any) -> optax.GradientTransformation:
+    """Clip → AdamW or Muon.
 
     Args:
       config: see ``OptimizerConfig``.
       steps: optimizer steps of the whole run, for the schedule.
       decay_mask: tree of bool like the parameters, True where weight decay applies.
+      stacked: tree of bool like the parameters, True for the matrices [layers, in, out] that Muon is for.
     """
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(learning_rate(config, steps), config.b1, config.b2, config.eps,
-                    weight_decay=config.weight_decay, mask=decay_mask),
-    )
+    rate, clip = learning_rate(config, steps), optax.clip_by_global_norm(config.clip_norm)
+    if config.name == "adamw":
+        return optax.chain(clip, optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay,
+                                             mask=decay_mask))
+    per_layer = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return optax.chain(clip, optax.contrib.muon(
+        rate, weight_decay=config.weight_decay, consistent_rms=config.muon_rms, adam_b1=config.b1, adam_b2=config.b2,
+        muon_weight_dimension_numbers=jax.tree.map(lambda yes: per_layer if yes else None, stacked)))
 
 
 def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:

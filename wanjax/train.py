@@ -113,8 +113,11 @@ def state_shapes(model: WanDiT, optimizer: optax.GradientTransformation, mesh: j
     params_sharding = partition.shardings(mesh, rows.logical_axes(table), params)
     shapes = jax.eval_shape(functools.partial(_first_state, optimizer), params)
     alone = partition.replicated(mesh)
-    opt_sharding = optax.tree.map_params(optimizer, lambda _, s: s, shapes.opt_state, params_sharding,
-                                         transform_non_params=lambda _: alone)
+    by_path = dict(jax.tree_util.tree_leaves_with_path(params_sharding))
+    # a moment lies where its parameter does; in the optimizer's state its path ends in the parameter's
+    opt_sharding = jax.tree_util.tree_map_with_path(
+        lambda path, _: next((by_path[path[i:]] for i in range(len(path)) if path[i:] in by_path), alone),
+        shapes.opt_state)
     shardings = dataclasses.replace(shapes, step=alone, params=params_sharding, ema=params_sharding,
                                     opt_state=opt_sharding)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -139,6 +142,15 @@ def decay_mask(model: WanDiT) -> Any:
     """True for matrices: the tensors that weight decay applies to."""
     return jax.tree.map(lambda axes: len([a for a in axes if a != "layers"]) >= 2,
                         rows.logical_axes(dit_rows(model.config)), is_leaf=lambda x: isinstance(x, tuple))
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, model: WanDiT) -> optax.GradientTransformation:
+    """The optimizer of a transformer; see :func:`wanjax.optim.make_optimizer`."""
+    axes = rows.logical_axes(dit_rows(model.config))
+    stacked = jax.tree_util.tree_map_with_path(
+        lambda path, a: a[0] == "layers" and len(a) == 3 and path[-1].key == "kernel", axes,
+        is_leaf=lambda x: isinstance(x, tuple))
+    return optim.make_optimizer(config, steps, decay_mask(model), stacked)
 
 
 def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.GradientTransformation, *,
@@ -266,7 +278,7 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
       Stopped: after SIGTERM or SIGINT, when the step is finished and its state saved.
     """
     config, steps, span = expert.config, expert.config.steps(expert.name), expert.config.timesteps(expert.name)
-    optimizer = optim.make_optimizer(expert.optimizer_config, steps, decay_mask(expert.model))
+    optimizer = make_optimizer(expert.optimizer_config, steps, expert.model)
     shapes = state_shapes(expert.model, optimizer, expert.mesh)
     key = jax.random.fold_in(jax.random.key(expert.seed), EXPERTS.index(expert.name))
     init_key, step_key, validation_key = jax.random.split(key, 3)
