@@ -32,8 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
         light=dict(weight=0.1, pools=("frame", 4), orders=(1, 2)),
     ))
     config.optimizer = ml_collections.ConfigDict(dict(
-        name="muon", muon_rms=1.0, learning_rate=2e-3, warmup_steps=100, decay="cosine", final_fraction=0.05, b1=0.9, b2=0.99, eps=1e-8,
-        weight_decay=0.01, clip_norm=1.0, ema_decay=0.99,
+        name="muon", muon_rms=1.0, learning_rate=2e-3, warmup_steps=100, decay="cosine", final_fraction=0.05,
+        b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, clip_norm=1.0, ema_decay=0.99,
     ))
     config.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=-1, seq=1, tensor=1))
     config.train = ml_collections.ConfigDict(dict(

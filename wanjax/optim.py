@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter, 2019), or Muon (Jordan et al., 2024) for the blocks' matrices, and the schedule.
