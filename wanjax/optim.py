@@ -15,7 +15,7 @@ class OptimizerConfig:
     """AdamW (Loshchilov & Hutter, 2019), or Muon (Jordan et al., 2024) for the blocks' matrices, and the schedule.
 
     Attributes:
-      name: "adamw", or "muon": the blocks' matrices move along their orthogonalised momentum, all else by Adam.
+      name: "adamw", or "muon": the blocks' matrices move along their orthogonalised momentum, all else by AdamW.
       muon_rms: root mean square of a matrix's update, in learning rates; 0.2 is AdamW's usual (Liu et al., 2025).
       learning_rate: the peak, after warm-up.
       warmup_steps: linear from 0.
@@ -77,13 +77,16 @@ def make_optimizer(config: OptimizerConfig, steps: int, decay_mask: Any, stacked
       stacked: tree of bool like the parameters, True for the matrices [layers, in, out] that Muon is for.
     """
     rate, clip = learning_rate(config, steps), optax.clip_by_global_norm(config.clip_norm)
+    adamw = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decay_mask)
     if config.name == "adamw":
-        return optax.chain(clip, optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay,
-                                             mask=decay_mask))
-    per_layer = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-    return optax.chain(clip, optax.contrib.muon(
-        rate, weight_decay=config.weight_decay, consistent_rms=config.muon_rms, adam_b1=config.b1, adam_b2=config.b2,
-        muon_weight_dimension_numbers=jax.tree.map(lambda yes: per_layer if yes else None, stacked)))
+        return optax.chain(clip, adamw)
+    # one specification for every tensor that Muon is given: matrices [layers, in, out], each layer by itself
+    per_layer = lambda params: jax.tree.map(
+        lambda p: optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2), params)
+    muon = optax.contrib.muon(rate, weight_decay=config.weight_decay, consistent_rms=config.muon_rms,
+                              muon_weight_dimension_numbers=per_layer)
+    return optax.chain(clip, optax.partition({"muon": muon, "adamw": adamw},
+                                             jax.tree.map(lambda yes: "muon" if yes else "adamw", stacked)))
 
 
 def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
