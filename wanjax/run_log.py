@@ -151,5 +151,5 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            raise RunLogError(f"the log in {self.folder} cannot be written ({error.strerror or error}); checkpoints are "
-                              "untouched. Free disk space and launch again: it goes on from the newest") from error
+            raise RunLogError(f"the log in {self.folder} cannot be written ({error.strerror or error}); checkpoints "
+                              "are untouched. Free disk space and launch again: it goes on from the newest") from error
