@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from data_pipelines.light_scenes.clip import FAMILIES, ClipSpec
-from data_pipelines.light_scenes.parameters import SPLITS
+from data_pipelines.light_scenes.clip import ClipSpec
+from data_pipelines.light_scenes.families import signs_of
 
 LANGUAGES = ("en", "zh")
 LONGEST = 63
@@ -97,8 +97,9 @@ def all_captions(spec: ClipSpec, language: str) -> tuple[str, ...]:
 
 def captions(spec: ClipSpec) -> dict[str, str]:
     """One caption per language, ``{"en": ..., "zh": ...}``, picked by the clip's own seed."""
-    signs = (spec.exposure_change + 1, spec.sweep + 1, spec.pan + 1)
-    key = (spec.seed, SPLITS.index(spec.split), FAMILIES.index(spec.family), spec.scene, *signs)
-    rng = np.random.default_rng(key)
+    signs: tuple[int, ...] = (spec.exposure_change + 1, spec.sweep + 1, spec.pan + 1)
+    if "glints" in signs_of(spec.family):
+        signs = (*signs, spec.glints + 1)
+    rng = np.random.default_rng(spec.key(*signs))
     choices = {language: all_captions(spec, language) for language in LANGUAGES}
     return {language: texts[rng.integers(len(texts))] for language, texts in choices.items()}

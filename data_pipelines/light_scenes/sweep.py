@@ -7,7 +7,8 @@ import numpy as np
 from data_pipelines.light_scenes.colour import LUMINANCE_FLOOR
 
 STILL = 0.5
-"""A pixel stands still if the median over time of its surface flow is below this many pixels per frame."""
+"""A pixel stands still if the median over time of its surface flow is below this many pixels per frame, in a picture
+whose longer side has 64 pixels or fewer, or that share of a larger one."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ def sweep_of(luminance: np.ndarray, flow: np.ndarray, fps: float) -> Sweep:
     taken out; the rate is the slope of its horizontal centroid, frames weighted by their mass. ``mass``
     counts moving pixels as 0. A clip of one frame, or without still pixels, has rate and mass 0.
     """
-    frames, _, width = luminance.shape
+    frames, height, width = luminance.shape
     if frames < 2:
         return Sweep(0.0, 0.0)
-    still = np.median(np.sqrt((flow.astype(np.float32) ** 2).sum(-1)), 0) < STILL
+    still = np.median(np.sqrt((flow.astype(np.float32) ** 2).sum(-1)), 0) < STILL * max(1.0, max(height, width) / 64)
     if not still.any():
         return Sweep(0.0, 0.0)
     stops = np.log2(luminance.astype(np.float32) + np.float32(LUMINANCE_FLOOR))
