@@ -11,17 +11,23 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines.light_scenes.captions import captions
-from data_pipelines.light_scenes.clip import Clip, ClipSpec, render_clip
+from data_pipelines.light_scenes.clip import Clip, render_clip
+from data_pipelines.light_scenes.families import ALL, FAMILIES
 from data_pipelines.light_scenes.parameters import SPLITS, ClipSize
-from data_pipelines.light_scenes.splits import GROUP, plan
+from data_pipelines.light_scenes.passes import Passes
+from data_pipelines.light_scenes.render import SKY_DEPTH
+from data_pipelines.light_scenes.splits import balanced, group_size, plan
+
+PASSES = ("basic", "all")
 
 
 @dataclass(frozen=True)
 class LightScenesConfig:
-    """Size and seed of the data set. Every field is part of the name of the folder it is written to.
+    """Size, content and seed of the data set. Every field is part of the name of the folder it is written to.
 
-    ``train``, ``validation`` and ``test`` are numbers of clips, multiples of 8; the other fields are
-    ``ClipSize``'s.
+    ``train``, ``validation`` and ``test`` are numbers of clips, multiples of ``group_size(families)`` (8 by default);
+    ``families`` are of ``families.ALL``; ``passes`` ``"all"`` stores every pass (some 30 times the bytes); the other
+    fields are ``ClipSize``'s.
     """
 
     frames: int = 17
@@ -33,14 +39,25 @@ class LightScenesConfig:
     test: int = 96
     seed: int = 0
     supersample: int = 2
+    families: tuple[str, ...] = FAMILIES
+    passes: str = "basic"
 
     def __post_init__(self) -> None:
+        group = group_size(self.families)
+        if self.passes not in PASSES:
+            raise ValueError(f"LightScenesConfig.passes = {self.passes!r}: expected one of {', '.join(PASSES)}")
         for split in SPLITS:
             clips = getattr(self, split)
-            if clips < GROUP:
-                raise ValueError(f"LightScenesConfig.{split} = {clips}: expected at least {GROUP} clips")
-            plan(split, clips, self.seed)
+            if clips < group:
+                raise ValueError(f"LightScenesConfig.{split} = {clips}: expected at least {group} clips")
+            plan(split, clips, self.seed, self.families)
         self.size()
+
+    @classmethod
+    def balanced(cls, **fields: Any) -> "LightScenesConfig":
+        """The config of these fields with its splits cut to what ``families`` can balance."""
+        families = fields.get("families", cls.families)
+        return cls(**fields | {split: balanced(fields.get(split, getattr(cls, split)), families) for split in SPLITS})
 
     def size(self) -> ClipSize:
         return ClipSize(self.frames, self.height, self.width, float(self.fps), self.supersample)
@@ -48,14 +65,20 @@ class LightScenesConfig:
     @property
     def name(self) -> str:
         splits = "_".join(str(getattr(self, split)) for split in SPLITS)
-        return (
-            f"{self.height}x{self.width}x{self.frames}_{self.fps:g}fps_{splits}_seed{self.seed}"
-            f"_ss{self.supersample}"
-        )
+        parts = [f"{self.height}x{self.width}x{self.frames}_{self.fps:g}fps_{splits}_seed{self.seed}"
+                 f"_ss{self.supersample}"]
+        if self.families == ALL:
+            parts.append("all")
+        elif self.families != FAMILIES:
+            parts.append("-".join(name.replace("/", ".") for name in self.families))
+        if self.passes != "basic":
+            parts.append(f"{self.passes}_passes")
+        return "_".join(parts)
 
 
-def features(size: ClipSize) -> tfds.features.FeaturesDict:
+def features(config: LightScenesConfig) -> tfds.features.FeaturesDict:
     """The features of one clip, described in docs/data.md."""
+    size = config.size()
     t, h, w = size.frames, size.height, size.width
 
     def packed(shape: tuple[int, ...], dtype: type) -> tfds.features.Tensor:
@@ -64,40 +87,65 @@ def features(size: ClipSize) -> tfds.features.FeaturesDict:
     def small(shape: tuple[int, ...]) -> tfds.features.Tensor:
         return tfds.features.Tensor(shape=shape, dtype=np.float32)
 
-    return tfds.features.FeaturesDict(
-        {
-            "video": packed((t, h, w, 3), np.uint8),
-            "caption_en": tfds.features.Text(),
-            "caption_zh": tfds.features.Text(),
-            "family": tfds.features.Text(),
-            "scene_id": tfds.features.Text(),
-            "fps": tfds.features.Scalar(np.float32),
-            "exposure_change": tfds.features.Scalar(np.int32),
-            "sweep": tfds.features.Scalar(np.int32),
-            "pan": tfds.features.Scalar(np.int32),
-            "exposure_slope": tfds.features.Scalar(np.float32),
-            "cct_slope": tfds.features.Scalar(np.float32),
-            "sweep_rate": tfds.features.Scalar(np.float32),
-            "log_luminance": small((t,)),
-            "cct": small((t,)),
-            "light_cct": small((t,)),
-            "light_direction": small((t, 3)),
-            "visibility": packed((t, h, w), np.uint8),
-            "flow": packed((t - 1, h, w, 2), np.float16),
+    content: dict[str, Any] = {
+        "video": packed((t, h, w, 3), np.uint8),
+        "caption_en": tfds.features.Text(),
+        "caption_zh": tfds.features.Text(),
+        "family": tfds.features.Text(),
+        "scene_id": tfds.features.Text(),
+        "fps": tfds.features.Scalar(np.float32),
+        "exposure_change": tfds.features.Scalar(np.int32),
+        "sweep": tfds.features.Scalar(np.int32),
+        "pan": tfds.features.Scalar(np.int32),
+        "exposure_slope": tfds.features.Scalar(np.float32),
+        "cct_slope": tfds.features.Scalar(np.float32),
+        "sweep_rate": tfds.features.Scalar(np.float32),
+        "log_luminance": small((t,)),
+        "cct": small((t,)),
+        "light_cct": small((t,)),
+        "light_direction": small((t, 3)),
+        "visibility": packed((t, h, w), np.uint8),
+        "flow": packed((t - 1, h, w, 2), np.float16),
+    }
+    if config.families != FAMILIES:
+        content |= {
+            "variant": tfds.features.Text(),
+            "glints": tfds.features.Scalar(np.int32),
+            "foot": small((t, 2)),
         }
-    )
+    if config.passes == "all":
+        content |= {name: packed((t, h, w, 3), np.float16) for name in _COLORS}
+        content |= {
+            "hard_visibility": packed((t, h, w), np.uint8),
+            "depth": packed((t, h, w), np.float32),
+            "object_id": packed((t, h, w), np.int8),
+            "flow_backward": packed((t - 1, h, w, 2), np.float16),
+            "occluded": packed((t - 1, h, w), np.uint8),
+            "occluded_backward": packed((t - 1, h, w), np.uint8),
+            "shadow_flow": packed((t - 1, h, w, 2), np.float16),
+            "shadow_flow_known": packed((t - 1, h, w), np.uint8),
+            "light_position": small((t, 3)),
+            "light_intensity": small((t,)),
+            "camera_pose": small((t, 3, 4)),
+            "camera_half_width": tfds.features.Scalar(np.float32),
+            "glint": small((t,)),
+        }
+    return tfds.features.FeaturesDict(content)
 
 
-def example_of(clip: Clip, fps: float) -> dict[str, Any]:
+_COLORS = ("direct", "shadowed", "ambient", "specular", "albedo", "normal")
+
+
+def example_of(clip: Clip, config: LightScenesConfig) -> dict[str, Any]:
     """A clip as the features of ``features``."""
     texts = captions(clip.spec)
-    return {
+    example = {
         "video": clip.video,
         "caption_en": texts["en"],
         "caption_zh": texts["zh"],
         "family": clip.spec.family,
         "scene_id": clip.spec.scene_id,
-        "fps": np.float32(fps),
+        "fps": np.float32(config.fps),
         "exposure_change": np.int32(clip.spec.exposure_change),
         "sweep": np.int32(clip.spec.sweep),
         "pan": np.int32(clip.spec.pan),
@@ -110,6 +158,36 @@ def example_of(clip: Clip, fps: float) -> dict[str, Any]:
         "light_direction": clip.light_direction,
         "visibility": np.round(clip.visibility * 255).astype(np.uint8),
         "flow": clip.flow.astype(np.float16),
+    }
+    if config.families != FAMILIES:
+        foot = clip.foot
+        example |= {
+            "variant": clip.spec.variant,
+            "glints": np.int32(clip.spec.glints),
+            "foot": np.full((config.frames, 2), -1, np.float32) if foot is None else foot,
+        }
+    if config.passes == "all":
+        example |= _stored(clip.passes, config.frames)
+    return example
+
+
+def _stored(passes: Passes, frames: int) -> dict[str, Any]:
+    """The passes that ``"basic"`` leaves out, as they are stored."""
+    position, glint = passes.light_position, passes.glint
+    return {name: getattr(passes, name).astype(np.float16) for name in _COLORS} | {
+        "hard_visibility": np.round(passes.hard_visibility * 255).astype(np.uint8),
+        "depth": passes.depth,
+        "object_id": passes.object_id,
+        "flow_backward": passes.flow_backward.motion.astype(np.float16),
+        "occluded": passes.flow.occluded.astype(np.uint8),
+        "occluded_backward": passes.flow_backward.occluded.astype(np.uint8),
+        "shadow_flow": passes.shadow_flow.astype(np.float16),
+        "shadow_flow_known": passes.shadow_flow_known.astype(np.uint8),
+        "light_position": passes.light_direction * SKY_DEPTH if position is None else position,
+        "light_intensity": passes.light_intensity,
+        "camera_pose": passes.camera_pose,
+        "camera_half_width": np.float32(passes.camera_half_width),
+        "glint": np.zeros(frames, np.float32) if glint is None else glint,
     }
 
 
@@ -134,7 +212,7 @@ class LightScenes(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="Rendered clips whose light, motion and captions are known exactly.",
-            features=features(self.scenes.size()),
+            features=features(self.scenes),
             disable_shuffling=True,
         )
 
@@ -142,10 +220,9 @@ class LightScenes(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        specs: list[ClipSpec] = plan(split, getattr(self.scenes, split), self.scenes.seed)
-        size = self.scenes.size()
-        for index, spec in enumerate(specs):
-            yield index, example_of(render_clip(spec, size), size.fps)
+        scenes = self.scenes
+        for index, spec in enumerate(plan(split, getattr(scenes, split), scenes.seed, scenes.families)):
+            yield index, example_of(render_clip(spec, scenes.size()), scenes)
 
 
 def prepare(data_dir: str | Path, *, config: LightScenesConfig | None = None) -> LightScenes:

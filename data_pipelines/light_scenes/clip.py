@@ -16,7 +16,7 @@ from data_pipelines.light_scenes.colour import (
 from data_pipelines.light_scenes.families import TABLE, signs_of, variants_of
 from data_pipelines.light_scenes.flow import surface_flow
 from data_pipelines.light_scenes.parameters import SPLITS, ClipSize, Draw
-from data_pipelines.light_scenes.passes import Passes, render_passes
+from data_pipelines.light_scenes.passes import Passes, foot_track, render_passes
 from data_pipelines.light_scenes.render import render_pieces, to_pixels
 from data_pipelines.light_scenes.sweep import sweep_of
 from data_pipelines.light_scenes.world import World
@@ -100,6 +100,8 @@ class Clip:
       light_direction: ``[T, 3]`` unit vectors to the light (x right, y away from the viewer, z up).
       visibility: ``[T, H, W]`` float32, share of the light seen.
       flow: ``[T-1, H, W, 2]`` float32 surface flow (dx, dy) in pixels from frame t to t+1.
+      size: of the clip.
+      foot: ``[T, 2]`` float32 pixel (x, y) of the foot of the caster that the scene is about; None without one.
     """
 
     spec: ClipSpec
@@ -115,6 +117,7 @@ class Clip:
     visibility: np.ndarray
     flow: np.ndarray
     size: ClipSize
+    foot: np.ndarray | None
 
     @cached_property
     def passes(self) -> Passes:
@@ -181,4 +184,5 @@ def render_clip(spec: ClipSpec, size: ClipSize = DEFAULT_SIZE) -> Clip:
         visibility=visibility,
         flow=flow,
         size=size,
+        foot=foot_track(world, size),
     )

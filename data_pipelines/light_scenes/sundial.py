@@ -103,7 +103,7 @@ def moving(draw: Draw, size: ClipSize, sweep: int) -> World:
     way = 1.0 if draw.chance(0.5) else -1.0
     # Slow enough that a surface counts as still (below half a pixel per frame at 64 pixels and 8 frames per second).
     width = 2 * still.camera.half_width * 5.0
-    travel = way * draw.value("camera_rate", 0.02, 0.035) * width * size.duration
+    travel = way * draw.value("camera_rate", 0.012, 0.02) * width * size.duration
     track = travel * (size.times() / size.duration - 0.5)
     position = np.stack([track, *(np.full(size.frames, still.camera.position[axis]) for axis in (1, 2))])
     return replace(still, things=tuple(things), camera=replace(still.camera, position=position),
