@@ -73,3 +73,18 @@ class Camera:
         u = (offset * right).sum(0) / depth / self.half_width
         v = (offset * up).sum(0) / depth / (self.half_width * height / width)
         return np.stack([(u + 1) * width / 2 - 0.5, (1 - v) * height / 2 - 0.5])
+
+    def window(self, low: np.ndarray, high: np.ndarray, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns, in any of the frames, that can see the box between ``low`` and ``high [3, T']``.
+
+        A box that reaches behind the camera can be seen anywhere.
+        """
+        corners = np.stack([[(low, high)[(i >> axis) & 1][axis] for axis in range(3)] for i in range(8)], -1)
+        if ((corners - self.origin()[:, :, None]) * self.axes()[2][:, :, None]).sum(0).min() < 0.05:
+            return slice(0, height), slice(0, width)
+        x, y = self.project(corners, height, width)
+        rows, columns = (
+            slice(int(np.clip(np.floor(a.min()), 0, n)), int(np.clip(np.ceil(a.max()) + 1, 0, n)))
+            for a, n in ((y, height), (x, width))
+        )
+        return rows, columns

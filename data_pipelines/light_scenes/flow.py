@@ -110,10 +110,8 @@ def shadow_flow(world: World, traced: Traced, size: ClipSize) -> tuple[np.ndarra
     steps = _steps(world, object_id)
     caster, place = _caster(now, world, points + _LIFT * normal)
     surface = points + steps  # where the receiving surface is one frame later
-    if world.light.position is None:
-        ray = later.light.toward_sun.T[:, :, None]
-    else:
-        ray = later.light.position.T[:, :, None] - place
+    light = later.light
+    ray = light.toward_sun.T[:, :, None] if light.position is None else light.position.T[:, :, None] - place
     toward = (normal * ray).sum(0)
     away = (normal * (place - surface)).sum(0)
     landed = place - away / np.where(np.abs(toward) < 1e-6, 1e-6, toward) * ray

@@ -39,6 +39,11 @@ class Box:
     center: np.ndarray
     half: tuple[float, float, float]
 
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest coordinates, ``[3, T]`` each."""
+        half = np.asarray(self.half).reshape(3, 1)
+        return self.center - half, self.center + half
+
     def _slabs(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ray parameters at which each axis's slab is entered and left, ``[3, T, S]`` each."""
         inverse = _safe_inverse(direction)
@@ -69,6 +74,11 @@ class Cylinder:
     center: np.ndarray
     radius: float
     height: float
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest coordinates, ``[3, T]`` each."""
+        low = np.array([[-self.radius], [-self.radius], [0.0]])
+        return self.center + low, self.center + np.array([[self.radius], [self.radius], [self.height]])
 
     def _interval(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, ...]:
         """Entry and exit of the round side and of the slab between the caps, ``[T, S]`` each."""
@@ -115,6 +125,10 @@ class Sphere:
 
     center: np.ndarray
     radius: float
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest coordinates, ``[3, T]`` each."""
+        return self.center - self.radius, self.center + self.radius
 
     def _interval(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ray parameters ``[T, S]`` of entry and exit; inf and -inf where it misses."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_pipelines.light_scenes import water
-from data_pipelines.light_scenes.geometry import MISS
+from data_pipelines.light_scenes.geometry import MISS, Plane
 from data_pipelines.light_scenes.parameters import ClipSize
 from data_pipelines.light_scenes.world import World
 
@@ -64,21 +64,33 @@ class Layers:
     glints: np.ndarray | None = None
 
 
-def nearest(world: World, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def nearest(
+    world: World, origin: np.ndarray, direction: np.ndarray, grid: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first surface along rays from ``origin [3, T' or 1, 1]`` along ``direction [3, T', S]``.
+
+    ``grid`` (rows, columns) says that these are the camera's own rays in row-major order: things are then looked for
+    only where they can be.
 
     Returns ray parameters ``[T', S]`` (inf at the sky), normals ``[3, T', S]`` and indices into ``World.things``
     ``[T', S]`` (-1 at the sky).
     """
-    depth = np.full(direction.shape[1:], MISS, np.float32)
-    normal = np.zeros(direction.shape, np.float32)
-    object_id = np.full(direction.shape[1:], -1, np.int8)
+    frames, samples = direction.shape[1:]
+    depth = np.full((frames, samples), MISS, np.float32)
+    normal = np.zeros((3, frames, samples), np.float32)
+    object_id = np.full((frames, samples), -1, np.int8)
     for index, thing in enumerate(world.things):
-        s, n = thing.shape.intersect(origin, direction)
-        nearer = s < depth
-        depth = np.where(nearer, s, depth)
-        normal = np.where(nearer, n, normal)
-        object_id = np.where(nearer, np.int8(index), object_id)
+        parts = [direction, depth, normal, object_id]
+        if grid is not None and not isinstance(thing.shape, Plane):
+            rows, columns = world.camera.window(*thing.shape.bounds(), *grid)
+            parts = [part.reshape(*part.shape[:-1], *grid)[..., rows, columns] for part in parts]
+        rays, nearest_depth, nearest_normal, nearest_id = parts
+        s, n = thing.shape.intersect(origin, rays.reshape(3, frames, -1))
+        nearer = (s < nearest_depth.reshape(frames, -1)).reshape(nearest_depth.shape)
+        np.copyto(nearest_depth, s.reshape(nearest_depth.shape), where=nearer)
+        n = np.broadcast_to(n, (3, *s.shape)).reshape(nearest_normal.shape)
+        np.copyto(nearest_normal, n, where=nearer)
+        np.copyto(nearest_id, np.int8(index), where=nearer)
     return depth, normal, object_id
 
 
@@ -88,7 +100,7 @@ def trace(world: World, height: int, width: int, supersample: int) -> Traced:
     if not world.stands_still and direction.shape[1] == 1:
         direction = np.broadcast_to(direction, (3, world.frames, direction.shape[2]))
     origin = world.camera.origin().astype(np.float32)[:, :, None]
-    depth, normal, object_id = nearest(world, origin, direction)
+    depth, normal, object_id = nearest(world, origin, direction, (height * supersample, width * supersample))
     beyond = object_id < 0
     if beyond.any():
         if world.sky is None:
@@ -96,18 +108,24 @@ def trace(world: World, height: int, width: int, supersample: int) -> Traced:
         depth = np.where(beyond, SKY_DEPTH, depth)
         normal = np.where(beyond, -direction / np.sqrt(_dot(direction, direction)), normal)
     points = origin + depth * direction
-    albedo = np.where(beyond, np.float32(1), np.zeros(direction.shape, np.float32))
+    albedo = np.ones(direction.shape, np.float32)
     surface = None
     for index, thing in enumerate(world.things):
+        here = object_id == index
         center = getattr(thing.shape, "center", None)
-        local = points if center is None else points - center.astype(np.float32)[:, :, None]
-        albedo = np.where(object_id == index, thing.material.albedo(local), albedo)
-        seen = np.flatnonzero((object_id == index).any(0))
-        if thing.ripples is not None and len(seen):
-            samples = slice(int(seen[0]), int(seen[-1]) + 1)
-            pixel = 2 * world.camera.half_width / (width * supersample)
-            surface = water.Surface.seen(thing.ripples, samples, *(a[..., samples] for a in (points, direction, depth)),
-                                         pixel)
+        if center is None or not thing.material.waves:
+            local = points
+        else:
+            local = points - center.astype(np.float32)[:, :, None]
+        np.copyto(albedo, thing.material.albedo(local), where=here)
+        if thing.ripples is None or not here.any():
+            continue
+        seen = np.flatnonzero(here.any(0))
+        samples = slice(int(seen[0]), int(seen[-1]) + 1)
+        pixel = 2 * world.camera.half_width / (width * supersample)
+        surface = water.Surface.seen(
+            thing.ripples, samples, points[..., samples], direction[..., samples], depth[..., samples], pixel
+        )
     return Traced(points, normal, albedo, direction, depth, object_id, surface)
 
 
