@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-WATER_REFLECTANCE = np.float32(0.02)
-"""Fresnel reflectance of water at normal incidence (index of refraction 1.33)."""
+REFRACTION = np.float32(1.33)
+"""Index of refraction of water."""
 GRAZING = np.float32(0.1)
 """Least cosine between view and normal that glints are spread over."""
 _GRAVITY = 9.81
@@ -164,7 +164,7 @@ def reflect(surface: Surface, ripples: Ripples, sky: Sky, toward: np.ndarray, su
 
     References:
       Cox and Munk, Measurement of the roughness of the sea surface, 1954 (glint of a distribution of slopes);
-      Schlick, An inexpensive BRDF model, 1994 (Fresnel).
+      Cook and Torrance, A reflectance model for computer graphics, 1982 (Fresnel).
     """
     along_x, along_y = surface.slopes(ripples)
     view = surface.view
@@ -190,6 +190,8 @@ def reflect(surface: Surface, ripples: Ripples, sky: Sky, toward: np.ndarray, su
 
 
 def _fresnel(cosine: np.ndarray) -> np.ndarray:
-    away = 1 - cosine
-    square = away * away
-    return WATER_REFLECTANCE + (1 - WATER_REFLECTANCE) * (square * square * away)
+    """Reflectance of water for unpolarized light that meets it at an angle of this ``cosine``."""
+    g = np.sqrt(cosine * cosine + (REFRACTION * REFRACTION - 1))
+    across = (g - cosine) / (g + cosine)
+    ratio = (cosine * (g + cosine) - 1) / (cosine * (g - cosine) + 1)
+    return np.float32(0.5) * across * across * (1 + ratio * ratio)
