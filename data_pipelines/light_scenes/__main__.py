@@ -12,6 +12,12 @@ _DEFAULT = LightScenesConfig()
 FAMILIES = flags.DEFINE_string(
     "families", ",".join(_DEFAULT.families), f"'all', or names separated by commas, of: {', '.join(ALL)}."
 )
+BEAM_RUNNER = flags.DEFINE_string(
+    "beam_runner", None, "Render with Apache Beam on this runner (DirectRunner, FlinkRunner, DataflowRunner, ...)."
+)
+BEAM_OPTIONS = flags.DEFINE_multi_string(
+    "beam_options", [], "An option of the pipeline, such as --beam_options=--direct_num_workers=8; may be repeated."
+)
 STORED = flags.DEFINE_enum("passes", _DEFAULT.passes, PASSES, "LightScenesConfig.passes.")
 _SIZES = {
     field.name: (flags.DEFINE_float if field.name == "fps" else flags.DEFINE_integer)(
@@ -33,7 +39,9 @@ def main(argv: list[str]) -> None:
         )
     except ValueError as error:
         raise app.UsageError(str(error)) from error
-    prepare(DATA_DIR.value, config=config)
+    if BEAM_OPTIONS.value and BEAM_RUNNER.value is None:
+        raise app.UsageError(f"--beam_options={BEAM_OPTIONS.value[0]} is for a pipeline: give --beam_runner as well")
+    prepare(DATA_DIR.value, config=config, beam_runner=BEAM_RUNNER.value, beam_options=BEAM_OPTIONS.value)
 
 
 if __name__ == "__main__":

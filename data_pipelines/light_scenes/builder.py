@@ -1,8 +1,9 @@
 """The TFDS data set `light_scenes`: ArrayRecord files, written and read without TensorFlow."""
 
 import fcntl
+import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines.light_scenes.captions import captions
-from data_pipelines.light_scenes.clip import Clip, render_clip
+from data_pipelines.light_scenes.clip import Clip, ClipSpec, render_clip
 from data_pipelines.light_scenes.families import ALL, FAMILIES
 from data_pipelines.light_scenes.parameters import SPLITS, ClipSize
 from data_pipelines.light_scenes.passes import Passes
@@ -201,8 +202,10 @@ class LightScenes(tfds.core.GeneratorBasedBuilder):
     # Python >= 3.9 (importlib_resources). Nothing is downloaded here.
     code_path = None
 
-    def __init__(self, *, scenes: LightScenesConfig | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, scenes: LightScenesConfig | None = None, beam: bool = False, **kwargs: Any) -> None:
+        """``beam``: clips are rendered by an Apache Beam pipeline; the data set is the same."""
         self.scenes = scenes or LightScenesConfig()
+        self.beam = beam
         kwargs.setdefault("config", tfds.core.BuilderConfig(name=self.scenes.name))
         kwargs.setdefault("file_format", "array_record")
         super().__init__(**kwargs)
@@ -219,21 +222,54 @@ class LightScenes(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         return {split: self._generate_examples(split) for split in SPLITS}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, split: str) -> Any:
+        """Pairs (index, example), as an iterator or as a transform of Apache Beam."""
         scenes = self.scenes
-        for index, spec in enumerate(plan(split, getattr(scenes, split), scenes.seed, scenes.families)):
-            yield index, example_of(render_clip(spec, scenes.size()), scenes)
+        numbered = enumerate(plan(split, getattr(scenes, split), scenes.seed, scenes.families))
+        render = functools.partial(_numbered_example, config=scenes)
+        if not self.beam:
+            return map(render, numbered)
+        import apache_beam
+
+        return apache_beam.Create(list(numbered)) | apache_beam.Reshuffle() | apache_beam.Map(render)
 
 
-def prepare(data_dir: str | Path, *, config: LightScenesConfig | None = None) -> LightScenes:
+def _numbered_example(numbered: tuple[int, ClipSpec], *, config: LightScenesConfig) -> tuple[int, dict[str, Any]]:
+    index, spec = numbered
+    return index, example_of(render_clip(spec, config.size()), config)
+
+
+def _beam_settings(runner: str, options: Sequence[str]) -> tfds.download.DownloadConfig:
+    """Raises ImportError, saying what to install, if Apache Beam is not there."""
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise ImportError(
+            f"beam_runner = {runner!r} needs Apache Beam: pip install 'wanjax[beam]' into an environment of its own "
+            "(it wants older versions of protobuf, pillow and pyarrow than constraints.txt names; docs/data.md)"
+        ) from error
+    return tfds.download.DownloadConfig(beam_runner=runner, beam_options=PipelineOptions(list(options)))
+
+
+def prepare(
+    data_dir: str | Path,
+    *,
+    config: LightScenesConfig | None = None,
+    beam_runner: str | None = None,
+    beam_options: Sequence[str] = (),
+) -> LightScenes:
     """Writes the data set under ``data_dir`` unless it is there, and returns its builder.
+
+    With ``beam_runner`` (``"DirectRunner"``, ``"FlinkRunner"``, ``"DataflowRunner"``, ...) the clips are rendered by
+    an Apache Beam pipeline with ``beam_options`` (such as ``"--direct_num_workers=8"``), on as many machines as it has.
 
     A run that was cut off leaves nothing that is taken for whole: the next one clears it and starts over. A
     second run on the same ``data_dir`` waits for the first.
     """
     root = Path(data_dir).expanduser()
     root.mkdir(parents=True, exist_ok=True)
-    builder = LightScenes(scenes=config, data_dir=str(root))
+    settings = None if beam_runner is None else _beam_settings(beam_runner, beam_options)
+    builder = LightScenes(scenes=config, data_dir=str(root), beam=beam_runner is not None)
     with open(root / "light_scenes.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if builder.is_prepared():
@@ -244,7 +280,7 @@ def prepare(data_dir: str | Path, *, config: LightScenesConfig | None = None) ->
             shutil.rmtree(leftover)
         counts = ", ".join(f"{split} {getattr(builder.scenes, split)}" for split in SPLITS)
         print(f"light_scenes: rendering {counts} clips into {target}")
-        builder.download_and_prepare()
+        builder.download_and_prepare(download_config=settings)
     return builder
 
 
