@@ -130,7 +130,8 @@ def test_glints_lie_where_the_half_vector_meets_the_wave_normal() -> None:
         half /= np.linalg.norm(half, axis=0)
         surface, normal = layers.traced.surface, layers.traced.normal
         # In slopes, against the spread of those that a sample does not resolve.
-        gap = np.stack([half[i] / half[2] - normal[i] / normal[2] for i in (0, 1)])[:, :, surface.samples]
+        upright = np.maximum(normal[2], 1e-6)  # a stake's sides stand among the water's samples, without glints
+        gap = np.stack([half[i] / half[2] - normal[i] / upright for i in (0, 1)])[:, :, surface.samples]
         xx, yy, xy = surface.covariance
         widest = (xx + yy) / 2 + np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
         deviations = np.sqrt((gap**2).sum(0) / widest)

@@ -44,6 +44,7 @@ class LightScenesConfig:
     passes: str = "basic"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "families", tuple(self.families))
         group = group_size(self.families)
         if self.passes not in PASSES:
             raise ValueError(f"LightScenesConfig.passes = {self.passes!r}: expected one of {', '.join(PASSES)}")

@@ -22,7 +22,7 @@ HOUSE = 5.0  # y of the wall behind the street, meters
 def world(draw: Draw, size: ClipSize, sweep: int) -> World:
     """One scene; ``sweep`` +1 has the walker and his shadow go to the right in the frame, -1 to the left."""
     lamp_height = draw.value("lamp_height", 3.2, 4.2)
-    beyond = draw.chance(0.6)  # lamp beyond the walker: his shadow falls toward the viewer
+    beyond = draw.chance(0.8)  # lamp beyond the walker: his shadow falls toward the viewer
     lamp_x = draw.value("lamp_x", -0.35, 0.35)
     lamp_y = draw.value("lamp_y", 0.9, 1.5) if beyond else -draw.value("lamp_before", 0.7, 1.2)
     kelvin = np.full(size.frames, draw.value("kelvin", 2400, 3900))
