@@ -49,11 +49,10 @@ def test_passes_have_the_clips_shape_and_units(clip) -> None:
 
 def test_truth_holds_what_the_metrics_compare_with(clip) -> None:
     truth = clip.truth
-    assert {"log_luminance", "exposure_slope", "cct_slope", "sweep_rate", "visibility", "direct", "ambient",
-            "specular"} <= set(truth)
+    assert {"log_luminance", "exposure_slope", "cct_slope", "sweep_rate", "visibility", "direct", "shadowed",
+            "ambient", "specular"} <= set(truth)
     assert ("foot" in truth) == (clip.spec.family in ("sundial", "street_lamp"))
     assert ("glint" in truth) == (clip.spec.family == "water_glitter")
-    # A steady light without shadows is direct + ambient + specular.
     assert truth["direct"].shape == (4, 32, 32, 3)
 
 

@@ -27,7 +27,7 @@ class LightScenesConfig:
     """Size, content and seed of the data set. Every field is part of the name of the folder it is written to.
 
     ``train``, ``validation`` and ``test`` are numbers of clips, multiples of ``group_size(families)`` (8 by default);
-    ``families`` are of ``families.ALL``; ``passes`` ``"all"`` stores every pass (some 30 times the bytes); the other
+    ``families`` are of ``families.ALL``; ``passes`` ``"all"`` stores every pass (some 8 times the bytes); the other
     fields are ``ClipSize``'s.
     """
 

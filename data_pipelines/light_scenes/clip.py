@@ -18,7 +18,7 @@ from data_pipelines.light_scenes.flow import surface_flow
 from data_pipelines.light_scenes.parameters import SPLITS, ClipSize, Draw
 from data_pipelines.light_scenes.passes import Passes, foot_track, render_passes
 from data_pipelines.light_scenes.render import render_pieces, to_pixels
-from data_pipelines.light_scenes.sweep import sweep_of
+from data_pipelines.light_scenes.sweep import GATE, sweep_of
 from data_pipelines.light_scenes.world import World
 
 DEFAULT_SIZE = ClipSize()
@@ -129,12 +129,12 @@ class Clip:
         """The record that ``wanjax.light.metrics.measure`` compares with; renders the passes.
 
         Keys: ``log_luminance`` [T], ``exposure_slope``, ``cct_slope``, ``sweep_rate``, ``visibility`` [T, H, W],
-        ``direct``, ``ambient`` and ``specular`` [T, H, W, 3] as in ``Passes``, and where the scene has them ``foot``
-        [T, 2] and ``glint`` [T].
+        ``direct``, ``shadowed``, ``ambient`` and ``specular`` [T, H, W, 3] as in ``Passes``, and where the scene has
+        them ``foot`` [T, 2] and ``glint`` [T].
         """
         record = {name: getattr(self, name) for name in (
             "log_luminance", "exposure_slope", "cct_slope", "sweep_rate", "visibility")}
-        record |= {name: getattr(self.passes, name) for name in ("direct", "ambient", "specular")}
+        record |= {name: getattr(self.passes, name) for name in ("direct", "shadowed", "ambient", "specular")}
         parts = {name: getattr(self.passes, name) for name in ("foot", "glint")}
         return record | {name: value for name, value in parts.items() if value is not None}
 
@@ -169,7 +169,8 @@ def render_clip(spec: ClipSpec, size: ClipSize = DEFAULT_SIZE) -> Clip:
     log_luminance = np.log2(mean @ LUMINANCE + LUMINANCE_FLOOR)
     cct = correlated_colour_temperature(mean)
     flow = surface_flow(world, size)
-    rate = 0.0 if not spec.sweep else sweep_of(linear @ LUMINANCE, flow, size.fps).rate
+    gate = 0.0 if world.camera.stands_still else GATE
+    rate = sweep_of(linear @ LUMINANCE, flow, size.fps, gate).rate if spec.sweep else 0.0
     return Clip(
         spec=spec,
         video=video,
