@@ -280,6 +280,23 @@ def test_families_are_named_in_the_config_and_unknown_ones_refused(tmp_path) -> 
         open_source(DataConfig(source="light_scenes:moon", data_dir=str(tmp_path)))
 
 
+@pytest.mark.parametrize("source,families", [
+    ("light_scenes", FAMILIES), ("light_scenes:all", ALL), ("light_scenes:street_lamp,water_glitter",
+                                                            ("street_lamp", "water_glitter"))])
+def test_a_configs_source_names_the_families(source: str, families: tuple[str, ...], monkeypatch) -> None:
+    asked = []
+
+    def prepare(data_dir, *, config):
+        asked.append(config)
+        raise FileNotFoundError("stop here")
+
+    monkeypatch.setattr(light_scenes, "prepare", prepare)
+    with pytest.raises(FileNotFoundError, match="stop here"):
+        open_source(DataConfig(source=source, frames=9, height=32))
+    assert asked[0].families == families and (asked[0].frames, asked[0].height, asked[0].width) == (9, 32, 64)
+    assert asked[0].train == 1200 and asked[0].test == 96
+
+
 def test_wide_data_set_with_every_pass_comes_back(tmp_path, capsys) -> None:
     config = LightScenesConfig(frames=3, height=16, width=16, train=6, validation=6, test=6,
                                families=("street_lamp", "water_glitter"), passes="all")

@@ -113,6 +113,17 @@ def unit(v):
     return v / np.linalg.norm(v, axis=0)
 
 
+@pytest.mark.parametrize("kind", ALL)
+def test_nothing_is_lost_by_looking_for_things_only_where_the_camera_can_see_them(kind: str) -> None:
+    for scene in range(3):
+        world = build_world(spec_of(kind, scene), SMALL)
+        direction = np.broadcast_to(world.camera.rays(32, 32, 2), (3, 4, 4096))
+        origin = world.camera.origin().astype(np.float32)[:, :, None]
+        for wanted, found in zip(nearest(world, origin, direction), nearest(world, origin, direction, (64, 64)),
+                                 strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
 def test_flow_of_the_passes_is_that_of_the_data_set(clip) -> None:
     np.testing.assert_array_equal(clip.passes.flow.motion, clip.flow)
     np.testing.assert_array_equal(surface_flow(build_world(clip.spec, SMALL), SMALL), clip.flow)

@@ -1,5 +1,6 @@
 """A pinhole camera in the scenes' frame: x to the right, y away from the viewer, z up, in meters."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,17 +75,25 @@ class Camera:
         v = (offset * up).sum(0) / depth / (self.half_width * height / width)
         return np.stack([(u + 1) * width / 2 - 0.5, (1 - v) * height / 2 - 0.5])
 
-    def window(self, low: np.ndarray, high: np.ndarray, height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns, in any of the frames, that can see the box between ``low`` and ``high [3, T']``.
+    def windows(self, low: np.ndarray, high: np.ndarray, height: int, width: int) -> list[tuple[slice, slice]]:
+        """Rows and columns that can see each of ``n`` boxes, ``low`` to ``high [3, T', n]``, in any of the frames.
 
         A box that reaches behind the camera can be seen anywhere.
         """
-        corners = np.stack([[(low, high)[(i >> axis) & 1][axis] for axis in range(3)] for i in range(8)], -1)
-        if ((corners - self.origin()[:, :, None]) * self.axes()[2][:, :, None]).sum(0).min() < 0.05:
-            return slice(0, height), slice(0, width)
-        x, y = self.project(corners, height, width)
-        rows, columns = (
-            slice(int(np.clip(np.floor(a.min()), 0, n)), int(np.clip(np.ceil(a.max()) + 1, 0, n)))
-            for a, n in ((y, height), (x, width))
-        )
-        return rows, columns
+        pick = (np.arange(8) >> np.arange(3)[:, None] & 1)[:, None, None, :]  # [3, 1, 1, 8] which end of each axis
+        corners = np.where(pick, high[..., None], low[..., None])
+        flat = corners.reshape(3, corners.shape[1], -1)
+        ahead = ((flat - self.origin()[:, :, None]) * self.axes()[2][:, :, None]).sum(0)
+        x, y = self.project(flat, height, width)
+        found = []
+        for index in range(low.shape[2]):
+            part = slice(8 * index, 8 * index + 8)
+            if ahead[:, part].min() < 0.05:
+                found.append((slice(0, height), slice(0, width)))
+                continue
+            rows, columns = (
+                slice(min(max(math.floor(a[:, part].min()), 0), n), min(max(math.ceil(a[:, part].max()) + 1, 0), n))
+                for a, n in ((y, height), (x, width))
+            )
+            found.append((rows, columns))
+        return found

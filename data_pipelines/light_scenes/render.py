@@ -79,10 +79,11 @@ def nearest(
     depth = np.full((frames, samples), MISS, np.float32)
     normal = np.zeros((3, frames, samples), np.float32)
     object_id = np.full((frames, samples), -1, np.int8)
+    windows = {} if grid is None else _windows(world, frames, grid)
     for index, thing in enumerate(world.things):
         parts = [direction, depth, normal, object_id]
-        if grid is not None and not isinstance(thing.shape, Plane):
-            rows, columns = world.camera.window(*thing.shape.bounds(), *grid)
+        if grid is not None and index in windows:
+            rows, columns = windows[index]
             parts = [part.reshape(*part.shape[:-1], *grid)[..., rows, columns] for part in parts]
         rays, nearest_depth, nearest_normal, nearest_id = parts
         s, n = thing.shape.intersect(origin, rays.reshape(3, frames, -1))
@@ -92,6 +93,19 @@ def nearest(
         np.copyto(nearest_normal, n, where=nearer)
         np.copyto(nearest_id, np.int8(index), where=nearer)
     return depth, normal, object_id
+
+
+def _windows(world: World, frames: int, grid: tuple[int, int]) -> dict[int, tuple[slice, slice]]:
+    """Rows and columns of the camera's rays that can meet each of the things that are no planes."""
+    bounds = {
+        index: thing.shape.bounds() for index, thing in enumerate(world.things) if not isinstance(thing.shape, Plane)
+    }
+    if not bounds:
+        return {}
+    low, high = (
+        np.stack([np.broadcast_to(ends[end], (3, frames)) for ends in bounds.values()], -1) for end in (0, 1)
+    )
+    return dict(zip(bounds, world.camera.windows(low, high, *grid), strict=True))
 
 
 def trace(world: World, height: int, width: int, supersample: int) -> Traced:
