@@ -10,7 +10,7 @@ from data_pipelines.light_scenes.render import Traced, nearest, trace
 from data_pipelines.light_scenes.world import World
 
 _LIFT = np.float32(2e-3)
-_DEEPER = 0.01  # share of the depth by which a surface may lie before a point that still counts as seen
+_DEEPER = 0.003  # share of the depth by which a surface may lie before a point that still counts as seen
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from data_pipelines.light_scenes.world import Light, Material, Thing, Wave, Worl
 
 LONGEST_WALK = 0.55  # picture widths; long clips walk more slowly rather than leave the picture
 LONGEST_STEP = 0.17  # meters that a foot swings to either side of the body
+LONGEST_TRAVEL = 2.0  # seconds at its rate; in a long clip the camera is slower, so that shadows go farther than it
 HOUSE = 5.0  # y of the wall behind the street, meters
 
 
@@ -61,7 +62,8 @@ def moving(draw: Draw, size: ClipSize, sweep: int) -> World:
     x, y, z = still.camera.position
     way = 1.0 if draw.chance(0.5) else -1.0
     # Slow enough that a surface counts as still (below half a pixel per frame at 64 pixels and 8 frames per second).
-    travel = way * draw.value("camera_rate", 0.015, 0.03) * 2 * still.camera.half_width * -y * size.duration
+    width = 2 * still.camera.half_width * -y
+    travel = way * draw.value("camera_rate", 0.015, 0.03) * width * min(size.duration, LONGEST_TRAVEL)
     track = x + travel * (size.times() / size.duration - 0.5)
     position = np.stack([track, 0 * track + y, 0 * track + z])
     return replace(still, camera=replace(still.camera, position=position), parameters=dict(draw.log))

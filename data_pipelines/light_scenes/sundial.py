@@ -14,6 +14,7 @@ from data_pipelines.light_scenes.parameters import ClipSize, Draw
 from data_pipelines.light_scenes.world import Light, Material, Thing, Wave, World
 
 SUN_RADIUS = 0.03
+LONGEST_TRAVEL = 2.0  # seconds at its rate; in a long clip the camera is slower, so that shadows go farther than it
 
 
 def sun_direction(azimuth: np.ndarray, elevation: np.ndarray) -> np.ndarray:
@@ -103,7 +104,7 @@ def moving(draw: Draw, size: ClipSize, sweep: int) -> World:
     way = 1.0 if draw.chance(0.5) else -1.0
     # Slow enough that a surface counts as still (below half a pixel per frame at 64 pixels and 8 frames per second).
     width = 2 * still.camera.half_width * 5.0
-    travel = way * draw.value("camera_rate", 0.012, 0.02) * width * size.duration
+    travel = way * draw.value("camera_rate", 0.012, 0.02) * width * min(size.duration, LONGEST_TRAVEL)
     track = travel * (size.times() / size.duration - 0.5)
     position = np.stack([track, *(np.full(size.frames, still.camera.position[axis]) for axis in (1, 2))])
     return replace(still, things=tuple(things), camera=replace(still.camera, position=position),
