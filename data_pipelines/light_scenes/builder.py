@@ -230,9 +230,8 @@ class LightScenes(tfds.core.GeneratorBasedBuilder):
         render = functools.partial(_numbered_example, config=scenes)
         if not self.beam:
             return map(render, numbered)
-        import apache_beam
-
-        return apache_beam.Create(list(numbered)) | apache_beam.Reshuffle() | apache_beam.Map(render)
+        beam = tfds.core.lazy_imports.apache_beam
+        return beam.Create(list(numbered)) | beam.Reshuffle() | beam.Map(render)
 
 
 def _numbered_example(numbered: tuple[int, ClipSpec], *, config: LightScenesConfig) -> tuple[int, dict[str, Any]]:
@@ -243,13 +242,13 @@ def _numbered_example(numbered: tuple[int, ClipSpec], *, config: LightScenesConf
 def _beam_settings(runner: str, options: Sequence[str]) -> tfds.download.DownloadConfig:
     """Raises ImportError, saying what to install, if Apache Beam is not there."""
     try:
-        from apache_beam.options.pipeline_options import PipelineOptions
+        options_class = tfds.core.lazy_imports.apache_beam.options.pipeline_options.PipelineOptions
     except ImportError as error:
         raise ImportError(
             f"beam_runner = {runner!r} needs Apache Beam: pip install 'wanjax[beam]' into an environment of its own "
             "(it wants older versions of protobuf, pillow and pyarrow than constraints.txt names; docs/data.md)"
         ) from error
-    return tfds.download.DownloadConfig(beam_runner=runner, beam_options=PipelineOptions(list(options)))
+    return tfds.download.DownloadConfig(beam_runner=runner, beam_options=options_class(list(options)))
 
 
 def prepare(
