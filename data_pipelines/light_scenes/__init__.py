@@ -3,7 +3,7 @@
 from data_pipelines.light_scenes.builder import LightScenes, LightScenesConfig, open_split, prepare
 from data_pipelines.light_scenes.captions import all_captions, captions
 from data_pipelines.light_scenes.clip import Clip, ClipSpec, build_world, render_clip
-from data_pipelines.light_scenes.families import ALL, FAMILIES, parse_families
+from data_pipelines.light_scenes.families import ALL, FAMILIES, parse_families, signs_of
 from data_pipelines.light_scenes.parameters import SPLITS, ClipSize
 from data_pipelines.light_scenes.passes import Passes
 from data_pipelines.light_scenes.splits import heldout_prompts, plan
@@ -27,4 +27,5 @@ __all__ = [
     "plan",
     "prepare",
     "render_clip",
+    "signs_of",
 ]
