@@ -79,12 +79,18 @@ class LightCurves:
       log_luminance: [T] in stops.
       mired: [T].
       sweep: where the light that moves stands, at its own times.
+      acceleration: [T] signed second difference of ``log_luminance`` in stops, 0 at the first and last frame.
+      flicker_map: [h, w] at the working size (no side above :data:`WORKING_SIDE`): mean over time of the absolute
+        second difference of low-passed log-luminance along motion, in stops, over the frames where the pixel was
+        seen before and after; 0 where it never was, and for T < 3.
     """
 
     seconds: np.ndarray
     log_luminance: np.ndarray
     mired: np.ndarray
     sweep: Sweep
+    acceleration: np.ndarray
+    flicker_map: np.ndarray
 
 
 def measure(
@@ -147,11 +153,16 @@ def curves_and_metrics(
         raise ValueError(
             f"flow: more given than the {tracks.count - 1} pairs of frames; one for each pair is needed"
         )
+    exposure = np.array(tracks.exposure)
+    acceleration = np.zeros(len(exposure))
+    acceleration[1:-1] = np.diff(exposure, n=2)
     curves = LightCurves(
         np.arange(tracks.count) / fps,
-        np.array(tracks.exposure),
+        exposure,
         np.array(tracks.mired),
         tracks.sweep.result(fps, exact_flow=flow is not None),
+        acceleration,
+        tracks.flicker_map,
     )
     metrics = _summary(tracks, curves, fps)
     metrics |= _errors(metrics, truth, fps)
@@ -199,6 +210,8 @@ class _Tracks:
     pixel_change: list[float] = field(default_factory=list)
     luma_penalty: list[float] = field(default_factory=list)
     sweep: SweepTracker = field(default_factory=SweepTracker)
+    _change: np.ndarray | float = 0.0  # [h, w] sum over time of the local second difference's absolute value
+    _seen: np.ndarray | float = 0.0  # [h, w] how many terms that sum has
     _last: _View | None = None
     _older: np.ndarray | None = None  # low-passed log-luminance of the frame before the last
     _motion: Motion | None = None  # from that frame to the last
@@ -213,6 +226,11 @@ class _Tracks:
         height, width = self._last.grey.shape
         return height, width
 
+    @property
+    def flicker_map(self) -> np.ndarray:
+        change = np.broadcast_to(self._change, self.working_shape)
+        return np.divide(change, self._seen, out=np.zeros(change.shape), where=np.asarray(self._seen) > 0)
+
     def add(self, frame: np.ndarray, motion: Motion | None) -> None:
         """Adds a frame; ``motion`` is from the frame before to it, None to have it estimated."""
         view, stops = self._look(frame)
@@ -224,7 +242,10 @@ class _Tracks:
             second = (
                 warp(view.smooth, motion.forward) - 2 * last.smooth + warp(self._older, self._motion.backward)
             )
-            valid = second[motion.seen_next & self._motion.seen_before]
+            seen = motion.seen_next & self._motion.seen_before
+            self._change = self._change + np.where(seen, np.abs(second), 0)
+            self._seen = self._seen + seen.astype(np.float64)
+            valid = second[seen]
             size = np.abs(valid)
             self.local.append(size.mean(dtype=np.float64) if valid.size else 0.0)
             self.common.append(abs(float(np.median(valid))) if valid.size else 0.0)
