@@ -25,6 +25,7 @@ DARKER_STATE = 0.8
 AREA = 0.25
 """Least share of the frame that changes at once."""
 
+_ROUNDING = 1e-5  # a change of exactly a tenth is one, whichever way its sRGB values were rounded
 _NEVER = -(2**40)
 _TOGETHER = 1 / 6  # seconds; at three flashes a second, the least that may do harm, a change takes no longer
 
@@ -58,8 +59,8 @@ class FlashTracker:
             self._turn = np.zeros(y.shape, np.int8)
             self._forget(y.shape)
         low, high = np.minimum(self._low, y), np.maximum(self._high, y)
-        rises = (self._turn != 1) & (y - low >= CHANGE) & (low < DARKER_STATE)
-        falls = (self._turn != -1) & (high - y >= CHANGE) & (y < DARKER_STATE)
+        rises = (self._turn != 1) & (y - low >= CHANGE - _ROUNDING) & (low < DARKER_STATE)
+        falls = (self._turn != -1) & (high - y >= CHANGE - _ROUNDING) & (y < DARKER_STATE)
         turned = rises | falls
         self._low, self._high = np.where(turned, y, low), np.where(turned, y, high)
         for direction, changed in ((1, rises), (-1, falls)):

@@ -15,7 +15,7 @@ import numpy as np
 
 from wanjax.light.glints import LagTracker
 from wanjax.light.photometry import luminance
-from wanjax.light.shadows import ShadowTracker, estimated_visibility, tells
+from wanjax.light.shadows import ShadowTracker, estimated_visibility
 
 __all__ = ["SceneTracker", "slope", "slope_errors"]
 
@@ -89,14 +89,10 @@ class SceneTracker:
         direct, ambient, specular = (passes.get(name, dark) for name in ("direct", "ambient", "specular"))
         if {"visibility", "direct", "ambient"} <= set(passes):
             foot = passes.get("foot")
-            self._shadows.add(
-                estimated_visibility(y, direct, ambient, specular),
-                visible,
-                tells(direct, ambient),
-                None if foot is None else (float(foot[0]), float(foot[1])),
-            )
+            estimate, known = estimated_visibility(y, direct, ambient, specular)
+            self._shadows.add(estimate, visible, known, None if foot is None else (float(foot[0]), float(foot[1])))
         if "glint" in passes or "specular" in passes:
-            highlights = np.maximum(y - direct * visible - ambient, 0)
+            highlights = np.maximum(y - np.minimum(direct * visible + ambient, 1), 0)
             self._glints.add(highlights, passes.get("glint", specular))
         self._frame += 1
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-__all__ = ["NO_ANGLE", "ShadowTracker", "Shadow", "estimated_visibility", "shadow_of", "tells"]
+__all__ = ["NO_ANGLE", "ShadowTracker", "Shadow", "estimated_visibility", "shadow_of"]
 
 NO_ANGLE = 90.0
 """Degrees charged where the truth has a shadow at the foot and the clip has none: what a random direction is off."""
@@ -24,16 +24,23 @@ _NEAR = 0.05  # of the longer side: a shadow belongs to the foot that it reaches
 _SMALLEST = 4  # pixels; less has no direction
 
 
-def tells(direct: np.ndarray, ambient: np.ndarray) -> np.ndarray:
-    """[H, W] bool, where the direct light's luminance [H, W] is bright enough, alone and beside the ambient's."""
-    return (direct > _BRIGHT) & (direct > _SHARE * (direct + ambient))
-
-
 def estimated_visibility(
     y: np.ndarray, direct: np.ndarray, ambient: np.ndarray, specular: np.ndarray
-) -> np.ndarray:
-    """Share [H, W] in 0 to 1 of the key light that reaches each pixel, from luminances [H, W] of image and passes."""
-    return np.clip((y - ambient - specular) / np.maximum(direct, _BRIGHT), 0, 1)
+) -> tuple[np.ndarray, np.ndarray]:
+    """How much of the key light reaches each pixel of a picture.
+
+    Args:
+      y: [H, W] linear luminance of the picture, 1 at most.
+      direct, ambient, specular: [H, W] luminance of the scene's passes, ``direct`` as if nothing were in its way.
+
+    Returns:
+      [H, W] share in 0 to 1, and [H, W] bool where it can be told: where the direct light that a picture can show
+      (what is brighter than white is cut off) is bright enough, alone and beside the rest.
+    """
+    rest = ambient + specular
+    shown = np.minimum(direct + rest, 1) - rest
+    known = (shown > _BRIGHT) & (shown > _SHARE * (shown + rest))
+    return np.clip((y - rest) / np.maximum(shown, _BRIGHT), 0, 1), known
 
 
 @dataclass(frozen=True)
