@@ -16,7 +16,7 @@ import numpy as np
 
 from wanjax.light.photometry import linear_to_srgb
 
-__all__ = ["LEVELS", "SCENES", "Fault", "PairedClip", "make_clip"]
+__all__ = ["LEVELS", "SCENES", "Fault", "Scene", "make_scene"]
 
 SCENES = ("constant", "pan", "object", "shadow", "ramp", "sunrise")
 """What is seen under sound light: nothing moves; the camera pans; an object crosses; its shadow alone crosses; the
@@ -55,55 +55,49 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class PairedClip:
-    """A clip and its exact motion.
+class Scene:
+    """A scene under sound light, and its exact motion.
 
     Attributes:
-      video: [T, H, W, 3] sRGB, float32, not quantised.
+      linear: [T, H, W, 3] linear light.
       forward: [T-1, H, W, 2] surface flow in pixels from frame t to t+1.
       backward: [T-1, H, W, 2] from frame t+1 to t.
+      seed: what it was drawn from, and its faults are drawn from.
     """
 
-    video: np.ndarray
+    linear: np.ndarray
     forward: np.ndarray
     backward: np.ndarray
+    seed: int
 
     @property
     def flow(self) -> tuple[np.ndarray, np.ndarray]:
         """As :func:`wanjax.light.metrics.measure` takes it."""
         return self.forward, self.backward
 
+    def video(self, fault: Fault) -> np.ndarray:
+        """[T, H, W, 3] sRGB, float32, not quantised: the scene under this fault."""
+        gains = fault.gains(len(self.linear), np.random.default_rng([self.seed, 1]))
+        return linear_to_srgb(self.linear * gains[:, None, None, None]).astype(np.float32)
 
-def make_clip(
-    scene: str,
-    level: str,
-    fault: Fault,
-    *,
-    seed: int,
-    frames: int = 25,
-    height: int = 96,
-    width: int = 128,
-) -> PairedClip:
-    """The clip of one scene, level, fault and seed.
+
+def make_scene(
+    name: str, level: str, *, seed: int, frames: int = 25, height: int = 96, width: int = 128
+) -> Scene:
+    """A scene of ``SCENES`` at a level of ``LEVELS``.
 
     Raises:
-      ValueError: a scene or level that is not in ``SCENES`` or ``LEVELS``, a fault of unknown kind.
+      ValueError: a name or level that is none of those.
     """
-    if scene not in SCENES or level not in LEVELS:
-        raise ValueError(f"{scene!r} at {level!r}: expected one of {SCENES} and one of {tuple(LEVELS)}")
-    rng = np.random.default_rng([SCENES.index(scene), seed])
+    if name not in SCENES or level not in LEVELS:
+        raise ValueError(f"{name!r} at {level!r}: expected one of {SCENES} and one of {tuple(LEVELS)}")
+    rng = np.random.default_rng([SCENES.index(name), seed])
     world = _World.draw(rng, height, width)
-    render = _RENDER[scene](rng, world, frames)
-    gains = fault.gains(frames, np.random.default_rng([seed, 1])) * LEVELS[level]
-    video, motion = [], []
-    for t in range(frames):
-        linear, velocity = render(t)
-        video.append(linear_to_srgb(linear * gains[t]).astype(np.float32))
-        motion.append(velocity)
+    render = _RENDER[name](rng, world, frames)
+    pictures, motion = zip(*(render(t) for t in range(frames)), strict=True)
     # Motion is steady, so what moves by v to the next frame came by -v from the last.
-    forward = np.stack(motion[:-1]) if frames > 1 else np.zeros((0, height, width, 2), np.float32)
-    backward = -np.stack(motion[1:]) if frames > 1 else forward
-    return PairedClip(np.stack(video), forward, backward)
+    moves = np.stack(motion)
+    return Scene(LEVELS[level] * np.stack(pictures), moves[:-1], -moves[1:], seed)
 
 
 _Render = Callable[[int], tuple[np.ndarray, np.ndarray]]  # t -> linear [H, W, 3], velocity [H, W, 2] in pixels
@@ -141,7 +135,7 @@ class _World:
         return x, y
 
     def reflectance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """[H, W, 3] in 0.02 to 0.65 at the points x, y [H, W]."""
+        """[H, W, 3] in 0.02 to 0.6 at the points x, y [H, W]."""
         log = np.zeros(x.shape)
         for fx, fy, phase, size in self.waves:
             log += size * np.sin(2 * np.pi * (fx * x + fy * y + phase))
@@ -149,7 +143,7 @@ class _World:
         for cx, cy, radius, edge, *colour in self.things:
             inside = _inside(radius - np.hypot(x - cx, y - cy), edge)[..., None]
             out = out * (1 + inside * (np.array(colour) - 1))
-        return 0.65 * np.tanh(out / 0.65) + 0.02
+        return 0.58 * np.tanh(out / 0.58) + 0.02
 
 
 def _inside(distance: np.ndarray, edge: float) -> np.ndarray:
@@ -200,7 +194,7 @@ def _object(rng: np.random.Generator, world: _World, frames: int) -> _Render:
     def render(t: int) -> tuple[np.ndarray, np.ndarray]:
         distance = border(t)
         cover = _inside(distance, edge)[..., None]
-        own = np.clip(brightness * cloth.reflectance(x - velocity[0] * t, y - velocity[1] * t), 0, 0.7)
+        own = np.clip(brightness * cloth.reflectance(x - velocity[0] * t, y - velocity[1] * t), 0, 0.6)
         moves = np.where(distance[..., None] > 0, velocity, 0).astype(np.float32)
         return ground + cover * (own - ground), moves
 
@@ -248,7 +242,7 @@ def _sunrise(rng: np.random.Generator, world: _World, frames: int) -> _Render:
             edge = left + rate * t + start * size
             sun += _inside(np.minimum(high, np.minimum(x - edge, edge + wide * size - x)), penumbra)
         colour = 0.8 * risen * (blue + age * (warm - blue))
-        return 0.75 * picture * (0.25 + 0.35 * risen + sun[..., None] * colour), still
+        return 0.65 * picture * (0.25 + 0.35 * risen + sun[..., None] * colour), still
 
     return render
 

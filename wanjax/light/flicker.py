@@ -17,11 +17,11 @@ from wanjax.light.motion import Motion, warp
 
 __all__ = ["LOW_PASS", "FlickerTracker"]
 
-LOW_PASS = 1 / 32
+LOW_PASS = 1 / 24
 """Standard deviation of the Gaussian low-pass, in longer sides of the frame; 1 pixel at least."""
 
 _PEAK_FLOOR = 0.01  # stops; keeps the peak's ratio from dividing by the stillness of a still clip
-_PEAK_PERCENTILE = 95
+_PEAK_PERCENTILE = 75  # the quarter of the frame that changes most, the area that a flash needs
 _EDGE = np.ones((3, 3), np.uint8)
 
 

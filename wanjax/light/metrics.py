@@ -256,7 +256,7 @@ class _Tracks:
         """The view of a frame; what needs no other frame is noted."""
         self.count += 1
         linear = _LINEAR_OF_BYTE[frame] if frame.dtype == np.uint8 else srgb_to_linear(frame)
-        mean = linear.mean(axis=(0, 1), dtype=np.float64)
+        mean = np.array(cv2.mean(linear)[:3])  # summed in float64, many times as fast as numpy's over two axes
         self.exposure.append(float(np.log2(luminance(mean) + LUMINANCE_FLOOR)))
         self.mired.append(float(mired(mean)))
         full = luminance(linear)
@@ -270,9 +270,9 @@ class _Tracks:
         """The two measures in use elsewhere, both blind to motion."""
         scale = 255.0 if before.dtype == np.uint8 else 1.0
         change = cv2.absdiff(before, after)
-        self.pixel_change.append(change.mean(dtype=np.float64) / scale)
-        step = np.abs(luma_rec601(after / np.float32(scale)) - luma_rec601(before / np.float32(scale)))
-        self.luma_penalty.append(float((step + np.maximum(step - _JUMP, 0)).mean(dtype=np.float64)))
+        self.pixel_change.append(float(np.mean(cv2.mean(change)[:3])) / scale)
+        step = cv2.absdiff(_luma(after), _luma(before))
+        self.luma_penalty.append((cv2.mean(step)[0] + cv2.mean(np.maximum(step - _JUMP * scale, 0))[0]) / scale)
 
 
 def _summary(tracks: _Tracks, curves: LightCurves, fps: float) -> dict[str, float]:
@@ -321,7 +321,7 @@ def _frames(video: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
                 f"frame {index}: {list(frame.shape)} {frame.dtype}, but the first frame is "
                 f"{list(first.shape)} {first.dtype}; give frames of one size and type"
             )
-        yield frame
+        yield np.ascontiguousarray(frame)
     if first is None:
         raise ValueError("video: no frames; a clip needs at least one")
 
@@ -339,8 +339,14 @@ def _acceleration(values: np.ndarray) -> float:
     return float(np.abs(np.diff(values, n=2)).mean()) if len(values) > 2 else 0.0
 
 
+def _luma(pixels: np.ndarray) -> np.ndarray:
+    """Rec. 601 luma [H, W] float32 of frames [H, W, 3], on their own scale."""
+    return cv2.transform(pixels.astype(np.float32), _LUMA)
+
+
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
+_LUMA = luma_rec601(np.eye(3, dtype=np.float32))[None]  # [1, 3]
 _LINEAR_OF_BYTE = srgb_to_linear(np.arange(256, dtype=np.float32) / 255).astype(np.float32)
