@@ -279,8 +279,8 @@ def _summary(tracks: _Tracks, curves: LightCurves, fps: float) -> dict[str, floa
     return {
         "frames": tracks.count,
         "global_flicker": _acceleration(curves.log_luminance),
-        "local_flicker": _mean(tracks.flicker.size),
-        "common_flicker": _mean(tracks.flicker.shared),
+        "local_flicker": _mean(tracks.flicker.local),
+        "common_flicker": _mean(tracks.flicker.common),
         "flicker_peak": tracks.flicker.peak,
         "flash_rate": tracks.flashes.rate,
         "exposure_slope": slope(curves.log_luminance, fps),
