@@ -126,8 +126,8 @@ def measure(
         scene's own layout also, one entry per frame, as arrays or iterables: ``visibility`` [T, H, W] in [0, 1] (or
         uint8), the share of the key light that arrives; ``direct``, ``ambient``, ``specular`` [T, H, W, 3] linear,
         reflected light of the key light as if nothing were in its way, of its surroundings, and highlights;
-        ``foot`` [T, 2], (x, y) in pixels where the caster stands; ``glint`` [T, H, W], the highlights to follow
-        (else the luminance of ``specular``). What is absent is left out.
+        ``foot`` [T, 2], (x, y) in pixels where the caster stands; ``glint`` [T, H, W], the highlights to follow, else
+        the luminance of ``specular``, else ``glint`` [T], their mean over the frame. What is absent is left out.
 
     Returns:
       Finite floats under the names and in the units of :data:`UNITS`. Errors against ground truth have no sign and
