@@ -132,6 +132,24 @@ def test_glints_that_match_at_no_shift_read_the_largest_lag():
     assert tracker.lag == LARGEST_LAG
 
 
+def test_highlights_too_weak_to_be_stored_are_not_compared():
+    truth = scene(cast(), glitter() / 100)
+    assert "glint_lag" not in measure(picture(truth), fps=8, truth=truth)
+
+
+def test_pixels_with_several_surfaces_are_told_by_the_shadowed_pass():
+    truth = scene(cast())
+    # Half of each of these pixels is black and lit, the other half bright and in shadow: mean visibility 0.5 says
+    # nothing, but hardly any light arrives from there.
+    mixed = np.zeros((HEIGHT, WIDTH), bool)
+    mixed[40:60, 70:90] = True
+    shadowed = truth["direct"] * np.where(mixed, 0.05, truth["visibility"])[..., None]
+    record = {**truth, "visibility": np.where(mixed, 0.52, truth["visibility"])}
+    video = np.round(255 * linear_to_srgb(shadowed + truth["ambient"])).astype(np.uint8)
+    assert measure(video, fps=8, truth=record)["shadow_iou"] < 0.6
+    assert measure(video, fps=8, truth=record | {"shadowed": shadowed})["shadow_iou"] > 0.97
+
+
 def test_what_the_truth_does_not_state_is_left_out():
     truth = scene(cast())
     video = picture(truth)

@@ -19,7 +19,9 @@ from wanjax.light.shadows import ShadowTracker, estimated_visibility
 
 __all__ = ["SceneTracker", "slope", "slope_errors"]
 
-_PER_FRAME = ("visibility", "direct", "ambient", "specular", "foot", "glint")
+_PER_FRAME = ("visibility", "direct", "shadowed", "ambient", "specular", "foot", "glint")
+
+_GLITTER = 0.01  # change of luminance from frame to frame (rms); weaker highlights are lost in a stored clip
 
 
 def slope(values: np.ndarray, fps: float) -> float:
@@ -89,6 +91,9 @@ class SceneTracker:
         dark = np.zeros(shape)
         direct, ambient, specular = (passes.get(name, dark) for name in ("direct", "ambient", "specular"))
         visible = passes.get("visibility", np.ones(shape))
+        if {"shadowed", "direct"} <= set(passes):
+            # Of a pixel with several surfaces in it, what a picture can show is this, not their mean visibility.
+            visible = np.where(direct > 0, np.minimum(passes["shadowed"] / np.where(direct > 0, direct, 1), 1), visible)
         if {"visibility", "direct", "ambient"} <= set(passes):
             estimate, known = estimated_visibility(y, direct, ambient, specular)
             self._shadows.add(estimate, visible, known, None if foot is None else (float(foot[0]), float(foot[1])))
@@ -112,7 +117,8 @@ class SceneTracker:
             if next(values, None) is not None:
                 raise ValueError(f"truth: {name} has more than the {self._frame} frames of the clip")
         found = self._shadows.metrics()
-        if (lag := self._glints.lag) is not None:
+        lag = self._glints.lag
+        if lag is not None and ("glint" in self._passes or self._glints.strength >= _GLITTER):
             found["glint_lag"] = lag
         return found
 
@@ -124,7 +130,7 @@ class SceneTracker:
         values = np.asarray(given)
         scale = 255.0 if values.dtype == np.uint8 else 1.0
         values = values.astype(np.float64) / scale
-        if name in ("direct", "ambient", "specular") and values.ndim == 3:
+        if name in ("direct", "shadowed", "ambient", "specular") and values.ndim == 3:
             values = luminance(values)
         expected = {"foot": (1,), "glint": (0, 2)}.get(name, (2,))
         if values.ndim not in expected or (name == "foot" and values.shape != (2,)):

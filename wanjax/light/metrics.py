@@ -126,6 +126,7 @@ def measure(
         scene's own layout also, one entry per frame, as arrays or iterables: ``visibility`` [T, H, W] in [0, 1] (or
         uint8), the share of the key light that arrives; ``direct``, ``ambient``, ``specular`` [T, H, W, 3] linear,
         reflected light of the key light as if nothing were in its way, of its surroundings, and highlights;
+        ``shadowed`` [T, H, W, 3], ``direct`` with its shadows, which tells the visibility of pixels at borders better;
         ``foot`` [T, 2], (x, y) in pixels where the caster stands; ``glint`` [T, H, W], the highlights to follow, else
         the luminance of ``specular``, else ``glint`` [T], their mean over the frame. What is absent is left out.
 
