@@ -72,6 +72,18 @@ def test_parts_of_a_frame_that_change_one_after_the_other_do_not_flash():
     assert tracker.rate == 0
 
 
+@pytest.mark.parametrize("speed", [1.0, 2.5, 4.0])
+def test_a_pan_over_strong_contrast_does_not_flash(speed):
+    y, x = np.mgrid[:40, :60]
+    tracker, flashing = FlashTracker(24), FlashTracker(24)
+    for t in range(72):
+        stripes = 0.3 + 0.2 * np.sin(0.3 * (x - speed * t)) * np.cos(0.1 * y)
+        tracker.add(stripes)
+        flashing.add(stripes * (1.8 if t % 12 < 3 else 1.0))
+    assert tracker.rate == 0
+    assert flashing.rate == pytest.approx(2, abs=0.4)
+
+
 def test_a_clip_that_flashes_is_measured_so():
     levels = np.array(blinking(0.2, 0.4, times=3, every=2))[:, None, None, None]
     video = linear_to_srgb(np.broadcast_to(levels, (14, 24, 32, 3)))

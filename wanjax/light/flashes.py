@@ -1,8 +1,8 @@
 """General flashes as WCAG 2 counts them, for photosensitive viewers.
 
 A flash is a pair of opposing changes of relative luminance of 10 % or more of its maximum (white), the darker state
-below 0.80. It counts where it happens at once over a quarter of the picture. It is defined on the screen, not on
-the surfaces that are seen: a coarse pattern of strong contrast that is panned quickly flashes.
+below 0.80. It counts where it happens at once over a quarter of the picture. What moves past a still screen makes
+pixels rise and fall as well, but as many rise as fall, and that is not taken for a flash.
 
 References:
   Web Content Accessibility Guidelines 2.2, "general flash and red flash thresholds".
@@ -25,6 +25,7 @@ DARKER_STATE = 0.8
 AREA = 0.25
 """Least share of the frame that changes at once."""
 
+_DOMINANCE = 2  # times as many pixels change that way as the other; a pan carries past as many rises as falls
 _ROUNDING = 1e-5  # a change of exactly a tenth is one, whichever way its sRGB values were rounded
 _NEVER = -(2**40)
 _TOGETHER = 1 / 6  # seconds; at three flashes a second, the least that may do harm, a change takes no longer
@@ -35,7 +36,8 @@ class FlashTracker:
     """Counts the flashes of a clip of any length, in the memory of a few maps.
 
     Every pixel has its own chain of extremes: a rise or a fall is one that opposes the pixel's last and is large
-    enough. The frame changes when a quarter of its pixels do within a sixth of a second, against its last change.
+    enough. The frame changes when a quarter of its pixels do within a sixth of a second, against its last change,
+    and no more than half as many change the other way.
     """
 
     fps: float
@@ -71,8 +73,10 @@ class FlashTracker:
 
     def _count(self, shape: tuple[int, ...]) -> None:
         since = self._frame - max(1, int(self.fps * _TOGETHER))
+        share = {d: float(np.mean((when > since) & (self._turn == d))) for d, when in self._when.items()}
         for direction in (1, -1):
-            if direction != self._direction and np.mean(self._when[direction] > since) >= AREA:
+            together = share[direction] >= AREA and share[direction] >= _DOMINANCE * share[-direction]
+            if together and direction != self._direction:
                 self.changes += 1
                 self._direction = direction
                 self._forget(shape)  # stragglers of a change that has been counted are no further change

@@ -38,8 +38,8 @@ class FlickerTracker:
 
     Attributes:
       local: per inner frame, mean over cells of the absolute change that neighbourhoods share, in stops.
-      common: per inner frame, absolute median over pixels of the second difference, in stops.
-      extreme: per inner frame, 90th percentile over cells of the absolute change, in stops.
+      common: per inner frame, absolute median over cells of that change, in stops.
+      extreme: per inner frame, 90th percentile over cells of its absolute value, in stops.
     """
 
     local: list[float] = field(default_factory=list)
@@ -61,14 +61,15 @@ class FlickerTracker:
     def _note(self, second: np.ndarray, seen: np.ndarray) -> None:
         # Pixels at the border of what is seen hold some of what is not.
         seen = cv2.erode(seen.view(np.uint8), _BORDER, borderValue=1).view(bool)
-        size = np.abs(shared_change(second, seen))
-        known = np.isfinite(size)
+        change = shared_change(second, seen)
+        known = np.isfinite(change)
+        size = np.abs(change)
         if self._sum is None or self._terms is None:
             self._sum, self._terms = np.zeros(size.shape), np.zeros(size.shape, np.int64)
         self._sum += np.where(known, size, 0)
         self._terms += known
         self.local.append(float(size[known].mean(dtype=np.float64)) if known.any() else 0.0)
-        self.common.append(abs(float(np.median(second[seen]))) if seen.any() else 0.0)
+        self.common.append(abs(float(np.median(change[known]))) if known.any() else 0.0)
         self.extreme.append(float(np.percentile(size[known], _PEAK_PERCENTILE)) if known.any() else 0.0)
 
     @property
