@@ -3,14 +3,18 @@
 The whole table, with more seeds, faults and the measures in use elsewhere: benchmarks/light_counterfactual.py.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from wanjax import video as files
 from wanjax.light.counterfactual import LEVELS, SCENES, Fault, make_scene
 from wanjax.light.metrics import measure
 from wanjax.light.motion import given_motion, warp
-from wanjax.light.photometry import log_luminance, srgb_to_linear
+from wanjax.light.photometry import linear_to_srgb, log_luminance, srgb_to_linear
 
+REAL = Path(__file__).parents[2] / "shared" / "clips"
 SEEDS = (0, 1)
 STILL = ("constant", "ramp")
 FAULTS = {
@@ -87,6 +91,21 @@ def test_flicker_of_a_part_of_the_frame_is_local():
     # At the border of that quarter the neighbourhoods do not agree.
     assert 0.75 < metrics["local_flicker"] / (whole["local_flicker"] / 4) <= 1
     assert metrics["common_flicker"] < 0.01 * whole["common_flicker"]
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="../shared/clips is not there")
+def test_flicker_of_two_percent_shows_on_every_filmed_clip():
+    untouched, faulty = [], []
+    for path in sorted(REAL.glob("*.mp4")):
+        frames, fps, _ = files.read(path)
+        frames = frames[:, ::2, ::2]
+        linear = srgb_to_linear(frames.astype(np.float32) / 255)
+        untouched.append(measure(frames, fps=fps)["common_flicker"])
+        draws = [1 + 0.02 * np.random.default_rng(seed).standard_normal((len(linear), 1, 1, 1)) for seed in range(2)]
+        faulty.append(np.mean([measure(linear_to_srgb(linear * g), fps=fps)["common_flicker"] for g in draws]))
+    assert len(untouched) == 8
+    assert (np.array(faulty) > 3 * np.array(untouched)).all()
+    assert min(faulty) > 2.5 * max(untouched)
 
 
 @pytest.mark.parametrize("level", LEVELS)
