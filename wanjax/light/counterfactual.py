@@ -174,7 +174,7 @@ def _crossing(
     side = max(x.shape)
     radius = rng.uniform(0.1, 0.22, 2) * side
     velocity = rng.uniform(0.5, 3) * rng.choice([-1, 1]) * np.array([1, rng.uniform(-0.3, 0.3)])
-    # Half of them enter or leave the frame on the way.
+    # It is in the middle of the frame halfway through the clip; the fast ones enter and leave.
     centre = np.array([world.width, world.height]) * rng.uniform(0.3, 0.7, 2) - velocity * frames / 2
 
     def border(t: int) -> np.ndarray:

@@ -65,8 +65,7 @@ UNITS = {
 """Unit of every metric that :func:`measure` returns, in the order they are reported."""
 
 GROUND_TRUTH = frozenset(name for name in UNITS if name.endswith("_error")) | {"shadow_iou", "glint_lag"}
-"""Those that are absent where no truth states them. Of these and only these, what is best does not depend on the
-scene: 1 for ``shadow_iou``, else 0."""
+"""Those that are absent where no truth states them. The best value is 1 of ``shadow_iou`` and 0 of the others."""
 
 EXPOSURE_THRESHOLD = 0.25
 """Steady: the exposure's slope is smaller than this many stops per second."""
@@ -93,9 +92,10 @@ class LightCurves:
       mired: [T].
       sweep: where the light that moves stands, at its own times.
       acceleration: [T] signed second difference of ``log_luminance`` in stops, 0 at the first and last frame.
-      flicker_map: [h, w] at the working size (no side above :data:`WORKING_SIDE`): mean over time of the absolute
-        second difference of low-passed log-luminance along motion, in stops, over the frames where the pixel was
-        seen before and after; 0 where it never was, and for T < 3.
+      flicker_map: [h, w] at the working size (no side above :data:`WORKING_SIDE`), in stops: mean over time of the
+        absolute second difference of log-luminance along motion that a neighbourhood shares
+        (:mod:`wanjax.light.flicker`), over the frames where it was seen before and after; its mean over the frame
+        is about ``local_flicker``. 0 where it never was, and for T < 3.
     """
 
     seconds: np.ndarray
