@@ -119,7 +119,7 @@ def separation_table(cells: Cells) -> list[str]:
         ratios = []
         for m in names:
             smallest = pooled(cells, m, fault).min()
-            ratios.append(shown(smallest / largest[m]) if largest[m] else f"{shown(smallest)} / 0")
+            ratios.append(shown(smallest / largest[m]) if largest[m] else "–")
         lines.append(f"| {fault} | " + " | ".join(ratios) + " |")
     return lines
 
