@@ -10,6 +10,7 @@ import pytest
 
 from wanjax import video as files
 from wanjax.light.counterfactual import LEVELS, SCENES, Fault, make_scene
+from wanjax.light.flicker import shared_change
 from wanjax.light.metrics import measure
 from wanjax.light.motion import given_motion, warp
 from wanjax.light.photometry import linear_to_srgb, log_luminance, srgb_to_linear
@@ -80,6 +81,27 @@ def test_flow_estimated_from_the_pictures_ranks_them_too():
             faulty.append(measure(scene.video(Fault("flicker", 0.06)), fps=24))
     for metric, factor in (("global_flicker", 20), ("local_flicker", 7), ("common_flicker", 20)):
         assert min(m[metric] for m in faulty) > factor * max(m[metric] for m in sound)
+
+
+def test_a_neighbourhood_shares_a_change_of_light_but_not_an_edge_of_it_that_moves():
+    seen = np.ones((96, 128), bool)
+    flat = np.full(seen.shape, 0.1, np.float32)
+    np.testing.assert_allclose(shared_change(flat, seen), 0.1, rtol=1e-5)
+
+    edge, stripes = np.zeros_like(flat), np.zeros_like(flat)
+    edge[:, 60:64], edge[:, 64:68] = -1, 1  # a border of 1 stop that moves by 4 pixels a frame
+    for left in range(20, 100, 16):
+        stripes[:, left : left + 3], stripes[:, left + 3 : left + 6] = 1, -1
+    for moving in (edge, stripes):
+        assert np.abs(shared_change(moving, seen)).max() < 0.02
+        np.testing.assert_allclose(np.median(shared_change(flat + moving, seen)), 0.1, atol=0.01)
+
+    hidden = flat.copy()
+    hidden[:48, :64] = 99
+    seen[:48, :64] = False
+    known = shared_change(hidden, seen)
+    assert np.isnan(known[:12, :16]).all()
+    np.testing.assert_allclose(known[np.isfinite(known)], 0.1, rtol=1e-5)
 
 
 def test_flicker_of_a_part_of_the_frame_is_local():
