@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import glob
+import math
 import os
 import platform
 import sys
@@ -85,8 +86,10 @@ def measure_all(seeds: int, exact: bool) -> Cells:
     return cells
 
 
-def pooled(cells: Cells, measure_name: str, fault: str, scenes: tuple[str, ...] = SCENES) -> np.ndarray:
-    return np.concatenate([cells[fault, name, level][measure_name] for name in scenes for level in LEVELS])
+def pooled(cells: Cells, measure_name: str, fault: str, scenes: tuple[str, ...] = ()) -> np.ndarray:
+    """Readings of the clips that have the fault, of all scenes if none is named."""
+    return np.concatenate([found[measure_name] for (of, name, _), found in cells.items()
+                           if of == fault and (not scenes or name in scenes)])
 
 
 def shown(value: float) -> str:
@@ -150,7 +153,7 @@ def verdicts(cells: Cells) -> list[str]:
 def filmed(pattern: str, draws: int, size: float) -> list[str]:
     """`common_flicker` of filmed clips as they are, and under flicker, mean over draws."""
     lines = ["| clip | untouched | with flicker | ratio |", "|---|---|---|---|"]
-    clean, faulty = [], []
+    clean, faulty, ratios = [], [], []
     for path in sorted(glob.glob(pattern)):
         frames, fps, _ = files.read(path)
         linear = srgb_to_linear(frames.astype(np.float32) / 255)
@@ -161,12 +164,14 @@ def filmed(pattern: str, draws: int, size: float) -> list[str]:
             video = linear_to_srgb(linear * gains[:, None, None, None].astype(np.float32))
             reads.append(measure(video, fps=fps)["common_flicker"])
         faulty.append(float(np.mean(reads)))
-        lines.append(f"| {Path(path).stem} | {clean[-1]:.4f} | {faulty[-1]:.4f} | {faulty[-1] / clean[-1]:.1f} |")
+        ratios.append(faulty[-1] / clean[-1] if clean[-1] else math.inf)
+        lines.append(f"| {Path(path).stem} | {clean[-1]:.4f} | {faulty[-1]:.4f} | {ratios[-1]:.1f} |")
         print(lines[-1], file=sys.stderr)
     if not clean:
         raise SystemExit(f"--clips {pattern}: no file matches")
-    lines += ["", f"Smallest with flicker over largest untouched: {min(faulty) / max(clean):.2f} (bound 2.5); "
-              f"smallest ratio of one clip: {min(f / c for f, c in zip(faulty, clean, strict=True)):.2f} (bound 3)"]
+    overall = min(faulty) / max(clean) if max(clean) else math.inf
+    lines += ["", f"Smallest with flicker over largest untouched: {overall:.2f} (bound 2.5); "
+              f"smallest ratio of one clip: {min(ratios):.2f} (bound 3)"]
     return lines
 
 
