@@ -18,9 +18,9 @@ import av
 import numpy as np
 from av.video.reformatter import Colorspace, Interpolation
 
-from wanjax.light.photometry import linear_to_srgb
+from wanjax.light.photometry import linear_to_srgb, srgb_to_linear
 
-__all__ = ["HDR_PEAK", "SCALER", "Color", "UnsupportedColor", "color_of", "for_measuring", "for_showing"]
+__all__ = ["HDR_PEAK", "SCALER", "Color", "UnsupportedColor", "color_of", "for_measuring", "for_showing", "to_screen"]
 
 SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
@@ -142,18 +142,17 @@ def for_measuring(frame: av.VideoFrame) -> np.ndarray:
 
 
 def for_showing(frame: av.VideoFrame) -> np.ndarray:
-    """[H, W, 3] uint8 sRGB, for eyes: of HDR, 203 cd/m2 are white and highlights roll off below it.
+    """[H, W, 3] uint8 sRGB, for eyes; raises UnsupportedColor."""
+    return to_screen(for_measuring(frame), hdr=bool(color_of(frame).hdr))
 
-    Raises UnsupportedColor.
-    """
-    color = color_of(frame)
-    if color.plain:
-        return _scaled(frame, color)
-    if color.hdr:
-        pixels = linear_to_srgb(_rolled_off(_linear(_signal(frame, color), color)))
-    else:
-        pixels = for_measuring(frame)
-    return np.round(255 * pixels).astype(np.uint8)
+
+def to_screen(pixels: np.ndarray, *, hdr: bool) -> np.ndarray:
+    """What :func:`for_measuring` gave, as uint8 for a screen; HDR is near white at 203 cd/m2 and rolls off."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if hdr:
+        pixels = linear_to_srgb(_rolled_off(srgb_to_linear(pixels)))
+    return np.round(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
 
 
 def _scaled(frame: av.VideoFrame, color: Color) -> np.ndarray:
@@ -188,8 +187,8 @@ def _planes(frame: av.VideoFrame, name: str, color: Color) -> list[np.ndarray]:
         format=name, src_color_range=given, dst_color_range=given, interpolation=SCALER
     )  # fmt: skip
     kind = np.dtype(np.uint8 if color.bits == 8 else "<u2")
-    rows = [np.frombuffer(memoryview(plane), kind).reshape(plane.height, -1)[:, : plane.width] for plane in full.planes[:3]]
-    return [row.astype(np.float32) for row in rows]
+    rows = [(np.frombuffer(memoryview(p), kind).reshape(p.height, -1), p.width) for p in full.planes[:3]]
+    return [row[:, :width].astype(np.float32) for row, width in rows]
 
 
 def _linear(signal: np.ndarray, color: Color) -> np.ndarray:
@@ -202,7 +201,7 @@ def _linear(signal: np.ndarray, color: Color) -> np.ndarray:
     elif color.transfer in _POWERS:
         light = signal ** np.float32(_POWERS[color.transfer])
     else:
-        light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** np.float32(2.4))
+        light = srgb_to_linear(signal)
     if color.primaries in _TO_REC709:
         light = light @ np.array(_TO_REC709[color.primaries], np.float32).T
     return np.clip(light, 0, 1).astype(np.float32)
