@@ -35,11 +35,11 @@ LEVEL = 0.05
 LEAST_PAIRS = 7
 """Below this many pairs the sign-flip test cannot reach 0.05 on three measures at once (3 * 2 / 2^n)."""
 
-KEPT_MARGINS = {"exposure_slope_error": 0.05, "cct_slope_error": 5.0, "sweep_rate_error": 0.01}
-"""Against the original itself: the 95 % interval of how far the path moved must stay below this.
+KEPT_MARGINS = {"exposure_slope_error": 0.05, "cct_slope_error": 5.0}
+"""Against the originals: the 95 % interval of how far the path moved must stay below this, in stops/s and mired/s.
 
-A fifth of the slope from which a clip counts as brightening, about the smallest step of colour that is seen, and half
-of the rate from which light counts as sweeping.
+A fifth of the slope from which a clip counts as brightening, and about the smallest step of colour that is seen. The
+sweep is left out: under a moving camera it is not one of the light's.
 """
 
 _PATHS = {"exposure_slope_error": "exposure_slope", "cct_slope_error": "cct_drift", "sweep_rate_error": "sweep_rate"}
@@ -245,7 +245,7 @@ def _path_source(result: ClipResult) -> str:
 def _errors(a: ClipResult, b: ClipResult, original: bool) -> dict[str, tuple[float, float]]:
     """Errors of the light's path of a clip and of its partner, for what both have."""
     if original:
-        return {name: (_path_gap(name, a.clip, b.clip), 0.0) for name in _PATHS}
+        return {name: (_path_gap(name, a.clip, b.clip), 0.0) for name in KEPT_MARGINS}
     sides = [_own_errors(side) for side in (a, b)]
     return {name: (value, sides[1][name]) for name, value in sides[0].items() if name in sides[1]}
 
@@ -295,7 +295,7 @@ def _verdict(
     rises = [d for d, move in zip(flicker, moves, strict=True) if move > 0]
     reasons = [_said(d, "falls") for d in falls] + [_said(d, "rises") for d in rises]
     if not falls and not rises:
-        reasons.append("No measure of flicker differs surely: " + "; ".join(_range(d) for d in flicker) + ".")
+        reasons.append(f"No measure of flicker differs surely: {_listed(flicker)}.")
     worse, told = _path_worse(path, original, b)
     reasons += told
     if rises or (worse and not falls):
@@ -326,24 +326,35 @@ def _path_worse(path: Sequence[Difference], original: bool, b: str) -> tuple[boo
         beyond = [d for d in path if ends[d.name] >= KEPT_MARGINS[d.name]]
         if beyond:
             return True, [
-                f"{d.name} against {b} is {d.mean:.3g} {d.unit}, up to {ends[d.name]:.3g}: not within "
-                f"{KEPT_MARGINS[d.name]:g}."
+                f"{d.name} against {b} is {_short(d.mean)} {d.unit} and may be {_short(ends[d.name])}; it has to stay "
+                f"below {KEPT_MARGINS[d.name]:g}."
                 for d in beyond
             ]
-        kept = "; ".join(f"{d.name} below {ends[d.name]:.3g} of {KEPT_MARGINS[d.name]:g} {d.unit}" for d in path)
-        return False, [f"The light's path is that of {b} within the margins: {kept}."]
+        kept = "; ".join(f"{d.name} below {_short(ends[d.name])} {d.unit}, of {KEPT_MARGINS[d.name]:g}" for d in path)
+        return False, [f"The light's path is that of {b}, within the margins: {kept}."]
     worse = [d for d in path if d.moved() == (-1 if d.better == "higher" else 1)]
     if worse:
         return True, [_said(d, "is worse") for d in worse]
-    return False, ["The light's path is not surely worse: " + "; ".join(map(_range, path)) + "."] if path else []
+    if not path:
+        return False, []
+    return False, [f"The light's path is not surely worse: {_listed(path)}."]
 
 
 def _said(d: Difference, verb: str) -> str:
-    share = f" ({100 * d.relative:+.0f} %)" if d.relative is not None else ""
-    return f"{d.name} {verb}: {d.against:.3g} → {d.mean:.3g} {d.unit}{share}, {_range(d)}, p = {d.p:.2g}."
+    share = f" ({100 * d.relative:+.0f} %)".replace("-", "−") if d.relative is not None else ""
+    return f"{d.name} {verb}: {_short(d.against)} → {_short(d.mean)} {d.unit}{share}, by {_range(d)}, p = {d.p:.2g}."
+
+
+def _listed(differences: Sequence[Difference]) -> str:
+    return "; ".join(f"{d.name} {_range(d)}" for d in differences)
 
 
 def _range(d: Difference) -> str:
     if d.interval is None:
-        return f"{d.name} {d.difference:+.3g} {d.unit}"
-    return f"{d.name} {d.difference:+.3g} [{d.interval[0]:+.3g}, {d.interval[1]:+.3g}] {d.unit}"
+        return f"{_short(d.difference, '+')} {d.unit}"
+    low, high = (_short(end, "+") for end in d.interval)
+    return f"{_short(d.difference, '+')} [{low}, {high}] {d.unit}"
+
+
+def _short(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.3g}".replace("-", "−")

@@ -21,7 +21,7 @@ from wanjax.report_media import (
     reference_copy,
     strip,
 )
-from wanjax.report_tables import LANGUAGES, number, table
+from wanjax.report_tables import LANGUAGES, measure_name, number, table
 
 __all__ = ["MARKED", "WORDS", "Setting", "card", "place_words", "scenario"]
 
@@ -62,8 +62,10 @@ def card(index: int, result: ClipResult, setting: Setting, partner: ClipResult |
     if result.reference is not None and result.record.reference is not None:
         rendered = reference_copy(result.record.reference())
         shown.append(("reference", "rendered, same caption", result.reference, rendered))
-    players = "".join(_player(f"v{index}-{kind}", name, measured, clip) for kind, name, measured, clip in shown)
-    heats = "".join(_heat(kind, name, measured, setting.heat_scale) for kind, name, measured, _ in shown)
+    screens = "".join(
+        _player(f"v{index}-{kind}", name, measured, clip) + _heat(kind, name, measured, setting.heat_scale)
+        for kind, name, measured, clip in shown
+    )
     sheets = "".join(
         f'<span>{html.escape(_short(kind, name))}</span><img class="sheet" loading="lazy" '
         f'alt="frames of {html.escape(name)}, first to last" src="{picture_uri(strip(measured))}">'
@@ -72,15 +74,15 @@ def card(index: int, result: ClipResult, setting: Setting, partner: ClipResult |
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in result.notes)
     columns = [(name, measured.metrics) for _, name, measured, _ in shown]
     numbers = [
-        [f"<code>{n}</code>", *(number(m[n]) if n in m else "–" for _, m in columns), UNITS[n] or "–"]
+        [measure_name(n, UNITS[n], magnitude=False), *(number(m[n]) if n in m else "–" for _, m in columns)]
         for n in result.clip.metrics
     ]
-    head = ["", *(name for name, _ in columns), "unit"]
+    head = ["", *(name for name, _ in columns)]
     return (
         f'<article id="clip-{index}" data-tags="{html.escape(str(facts.get("family", "")))} {verdict}" '
         f'aria-labelledby="name-{index}"><div class="head"><h3 class="caption" id="name-{index}">{html.escape(caption)}'
         f'</h3><div class="chips">{_chips(result)}</div></div>'
-        f'<div class="body"><div class="screens">{players}{heats}</div>'
+        f'<div class="body"><div class="screens{" one" * (len(shown) == 1)}">{screens}</div>'
         f'<div class="charts">{_charts(result, partner)}</div></div>{notes}<div class="strips">{sheets}</div>'
         f"<details><summary>{html.escape(result.name)}: all measurements</summary>"
         f"{table(head, numbers, escaped=True, caption='All measurements of this clip')}{_file(result)}"
@@ -181,7 +183,7 @@ def _heat(kind: str, name: str, measured: Measured, scale: float) -> str:
 
 
 def _short(kind: str, name: str) -> str:
-    return {"clip": "clip", "reference": "rendered"}.get(kind, name)
+    return "rendered" if kind == "reference" else name.removeprefix("this ")
 
 
 def _charts(result: ClipResult, partner: ClipResult | None) -> str:

@@ -106,7 +106,7 @@ def poster(measured: Measured) -> str:
 
 def heat_scale(clips: Iterable[Measured]) -> float:
     """Stops at the hot end of the page's flicker maps: nine in ten clips stay below it nearly everywhere."""
-    tops = [float(np.percentile(m.curves.flicker_map, 99)) for m in clips]
+    tops = [float(np.percentile(m.curves.flicker_map, 95)) for m in clips]
     return max(_LEAST_SCALE, float(np.percentile(tops, 90))) if tops else _LEAST_SCALE
 
 

@@ -43,7 +43,7 @@ th, td { padding: 6px 18px 6px 0; text-align: right; border-bottom: 1px solid va
 thead th { font-weight: 500; color: var(--soft); vertical-align: bottom; }
 tbody th { font-weight: 400; }
 th:first-child, td:first-child { text-align: left; }
-td small { color: var(--soft); }
+td small, th small { color: var(--soft); }
 td div { color: var(--sky); font-size: 13px; line-height: 1.2; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--sky); }
 th[aria-sort="ascending"] button::after { content: " ↑"; } th[aria-sort="descending"] button::after { content: " ↓"; }
@@ -62,18 +62,17 @@ article:target { border-color: var(--sun); }
 .chip.good { color: var(--good); border-color: currentColor; }
 .chip.bad { color: var(--bad); border-color: currentColor; }
 .body { display: flex; flex-wrap: wrap; gap: 18px 26px; margin: 14px 0 12px; }
-.screens { display: grid; grid-auto-flow: column; grid-template-rows: auto auto; gap: 10px 14px; align-content: start;
-  flex: 0 1 auto; max-width: 100%; }
-.screens figure { width: 176px; }
+.screens { display: grid; grid-template-columns: repeat(2, 176px); gap: 12px 14px; align-content: start; }
+.screens.one { grid-template-columns: repeat(2, 236px); }
 .row { display: flex; flex-wrap: wrap; gap: 14px; margin: 12px 0 6px; } .row figure { width: 176px; }
 figure { margin: 0; position: relative; }
 figcaption { color: var(--soft); font-size: 13px; line-height: 1.35; margin-top: 4px; overflow-wrap: anywhere; }
-figure > video, figure > img { display: block; width: 100%; max-height: 240px; object-fit: contain; border-radius: 6px;
+figure > video, figure > img { display: block; width: 100%; max-height: 320px; object-fit: contain; border-radius: 6px;
   background: var(--rule); cursor: pointer; }
 figure > img { cursor: auto; }
 .warning { position: absolute; z-index: 1; left: 6px; top: 6px; background: #000c; color: #fff; font-size: 12px;
   padding: 1px 8px; border-radius: 999px; pointer-events: none; }
-.charts { flex: 1 1 430px; display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 14px 20px;
+.charts { flex: 1 1 430px; display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px 22px;
   align-content: start; }
 .sheet { display: block; width: 100%; max-height: 150px; object-fit: contain; object-position: left;
   border-radius: 4px; margin-top: 2px; }
@@ -108,8 +107,9 @@ ul.plain { padding-left: 18px; margin: 6px 0 12px; } ul.plain li { overflow-wrap
   h2 { font-size: 23px; margin-top: 44px; }
   article, .scenario { padding: 16px 14px; } .figures { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 10px; }
   .figures li { padding: 12px 14px; } .figures b { font-size: 26px; }
-  .screens { grid-auto-flow: row; grid-template: none / repeat(2, minmax(0, 1fr)); width: 100%; }
-  .screens figure { width: auto; } .charts { flex-basis: 100%; grid-template-columns: minmax(0, 1fr); }
+  .screens, .screens.one { grid-template-columns: repeat(2, minmax(0, 1fr)); width: 100%; }
+  .charts { flex-basis: 100%; grid-template-columns: minmax(0, 1fr); } .figures li.main { grid-column: 1 / -1; }
+  table { font-size: 13.5px; } th, td { padding-right: 13px; } tbody th small { display: block; }
   .row figure { width: calc(50% - 7px); } }
 @media print { article, .scenario { break-inside: avoid; content-visibility: visible; } nav { display: none; } }
 """.strip()

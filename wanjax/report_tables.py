@@ -19,6 +19,7 @@ __all__ = [
     "compared",
     "every_clip",
     "families",
+    "measure_name",
     "measures",
     "number",
     "plural",
@@ -44,6 +45,12 @@ def signed(value: float) -> str:
     """As :func:`number`, with a plus sign above zero."""
     text = number(value)
     return text if text.startswith("−") or text == "0" else f"+{text}"
+
+
+def measure_name(name: str, unit: str, *, magnitude: bool = True) -> str:
+    """HTML of a measure's name, in bars where its ``magnitude`` is meant and it has a sign, and its unit."""
+    shown = f"|{name}|" if magnitude and name in SIGNED else name
+    return f"<code>{shown}</code>" + (f" <small>{unit}</small>" if unit else "")
 
 
 def plural(count: int, noun: str) -> str:
@@ -133,12 +140,12 @@ def measures(summary: Mapping[str, Any]) -> str:
     if not summary["metrics"]:
         return ""
     paired = any("reference_mean" in m for _, metrics in columns for m in metrics.values())
-    head = ["", "unit", *(f"{name} ({next(iter(metrics.values()))['clips']})" for name, metrics in columns)]
+    head = ["", *(f"{name} ({next(iter(metrics.values()))['clips']})" for name, metrics in columns)]
     rows = []
     for name, unit in UNITS.items():
         if name == "frames" or not any(name in metrics for _, metrics in columns):
             continue
-        row = [f"<code>{f'|{name}|' if name in SIGNED else name}</code>", unit or "–"]
+        row = [measure_name(name, unit)]
         for _, metrics in columns:
             entry = metrics.get(name)
             if entry is None:
@@ -167,8 +174,8 @@ def compared(comparison: Comparison) -> str:
     listed = [d for d in comparison.differences if d.name in FLICKER] + comparison.path
     shown = {d.name for d in listed}
     rest = [d for d in comparison.differences if d.name not in shown]
-    head = ["", "unit", "pairs", comparison.clips.name, comparison.against.name, "difference", "95 % interval",
-            "relative, −100 to +100 %", "p"]  # fmt: skip
+    names = (comparison.clips.name, comparison.against.name)
+    head = ["", "difference", "95 % interval", "relative, −100 to +100 %", "p", *names, "pairs"]
     rows = [_compared_row(d, d.name in FLICKER or d in comparison.path) for d in (*listed, *rest)]
     held = (
         f"; the light's path is held against {html.escape(comparison.path_against)}" if comparison.path_against else ""
@@ -194,7 +201,7 @@ def compared(comparison: Comparison) -> str:
 
 
 def _compared_row(d: Difference, bold: bool) -> list[str]:
-    name = f"<code>{f'|{d.name}|' if d.name in SIGNED else d.name}</code>"
+    name = measure_name(d.name, d.unit)
     interval, picture = "–", ""
     if d.interval:
         low, high = d.interval
@@ -204,10 +211,8 @@ def _compared_row(d: Difference, bold: bool) -> list[str]:
             kind = {1: "good", -1: "bad", 0: "plain"}[move]
             picture = whisker(low / d.against, d.difference / d.against, high / d.against, 1.0, kind)
     p = f"{d.p:.3f}" if d.p >= 0.001 else "&lt; 0.001"
-    return [
-        f"<b>{name}</b>" if bold else name, d.unit or "–", str(d.pairs), number(d.mean), number(d.against),
-        signed(d.difference), interval, picture, p,
-    ]  # fmt: skip
+    means = (number(d.mean), number(d.against))
+    return [f"<b>{name}</b>" if bold else name, signed(d.difference), interval, picture, p, *means, str(d.pairs)]
 
 
 def every_clip(clips: Sequence[ClipResult], shown: Collection[int]) -> str:
