@@ -74,8 +74,9 @@ def card(index: int, result: ClipResult, setting: Setting, partner: ClipResult |
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in result.notes)
     columns = [(name, measured.metrics) for _, name, measured, _ in shown]
     numbers = [
-        [measure_name(n, UNITS[n], magnitude=False), *(number(m[n]) if n in m else "–" for _, m in columns)]
-        for n in result.clip.metrics
+        [measure_name(n, unit, magnitude=False), *(number(m[n]) if n in m else "–" for _, m in columns)]
+        for n, unit in UNITS.items()
+        if n in result.clip.metrics
     ]
     head = ["", *(name for name, _ in columns)]
     return (
