@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from wanjax.evaluate import SHORTEST, ClipResult, Evaluation, Measured
-from wanjax.light.metrics import SWEEP_MASS_THRESHOLD, UNITS
+from wanjax.light.metrics import GROUND_TRUTH, SWEEP_MASS_THRESHOLD, UNITS
 from wanjax.uncertainty import bootstrap_interval, holm, sign_flip_p
 
 __all__ = [
@@ -43,9 +43,9 @@ sweep is left out: under a moving camera it is not one of the light's.
 """
 
 _PATHS = {"exposure_slope_error": "exposure_slope", "cct_slope_error": "cct_drift", "sweep_rate_error": "sweep_rate"}
-_OTHER_ERRORS = ("shadow_iou", "shadow_angle_error", "shadow_length_error", "patch_error", "glint_lag")
 _HIGHER_IS_BETTER = ("shadow_iou", "vbench_temporal_flickering")
 _MISSED = "caption_missed"
+_LOWER_IS_BETTER = (_MISSED, "flash_rate", "cct_jitter")
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def _unlike(a: ClipResult, b: ClipResult) -> str:
 
 
 def _path_source(result: ClipResult) -> str:
-    if any(name in result.clip.metrics for name in (*_PATHS, *_OTHER_ERRORS)):
+    if not GROUND_TRUTH.isdisjoint(result.clip.metrics):
         return "ground truth"
     if result.reference is not None:
         return "the rendered reference"
@@ -252,7 +252,7 @@ def _errors(a: ClipResult, b: ClipResult, original: bool) -> dict[str, tuple[flo
 
 def _own_errors(result: ClipResult) -> dict[str, float]:
     metrics = result.clip.metrics
-    errors = {name: abs(metrics[name]) for name in (*_PATHS, *_OTHER_ERRORS) if name in metrics}
+    errors = {name: abs(value) for name, value in metrics.items() if name in GROUND_TRUTH}
     if not errors and result.reference is not None:
         errors = {name: _path_gap(name, result.clip, result.reference) for name in _PATHS}
     if result.correct is not None:
@@ -272,7 +272,7 @@ def _path_gap(name: str, a: Measured, b: Measured) -> float:
 
 def _difference(name: str, unit: str, values: Sequence[tuple[float, float]]) -> Difference:
     a, b = np.array(values, np.float64).T
-    lower = name in FLICKER or name.endswith(("_error", "_jitter")) or name in (_MISSED, "flash_rate", "glint_lag")
+    lower = name in (*FLICKER, *GROUND_TRUTH, *_LOWER_IS_BETTER)
     better = "higher" if name in _HIGHER_IS_BETTER else "lower" if lower else ""
     return Difference(
         name, unit, len(values), float(a.mean()), float(b.mean()), float((a - b).mean()),
