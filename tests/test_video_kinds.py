@@ -156,6 +156,7 @@ def test_uneven_timing_is_told_with_where(tmp_path):
     stated = video.probe(record(tmp_path / "a.mp4", COLOR, ticks=(0, 1, 2, 3, 7, 8, 9)))
     assert stated.jitter == pytest.approx(3, abs=0.2)
     assert stated.worst_gap == (4, pytest.approx(0.4))
+    assert stated.spacing == pytest.approx(0.1)
     mild = video.probe(record(tmp_path / "b.mp4", COLOR, ticks=(0, 1, 2.1, 3, 4, 5)))
     assert mild.jitter == pytest.approx(0.1, abs=0.1)
 

@@ -278,9 +278,9 @@ def _evaluate(record: ClipRecord) -> ClipResult:
     if file.jitter > video.JITTER_LIMIT and file.worst_gap:
         frame, seconds = file.worst_gap
         raise video.VideoError(
-            f"{path}: variable frame rate: frame {frame} comes {1000 * seconds:.0f} ms after the one before, the usual "
-            f"is {1000 / file.fps:.0f} ms on average and {100 * video.JITTER_LIMIT:.0f} % off it at most; flicker is "
-            "read from even spacing: cut the part that is evenly spaced, or film or export at a constant rate"
+            f"{path}: variable frame rate: frame {frame} comes {1000 * seconds:.0f} ms after the one before, where "
+            f"{1000 * file.spacing:.0f} ms are usual; flicker is read from even spacing (up to "
+            f"{100 * video.JITTER_LIMIT:.0f} % off): cut the part that is even, or film or export at a constant rate"
         )
     frames, _, stored = video.stream(path, exact=True)
     facts = {**stored, **record.facts}

@@ -76,7 +76,8 @@ class Probe:
       interlaced: whether a frame holds two fields.
       frames: how many its container lists.
       fps: frames per second, from the timestamps where these contradict the stated rate by over 1 %.
-      jitter: largest deviation of the spacing of two frames from the median spacing, as a share of it.
+      spacing: median time from one frame to the next in seconds; 0 where timestamps are missing or frames too few.
+      jitter: largest deviation from that spacing, as a share of it.
       worst_gap: (frame, seconds) of the spacing that deviates most, before that frame; None below two frames.
     """
 
@@ -96,6 +97,7 @@ class Probe:
     interlaced: bool
     frames: int
     fps: float
+    spacing: float
     jitter: float
     worst_gap: tuple[int, float] | None
 
@@ -132,13 +134,13 @@ def probe(path: str | os.PathLike[str]) -> Probe:
     container, source = _open(path)
     with container:
         try:
-            packets = [p for p in container.demux(source) if p.size and not p.is_discard]
+            stamps = [p.pts for p in container.demux(source) if p.size and not p.is_discard]
         except av.error.FFmpegError as error:
             raise VideoError(f"{path}: damaged ({_reason(error)}); write or download it again") from error
         stated, clock = source.average_rate or source.guessed_rate, source.time_base or Fraction(1)
-    ticks = sorted(p.pts for p in packets if p.pts is not None)
-    complete = len(ticks) == len(packets) > 1
-    jitter, worst = _jitter(ticks, clock) if complete else (0.0, None)
+    ticks = sorted(stamp for stamp in stamps if stamp is not None)
+    complete = len(ticks) == len(stamps) > 1
+    spacing, jitter, worst = _spacing(ticks, clock) if complete else (0.0, 0.0, None)
     if complete and ticks[-1] > ticks[0]:
         measured = Fraction(len(ticks) - 1) / ((ticks[-1] - ticks[0]) * clock)
         if not stated or abs(float(measured / stated) - 1) > 0.01:
@@ -162,8 +164,9 @@ def probe(path: str | os.PathLike[str]) -> Probe:
         hdr=color.hdr,
         tagged=color.tagged,
         interlaced=bool(first.interlaced_frame),
-        frames=len(packets),
+        frames=len(stamps),
         fps=float(stated),
+        spacing=spacing,
         jitter=jitter,
         worst_gap=worst,
     )
@@ -271,8 +274,8 @@ def _open(path: Path) -> tuple[InputContainer, VideoStream]:
     return container, source
 
 
-def _jitter(ticks: Sequence[int], clock: Fraction) -> tuple[float, tuple[int, float]]:
-    """Largest deviation from the median spacing, as a share of it, and the frame and seconds of that spacing.
+def _spacing(ticks: Sequence[int], clock: Fraction) -> tuple[float, float, tuple[int, float]]:
+    """Median spacing in seconds, largest deviation from it as a share of it, and the frame and seconds of that one.
 
     What the rounding of timestamps to whole ticks can explain does not count.
     """
@@ -280,7 +283,7 @@ def _jitter(ticks: Sequence[int], clock: Fraction) -> tuple[float, tuple[int, fl
     middle = float(np.median(gaps))
     off = np.maximum(np.abs(gaps - middle) - 1, 0) / max(middle, 1.0)
     worst = int(np.argmax(off))
-    return float(off[worst]), (worst + 1, float(gaps[worst] * clock))
+    return middle * float(clock), float(off[worst]), (worst + 1, float(gaps[worst]) * float(clock))
 
 
 def _decode(path: Path, container: InputContainer, source: VideoStream) -> Iterator[av.VideoFrame]:
