@@ -120,7 +120,7 @@ def look_first(evaluation: Evaluation, comparison: Comparison | None, *, most: i
         "local_flicker", 2 * _VISIBLE, lambda value, c: f"local flicker of {number(value)} stops, strongest {_where(c)}"
     )
     if not found and len(clips) > 1:
-        top("common_flicker", 0.0, lambda value, c: f"the most common flicker here, {number(value)} stops")
+        top("common_flicker", 0.0, lambda value, c: f"among the most flicker here: {number(value)} stops, common")
         top("local_flicker", 0.0, lambda value, c: f"local flicker of {number(value)} stops, strongest {_where(c)}")
     return [(i, why) for n, (i, why) in enumerate(found) if i not in {j for j, _ in found[:n]}]
 
