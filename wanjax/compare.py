@@ -308,7 +308,11 @@ def _verdict(
         return Verdict(
             "undecided",
             f"Undecided: {a} flickers less than {b}, but nothing says what its light should have done.",
-            (*reasons, "Give ground truth, references or captions' answers, or say that these are the originals."),
+            (
+                *reasons,
+                "Give ground truth, references or captions' answers; where these clips were made from those, compare "
+                "with --against_is original.",
+            ),
         )
     if worse:
         return Verdict(

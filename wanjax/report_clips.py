@@ -175,11 +175,11 @@ def _shape(measured: Measured) -> str:
 
 def _heat(kind: str, name: str, measured: Measured, scale: float) -> str:
     spot = measured.hotspot
-    said = f"{number(spot['stops'])} stops, {place_words(spot)}"
+    said = f"at most {number(spot['stops'])} stops, {place_words(spot)}" if spot["stops"] else "none"
     whose = "" if kind == "clip" else f", {html.escape(_short(kind, name))}"
     return (
-        f'<figure><img loading="lazy" {_shape(measured)} alt="flicker map of {html.escape(name)}: strongest {said}" '
-        f'src="{heat_picture(measured, scale)}"><figcaption>flicker{whose}: at most {said}</figcaption></figure>'
+        f'<figure><img loading="lazy" {_shape(measured)} alt="flicker map of {html.escape(name)}: {said}" '
+        f'src="{heat_picture(measured, scale)}"><figcaption>flicker{whose}: {said}</figcaption></figure>'
     )
 
 
