@@ -50,7 +50,7 @@ def test_every_sustained_flicker_ranks_above_every_sound_clip(table, metric, fac
 @pytest.mark.parametrize("fault", ["step", "flash"])
 def test_the_peak_finds_a_single_jump_whatever_moves(table, fault):
     assert min(readings(table, "flicker_peak", fault, STILL)) > 5
-    assert min(readings(table, "flicker_peak", fault)) > 2 * max(readings(table, "flicker_peak", "none"))
+    assert min(readings(table, "flicker_peak", fault)) > 5 * max(readings(table, "flicker_peak", "none"))
 
 
 def test_flashes_are_counted_where_they_are_bright_enough_and_nowhere_else(table):
@@ -84,7 +84,8 @@ def test_flicker_of_a_part_of_the_frame_is_local():
     video[:, 24:72, 32:96] = scene.video(Fault("flicker", 0.06))[:, 24:72, 32:96]
     metrics = measure(video, fps=24, flow=scene.flow)
     whole = measure(scene.video(Fault("flicker", 0.06)), fps=24, flow=scene.flow)
-    assert metrics["local_flicker"] == pytest.approx(whole["local_flicker"] / 4, rel=0.1)
+    # At the border of that quarter the neighbourhoods do not agree.
+    assert 0.75 < metrics["local_flicker"] / (whole["local_flicker"] / 4) <= 1
     assert metrics["common_flicker"] < 0.01 * whole["common_flicker"]
 
 

@@ -1,9 +1,13 @@
 """Flicker: the second difference of log-luminance along motion, looked at frame by frame.
 
-Where a surface is seen in three frames in a row, its light's second difference is 0 if the light is steady or changes
-at a steady rate. It is low-passed over the frame, with its sign: a change of light moves neighbours together, while
-the edge of a shadow that slides over a still floor leaves a rise beside a fall, which cancel. What is occluded in
-either frame takes no part in that average, so that nothing bleeds over from what was behind.
+Where a surface is seen in three frames in a row, the second difference of its log-luminance is 0 if its light is
+steady or changes at a steady rate. What is left is looked at in cells of 1/32 of the frame's longer side, each the mean
+over what is seen in it: what is occluded before or after takes no part, so that nothing bleeds over from behind.
+
+A change of light moves a neighbourhood together. An edge of light that slides over a still floor does not: it leaves a
+rise beside a fall, which cancel in the neighbourhood's mean unless the edge is fast, and touch few cells, which
+leaves the median where it was unless there are many edges. So a neighbourhood counts by the smaller of its mean and
+its median, and only where both have the same sign.
 """
 
 from __future__ import annotations
@@ -15,14 +19,17 @@ import numpy as np
 
 from wanjax.light.motion import Motion, warp
 
-__all__ = ["LOW_PASS", "FlickerTracker"]
+__all__ = ["CELLS", "FlickerTracker", "shared_change"]
 
-LOW_PASS = 1 / 24
-"""Standard deviation of the Gaussian low-pass, in longer sides of the frame; 1 pixel at least."""
+CELLS = 32
+"""Cells along the frame's longer side; frames with fewer pixels have cells of one pixel."""
 
+_SIGMA = CELLS / 24  # of the Gaussian mean, in cells: 1/24 of the longer side
+_WINDOW = 5  # cells along the side of the square that the median is of
+_LEAST_SEEN = 0.25  # share of a cell
+_PEAK_PERCENTILE = 90
 _PEAK_FLOOR = 0.01  # stops; keeps the peak's ratio from dividing by the stillness of a still clip
-_PEAK_PERCENTILE = 75  # the quarter of the frame that changes most, the area that a flash needs
-_EDGE = np.ones((3, 3), np.uint8)
+_BORDER = np.ones((3, 3), np.uint8)
 
 
 @dataclass
@@ -30,19 +37,19 @@ class FlickerTracker:
     """Second differences of a clip of any length, in the memory of three frames.
 
     Attributes:
-      size: per inner frame, mean over valid pixels of the absolute second difference, in stops.
-      shared: per inner frame, absolute value of its median over valid pixels, in stops.
-      extreme: per inner frame, high percentile of its absolute value, in stops.
+      local: per inner frame, mean over cells of the absolute change that neighbourhoods share, in stops.
+      common: per inner frame, absolute median over pixels of the second difference, in stops.
+      extreme: per inner frame, 90th percentile over cells of the absolute change, in stops.
     """
 
-    size: list[float] = field(default_factory=list)
-    shared: list[float] = field(default_factory=list)
+    local: list[float] = field(default_factory=list)
+    common: list[float] = field(default_factory=list)
     extreme: list[float] = field(default_factory=list)
     _last: np.ndarray | None = None  # [h, w] log-luminance of the last frame, and of the one before it
     _older: np.ndarray | None = None
     _motion: Motion | None = None  # between those two
-    _sum: np.ndarray | None = None  # [h, w] of the absolute second difference over time
-    _terms: np.ndarray | None = None  # [h, w] how many terms that sum has
+    _sum: np.ndarray | None = None  # per cell, of the absolute change over time
+    _terms: np.ndarray | None = None  # per cell, how many terms that sum has
 
     def add(self, stops: np.ndarray, motion: Motion | None) -> None:
         """Adds a frame's log-luminance [h, w] and the motion from the frame before to it (None for the first)."""
@@ -53,17 +60,16 @@ class FlickerTracker:
 
     def _note(self, second: np.ndarray, seen: np.ndarray) -> None:
         # Pixels at the border of what is seen hold some of what is not.
-        seen = cv2.erode(seen.view(np.uint8), _EDGE, borderValue=1).view(bool)
-        smooth = _low_pass(second, seen)
-        size = np.abs(smooth)
+        seen = cv2.erode(seen.view(np.uint8), _BORDER, borderValue=1).view(bool)
+        size = np.abs(shared_change(second, seen))
+        known = np.isfinite(size)
         if self._sum is None or self._terms is None:
-            self._sum, self._terms = np.zeros(second.shape), np.zeros(second.shape, np.int64)
-        self._sum += np.where(seen, size, 0)
-        self._terms += seen
-        valid = size[seen]
-        self.size.append(float(valid.mean(dtype=np.float64)) if valid.size else 0.0)
-        self.shared.append(abs(float(np.median(smooth[seen]))) if valid.size else 0.0)
-        self.extreme.append(float(np.percentile(valid, _PEAK_PERCENTILE)) if valid.size else 0.0)
+            self._sum, self._terms = np.zeros(size.shape), np.zeros(size.shape, np.int64)
+        self._sum += np.where(known, size, 0)
+        self._terms += known
+        self.local.append(float(size[known].mean(dtype=np.float64)) if known.any() else 0.0)
+        self.common.append(abs(float(np.median(second[seen]))) if seen.any() else 0.0)
+        self.extreme.append(float(np.percentile(size[known], _PEAK_PERCENTILE)) if known.any() else 0.0)
 
     @property
     def peak(self) -> float:
@@ -72,18 +78,40 @@ class FlickerTracker:
 
     @property
     def map(self) -> np.ndarray:
-        """[h, w] stops: mean over time where the pixel was seen before and after; 0 where it never was."""
+        """[h, w] stops: mean over time of the absolute change, where it was seen; 0 where it never was."""
         assert self._last is not None
+        height, width = self._last.shape
         if self._sum is None or self._terms is None:
-            return np.zeros(self._last.shape)
-        return self._sum / np.maximum(self._terms, 1)
+            return np.zeros((height, width))
+        return cv2.resize(self._sum / np.maximum(self._terms, 1), (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _low_pass(second: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Gaussian average [h, w] of what is ``seen``; the rest takes no part."""
-    sigma = max(1.0, LOW_PASS * max(second.shape))
-    if seen.all():
-        return cv2.GaussianBlur(second, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
-    weight = cv2.GaussianBlur(seen.astype(np.float32), (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
-    total = cv2.GaussianBlur(np.where(seen, second, np.float32(0)), (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+def shared_change(second: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """What neighbourhoods share of a second difference ``second [h, w]``, per cell; NaN where too little is seen."""
+    height, width = second.shape
+    scale = min(1.0, CELLS / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    share = cv2.resize(seen.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    total = cv2.resize(np.where(seen, second, np.float32(0)), size, interpolation=cv2.INTER_AREA)
+    known = share > _LEAST_SEEN
+    cells = np.where(known, total / np.maximum(share, _LEAST_SEEN), np.nan)
+    mean, median = _mean(cells, known), _median(cells)
+    agreed = np.where(mean * median > 0, np.copysign(np.minimum(np.abs(mean), np.abs(median)), mean), 0)
+    return np.where(known, agreed, np.nan)
+
+
+def _mean(cells: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Gaussian mean around every cell of the known ones."""
+    weight = cv2.GaussianBlur(known.astype(np.float32), (0, 0), _SIGMA, borderType=cv2.BORDER_REPLICATE)
+    total = cv2.GaussianBlur(np.where(known, cells, 0), (0, 0), _SIGMA, borderType=cv2.BORDER_REPLICATE)
     return total / np.maximum(weight, 1e-6)
+
+
+def _median(cells: np.ndarray) -> np.ndarray:
+    """Median around every cell of the known ones; 0 where there is none."""
+    padded = np.pad(cells, _WINDOW // 2, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (_WINDOW, _WINDOW))
+    ordered = np.sort(windows.reshape(*cells.shape, -1), axis=-1)  # NaN comes last
+    count = np.isfinite(ordered).sum(-1)
+    middle = np.stack([np.maximum(count - 1, 0) // 2, count // 2], axis=-1)
+    return np.where(count > 0, np.take_along_axis(ordered, middle, axis=-1).mean(-1), 0)

@@ -30,6 +30,7 @@ class LagTracker:
     _measured: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=LARGEST_LAG + 1))
     _true: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=LARGEST_LAG + 1))
     _changes: int = 0
+    _pixels: int = 0
     # per shift k: sums of measured[t + k] * true[t] and of both squares over the same frames
     _sums: np.ndarray = field(default_factory=lambda: np.zeros((2 * LARGEST_LAG + 1, 3)))
 
@@ -38,6 +39,7 @@ class LagTracker:
         signals = _small(measured), _small(true)
         if self._last is not None:
             self._changes += 1
+            self._pixels += signals[1].size
             changes = [now - before for now, before in zip(signals, self._last, strict=True)]
             self._measured.appendleft(changes[0])
             self._true.appendleft(changes[1])
@@ -55,10 +57,15 @@ class LagTracker:
         )
 
     @property
+    def strength(self) -> float:
+        """Root mean square of the true signal's change from frame to frame, over pixels and time."""
+        return float(np.sqrt(self._sums[LARGEST_LAG, 2] / max(self._pixels, 1)))
+
+    @property
     def lag(self) -> float | None:
         """Frames, without sign, that the measured highlights are off the true ones; None if those never change."""
         cross, measured, true = self._sums.T
-        if true[LARGEST_LAG] < 1e-9:
+        if true[LARGEST_LAG] <= 0:
             return None
         power = np.sqrt(measured * true)
         match = np.divide(cross, power, out=np.zeros_like(cross), where=power > 0)

@@ -19,7 +19,9 @@ from wanjax.light.shadows import ShadowTracker, estimated_visibility
 
 __all__ = ["SceneTracker", "slope", "slope_errors"]
 
-_PER_FRAME = ("visibility", "direct", "ambient", "specular", "foot", "glint")
+_PER_FRAME = ("visibility", "direct", "shadowed", "ambient", "specular", "foot", "glint")
+
+_GLITTER = 0.01  # change of luminance from frame to frame (rms); weaker highlights are lost in a stored clip
 
 
 def slope(values: np.ndarray, fps: float) -> float:
@@ -77,23 +79,30 @@ class SceneTracker:
         if not self.compares:
             return
         passes = {name: self._next(name) for name in self._passes}
-        shape = next(passes[name].shape for name in ("visibility", "glint", "specular") if name in passes)
-        y = _resized(y, shape)
-        for name, values in passes.items():
-            if name != "foot" and values.shape != shape:
+        foot, glint = passes.pop("foot", None), passes.get("glint")
+        shapes = {name: values.shape for name, values in passes.items() if values.ndim == 2}
+        shape = next(iter(shapes.values()), y.shape)
+        for name, other in shapes.items():
+            if other != shape:
                 raise ValueError(
-                    f"truth: {name} of frame {self._frame} is {list(values.shape)}, the others {list(shape)}"
+                    f"truth: {name} of frame {self._frame} is {list(other)}, {next(iter(shapes))} {list(shape)}"
                 )
+        y = _resized(y, shape)
         dark = np.zeros(shape)
-        visible = passes.get("visibility", np.ones(shape))
         direct, ambient, specular = (passes.get(name, dark) for name in ("direct", "ambient", "specular"))
+        visible = passes.get("visibility", np.ones(shape))
+        if {"shadowed", "direct"} <= set(passes):
+            # Of a pixel with several surfaces in it, what a picture can show is this, not their mean visibility.
+            visible = np.where(direct > 0, np.minimum(passes["shadowed"] / np.where(direct > 0, direct, 1), 1), visible)
         if {"visibility", "direct", "ambient"} <= set(passes):
-            foot = passes.get("foot")
             estimate, known = estimated_visibility(y, direct, ambient, specular)
             self._shadows.add(estimate, visible, known, None if foot is None else (float(foot[0]), float(foot[1])))
-        if "glint" in passes or "specular" in passes:
-            highlights = np.maximum(y - np.minimum(direct * visible + ambient, 1), 0)
-            self._glints.add(highlights, passes.get("glint", specular))
+        highlights = np.maximum(y - np.minimum(direct * visible + ambient, 1), 0)
+        if glint is not None and (glint.ndim == 2 or "specular" not in passes):
+            measured = highlights if glint.ndim == 2 else np.full((1, 1), highlights.mean())
+            self._glints.add(measured, np.atleast_2d(glint))
+        elif "specular" in passes:
+            self._glints.add(highlights, specular)
         self._frame += 1
 
     def metrics(self) -> dict[str, float]:
@@ -108,21 +117,23 @@ class SceneTracker:
             if next(values, None) is not None:
                 raise ValueError(f"truth: {name} has more than the {self._frame} frames of the clip")
         found = self._shadows.metrics()
-        if (lag := self._glints.lag) is not None:
+        lag = self._glints.lag
+        if lag is not None and ("glint" in self._passes or self._glints.strength >= _GLITTER):
             found["glint_lag"] = lag
         return found
 
     def _next(self, name: str) -> np.ndarray:
-        """The next frame's entry: luminance [H, W] of a pass, shares [H, W], or a point [2]."""
+        """The next frame's entry: luminance [H, W] of a pass, shares [H, W], a point [2]; of glints a map or number."""
         given = next(self._passes[name], None)
         if given is None:
             raise ValueError(f"truth: {name} has {self._frame} frames, the clip has more")
         values = np.asarray(given)
         scale = 255.0 if values.dtype == np.uint8 else 1.0
         values = values.astype(np.float64) / scale
-        if name in ("direct", "ambient", "specular") and values.ndim == 3:
+        if name in ("direct", "shadowed", "ambient", "specular") and values.ndim == 3:
             values = luminance(values)
-        if values.ndim != (1 if name == "foot" else 2) or (name == "foot" and values.shape != (2,)):
+        expected = {"foot": (1,), "glint": (0, 2)}.get(name, (2,))
+        if values.ndim not in expected or (name == "foot" and values.shape != (2,)):
             raise ValueError(f"truth: {name} of frame {self._frame} has shape {list(np.shape(given))}")
         if not np.isfinite(values).all():
             raise ValueError(f"truth: {name} of frame {self._frame} holds values that are not finite")

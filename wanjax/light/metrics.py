@@ -126,8 +126,9 @@ def measure(
         scene's own layout also, one entry per frame, as arrays or iterables: ``visibility`` [T, H, W] in [0, 1] (or
         uint8), the share of the key light that arrives; ``direct``, ``ambient``, ``specular`` [T, H, W, 3] linear,
         reflected light of the key light as if nothing were in its way, of its surroundings, and highlights;
-        ``foot`` [T, 2], (x, y) in pixels where the caster stands; ``glint`` [T, H, W], the highlights to follow
-        (else the luminance of ``specular``). What is absent is left out.
+        ``shadowed`` [T, H, W, 3], ``direct`` with its shadows, which tells the visibility of pixels at borders better;
+        ``foot`` [T, 2], (x, y) in pixels where the caster stands; ``glint`` [T, H, W], the highlights to follow, else
+        the luminance of ``specular``, else ``glint`` [T], their mean over the frame. What is absent is left out.
 
     Returns:
       Finite floats under the names and in the units of :data:`UNITS`. Errors against ground truth have no sign and
@@ -279,8 +280,8 @@ def _summary(tracks: _Tracks, curves: LightCurves, fps: float) -> dict[str, floa
     return {
         "frames": tracks.count,
         "global_flicker": _acceleration(curves.log_luminance),
-        "local_flicker": _mean(tracks.flicker.size),
-        "common_flicker": _mean(tracks.flicker.shared),
+        "local_flicker": _mean(tracks.flicker.local),
+        "common_flicker": _mean(tracks.flicker.common),
         "flicker_peak": tracks.flicker.peak,
         "flash_rate": tracks.flashes.rate,
         "exposure_slope": slope(curves.log_luminance, fps),
