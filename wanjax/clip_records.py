@@ -58,6 +58,8 @@ def records_of_videos(pattern: str, *, flag: str = "--videos") -> list[ClipRecor
     Raises FileNotFoundError, which names ``flag``, where nothing matches.
     """
     paths = sorted(Path(p) for p in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(p))
+    if not paths and os.path.isdir(os.path.expanduser(pattern)):
+        raise FileNotFoundError(f"{flag} {pattern}: a folder; give a glob of its files such as '{pattern}/*.mp4'")
     if not paths:
         raise FileNotFoundError(f"{flag} {pattern}: no file matches; quote the pattern and check the folder")
     return [ClipRecord(path) for path in paths]

@@ -8,6 +8,7 @@ a row in the table of every clip.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from wanjax.report_media import COPY_FRAMES, heat_legend, heat_scale, strip
 from wanjax.report_style import SCRIPT, STYLE
 
 __all__ = ["PAGE_LIMIT", "contact_sheet", "render"]
+
+_HEADING = re.compile(r'<h2 id="(\w+)">(.*?)</h2>')
 
 PAGE_LIMIT = 48 << 20
 """Bytes of a page's cards: about 150 clips of a second or two at 512 pixels, over a thousand at 64."""
@@ -53,12 +56,14 @@ def render(
     cards = _cards(evaluation, comparison, [i for i, _ in first], setting, limit)
     against = comparison.against.unreadable if comparison else []
     measured = len(evaluation.clips) + (len(comparison.against.clips) if comparison else 0)
-    body = [
+    front = [
         f'<header><p class="eyebrow">Light over time, measured</p><h1>{html.escape(title)}</h1>',
         f'<p class="soft">{html.escape(report_front.lead(evaluation))}</p></header>',
         report_front.verdict(comparison),
         report_front.figures(summary, comparison),
         report_front.refused([*summary["unreadable"], *against], measured),
+    ]
+    details = [
         _first(evaluation, first, set(cards)),
         report_tables.compared(comparison) if comparison else "",
         report_tables.families(summary),
@@ -69,6 +74,7 @@ def render(
         _every(evaluation, comparison, set(cards)),
         _reading(summary, command),
     ]
+    body = [*front, _contents(details), *details]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -102,6 +108,13 @@ def _cards(
             break
         cards[index] = made
     return dict(sorted(cards.items()))
+
+
+def _contents(parts: Sequence[str]) -> str:
+    """Links to the parts of the page, from the headings they begin with."""
+    found = [match for part in parts if (match := _HEADING.match(part))]
+    links = "".join(f"<a href=#{match[1]}>{match[2]}</a>" for match in found)
+    return f'<nav class="contents" aria-label="Contents">{links}</nav>'
 
 
 def _first(evaluation: Evaluation, first: Sequence[tuple[int, str]], shown: set[int]) -> str:

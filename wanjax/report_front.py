@@ -149,7 +149,7 @@ def _flickers(value: float, result: ClipResult) -> str:
 
 def _where(result: ClipResult) -> str:
     spot = result.clip.hotspot
-    return f"at the {place_words(spot)} ({number(spot['stops'])})"
+    return f"at the {place_words(spot)} ({number(spot['stops'])} stops)"
 
 
 def _when(result: ClipResult) -> str:

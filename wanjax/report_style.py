@@ -16,7 +16,7 @@ main { max-width: 1180px; margin: 0 auto; padding: 48px 28px 96px; }
 h1, h2 { font-family: ui-serif, Georgia, "Noto Serif", serif; font-weight: 500; letter-spacing: -0.01em;
   line-height: 1.2; text-wrap: balance; }
 h1 { font-size: 40px; margin: 0 0 8px; overflow-wrap: anywhere; }
-h2 { font-size: 26px; margin: 60px 0 6px; }
+h2 { font-size: 26px; margin: 60px 0 6px; scroll-margin-top: 16px; }
 h3 { font-size: 16px; font-weight: 600; margin: 0; }
 p { margin: 6px 0 14px; max-width: 72ch; }
 a { color: inherit; text-decoration-color: var(--sun); text-underline-offset: 3px; }
@@ -51,6 +51,8 @@ nav { display: flex; flex-wrap: wrap; gap: 8px; margin: 14px 0 18px; }
 nav button { font: inherit; font-size: 14px; color: var(--ink); background: var(--card); border: 1px solid var(--edge);
   border-radius: 999px; padding: 4px 14px; cursor: pointer; }
 nav button[aria-pressed="true"] { background: var(--ink); border-color: var(--ink); color: var(--paper); }
+.contents { gap: 4px 20px; margin: 30px 0 0; padding-top: 14px; border-top: 1px solid var(--rule); font-size: 14.5px; }
+.contents a { color: var(--soft); text-decoration-color: var(--rule); } .contents a:hover { color: var(--ink); }
 article, .scenario { background: var(--card); border: 1px solid var(--rule); border-radius: 12px; padding: 20px 22px;
   margin: 0 0 18px; scroll-margin-top: 12px; content-visibility: auto; contain-intrinsic-size: auto 620px; }
 article[hidden] { display: none; }
@@ -132,6 +134,11 @@ const enter = video => {
   if (!video.src && from && from.dataset.src) video.src = from.dataset.src;
   if (!held && !('hold' in video.dataset)) start(video);
 };
+// Clips beside each other start together.
+const together = video => {
+  const group = [...video.closest('.screens, .row').querySelectorAll('video')];
+  if (group.every(other => other.readyState > 1)) for (const other of group) other.currentTime = 0;
+};
 const leave = video => { if (video.src) { video.pause(); video.removeAttribute('src'); video.load(); } };
 const watcher = new IntersectionObserver(entries => {
   for (const { target, isIntersecting } of entries) isIntersecting ? enter(target) : leave(target);
@@ -140,6 +147,7 @@ for (const video of all('video')) {
   watcher.observe(video);
   const toggle = () => video.paused ? start(video) : video.pause();
   video.addEventListener('click', toggle);
+  video.addEventListener('loadeddata', () => together(video));
   video.addEventListener('keydown', event => {
     if (event.key === ' ' || event.key === 'Enter') { event.preventDefault(); toggle(); }
   });
