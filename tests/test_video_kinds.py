@@ -10,29 +10,24 @@ import pytest
 from PIL import Image
 
 from wanjax import video
-from wanjax.light.photometry import srgb_to_linear
+from wanjax.light.metrics import measure
+from wanjax.light.photometry import linear_to_srgb, srgb_to_linear
 from wanjax.video import VideoError
 
 LIMITED, FULL = 1, 2
 BT709, BT601, BT2020, YCGCO = 1, 6, 9, 8
 LUMA = {BT709: (0.2126, 0.0722), BT601: (0.299, 0.114), BT2020: (0.2627, 0.0593)}
 PQ, HLG = 16, 18
+# Report BT.2407, annex 2
+BT2020_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
 
 
 def record(
     path: Path, rgb, *, codec="libx264", pixel_format="yuv420p", matrix=BT709, range_=LIMITED, transfer=2, primaries=2,
     ticks=(0, 1, 2), height=64, width=96, rate=10,
 ) -> Path:  # fmt: skip
-    """A clip of one colour, given as non-linear RGB in [0, 1]; its Y'CbCr codes are computed here, by H.273."""
+    """A clip of plain frames: one non-linear RGB in [0, 1], or one per tick; Y'CbCr codes are made here, by H.273."""
     bits = 10 if "10" in pixel_format else 8
-    unit, peak = 1 << (bits - 8), (1 << bits) - 1
-    kr, kb = LUMA.get(matrix, LUMA[BT709])
-    y = kr * rgb[0] + (1 - kr - kb) * rgb[1] + kb * rgb[2]
-    u, v = (rgb[2] - y) / (2 - 2 * kb), (rgb[0] - y) / (2 - 2 * kr)
-    if range_ == FULL:
-        codes = y * peak, u * peak + 128 * unit, v * peak + 128 * unit
-    else:
-        codes = (219 * y + 16) * unit, (224 * u + 128) * unit, (224 * v + 128) * unit
     options = {"crf": "0"} | ({"x265-params": "log-level=none"} if codec == "libx265" else {})
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options)
@@ -42,9 +37,9 @@ def record(
         context = stream.codec_context
         context.color_range, context.colorspace = range_, matrix
         context.color_trc, context.color_primaries = transfer, primaries
-        for tick in ticks:
+        for tick, color in zip(ticks, np.broadcast_to(rgb, (len(ticks), 3)), strict=True):
             frame = av.VideoFrame(width, height, pixel_format)
-            for plane, code in zip(frame.planes, codes, strict=True):
+            for plane, code in zip(frame.planes, codes(color, matrix, range_, bits), strict=True):
                 kind = np.dtype(np.uint16 if bits > 8 else np.uint8)
                 plane.update(np.full(plane.buffer_size // kind.itemsize, round(code), kind).tobytes())
             frame.pts, frame.time_base = round(10 * tick), clock
@@ -52,6 +47,16 @@ def record(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def codes(rgb, matrix: int, range_: int, bits: int) -> tuple[float, float, float]:
+    unit, peak = 1 << (bits - 8), (1 << bits) - 1
+    kr, kb = LUMA.get(matrix, LUMA[BT709])
+    y = kr * rgb[0] + (1 - kr - kb) * rgb[1] + kb * rgb[2]
+    u, v = (rgb[2] - y) / (2 - 2 * kb), (rgb[0] - y) / (2 - 2 * kr)
+    if range_ == FULL:
+        return y * peak, u * peak + 128 * unit, v * peak + 128 * unit
+    return (219 * y + 16) * unit, (224 * u + 128) * unit, (224 * v + 128) * unit
 
 
 def shown(path: Path) -> np.ndarray:
@@ -108,6 +113,30 @@ def test_hdr_is_relative_linear_light(tmp_path, transfer, signal, nits):
     assert srgb_to_linear(measured(path)) * 1000 == pytest.approx(nits, rel=0.02)
     assert video.probe(path).hdr == {PQ: "PQ", HLG: "HLG"}[transfer]
     assert shown(path).max() <= 1
+
+
+def test_the_same_light_measures_the_same_in_sdr_pq_and_hlg(tmp_path):
+    stops = 0.5 * np.arange(9) / 10 + 0.04 * (-1) ** np.arange(9) - 1.5  # rises by half a stop per second, and flickers
+    light = np.exp2(stops)[:, None] * np.linspace([0.95, 0.95, 1.05], [1.05, 0.95, 0.9], 9)  # linear Rec. 709, warming
+    wide = light @ np.linalg.inv(BT2020_TO_BT709).T * 203  # cd/m2, a white page at 203
+    root = (wide / 10_000) ** (2610 / 16384)
+    scene = wide / 1000 * ((wide / 1000) @ (0.2627, 0.6780, 0.0593))[:, None] ** (-0.2 / 1.2)
+    a = 0.17883277
+    bright = a * np.log(np.maximum(12 * scene - (1 - 4 * a), 1e-9)) + 0.5 - a * np.log(4 * a)
+    signals = {
+        PQ: ((3424 / 4096 + 2413 / 128 * root) / (1 + 2392 / 128 * root)) ** (2523 / 32),
+        HLG: np.where(scene <= 1 / 12, np.sqrt(3 * scene), bright),
+    }
+    ten = dict(pixel_format="yuv420p10le", ticks=range(9))
+    clips = {1: record(tmp_path / "sdr.mp4", linear_to_srgb(light), **ten)}
+    for transfer, signal in signals.items():
+        tags = dict(codec="libx265", matrix=BT2020, primaries=BT2020, transfer=transfer)
+        clips[transfer] = record(tmp_path / f"{transfer}.mp4", signal, **tags, **ten)
+    measures = {k: measure(video.stream(path, exact=True).frames, fps=10) for k, path in clips.items()}
+    assert measures[1]["global_flicker"] == pytest.approx(0.16, rel=0.02)
+    for transfer in (PQ, HLG):
+        for name in ("global_flicker", "common_flicker", "exposure_slope", "cct_drift"):  # within steps of ten bits
+            assert measures[transfer][name] == pytest.approx(measures[1][name], rel=0.05), (transfer, name)
 
 
 def test_hdr_white_is_shown_as_white_and_a_highlight_not_darker(tmp_path):
