@@ -1,0 +1,184 @@
+"""Takes flicker out of a clip and keeps its trend, its steps and its whites. How and how well: docs/correct.md.
+
+    corrected = correct(video, fps=16)
+
+For clips too long for memory, read them twice::
+
+    correction = estimate(frames(), fps=16)
+    for index, frame in enumerate(frames()):
+        correction.apply(frame, index)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from wanjax.light.exposure import apply_gain
+from wanjax.light.light_track import FIELD_TERMS, LightTracker, field_basis
+from wanjax.light.photometry import linear_to_srgb, srgb_to_linear
+from wanjax.light.trend import SHORTEST_PERIOD, flicker
+
+__all__ = ["Correction", "correct", "estimate"]
+
+PERIOD = 1.0
+"""Seconds. Light that comes and goes faster than this is flicker."""
+
+LARGEST = 2.0
+"""Stops. No more than this is taken away or added: a frame darker still holds too little to be brightened."""
+
+# Stops of standard deviation that are not worth correcting: what the estimate makes of motion in steady light.
+_NOISE = {"exposure": 0.006, "colour": 0.008, "exposure field": 0.012, "colour field": 0.015}
+_NEGLIGIBLE = 0.001  # stops; a field below this everywhere is not applied
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What is flicker in a clip.
+
+    Attributes:
+      stops: [T, 3, 1 + FIELD_TERMS] stops too much of red, green and blue: over the whole picture, then as
+        coefficients of :func:`wanjax.light.light_track.field_basis`.
+    """
+
+    stops: np.ndarray
+
+    def apply(self, frame: np.ndarray, index: int) -> np.ndarray:
+        """Frame ``index`` of the clip, sRGB [H, W, 3] uint8 or float in [0, 1], without its flicker; same type.
+
+        A value that is not at an end of the range is not put there, whites and blacks stay as they are.
+
+        Raises:
+          ValueError: a frame that is not such an array.
+          IndexError: no frame of that index was seen by :func:`estimate`.
+        """
+        frame = _checked(frame, index)
+        if not 0 <= index < len(self.stops):
+            raise IndexError(f"frame {index}: the correction was estimated on {len(self.stops)} frames")
+        stops = self.stops[index]
+        if not stops.any():
+            return frame.copy()
+        if frame.dtype == np.uint8:
+            return self._apply_to_bytes(frame, stops)
+        return _between(_corrected(frame.astype(np.float32), stops, frame.shape).astype(frame.dtype), frame)
+
+    @staticmethod
+    def _apply_to_bytes(frame: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        if np.abs(stops[:, 1:]).sum(1).max() < _NEGLIGIBLE:
+            ramp = np.repeat(np.arange(256, dtype=np.float32)[:, None] / 255, 3, 1)
+            brightest = frame.max((0, 1))
+            # the table stops at each channel's brightest value, which the bend near white depends on
+            table = _corrected(np.minimum(ramp, brightest / np.float32(255))[None], stops[:, :1], (1, 256, 3))[0]
+            pixels = np.stack([np.take(table[:, c], frame[..., c]) for c in range(3)], -1)
+        else:
+            pixels = _corrected(frame / np.float32(255), stops, frame.shape)
+        return _between(np.rint(255 * pixels).astype(np.uint8), frame)
+
+
+def estimate(frames: Iterable[np.ndarray], *, fps: float, period: float = PERIOD) -> Correction:
+    """Finds the flicker of a clip in one pass over its frames; memory does not grow with their size or number
+    (but for :attr:`Correction.stops`).
+
+    Args:
+      frames: sRGB [H, W, 3], uint8 or float in [0, 1], of one size and type; at least one.
+      fps: frames per second.
+      period: seconds; exposure and colour that come and go faster are flicker. In slow clips it is no less
+        than ten frames.
+
+    Raises:
+      ValueError: no frames, frames of another shape, type or size than the first, values that are not finite
+        or outside [0, 1], fps or period not above 0.
+    """
+    for name, value in (("fps", fps), ("period", period)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} = {value}: expected a number above 0")
+    tracker = LightTracker()
+    first: np.ndarray | None = None
+    for index, given in enumerate(frames):
+        frame = _checked(given, index)
+        first = frame if first is None else first
+        if frame.shape != first.shape or frame.dtype != first.dtype:
+            raise ValueError(
+                f"frame {index}: {list(frame.shape)} {frame.dtype}, but the first frame is {list(first.shape)} "
+                f"{first.dtype}; give frames of one size and type"
+            )
+        tracker.add(_LINEAR_OF_BYTE[frame] if frame.dtype == np.uint8 else srgb_to_linear(frame.astype(np.float32)))
+    if first is None:
+        raise ValueError("video: no frames; a clip needs at least one")
+    track = tracker.result()
+    starts = np.flatnonzero(~track.linked) + 1
+    frames_of_period = max(period * fps, SHORTEST_PERIOD)
+    found = np.zeros_like(track.stops)
+    for name, quantities, terms in (
+        ("exposure", slice(0, 1), slice(0, 1)),
+        ("colour", slice(1, 4), slice(0, 1)),
+        ("exposure field", slice(0, 1), slice(1, None)),
+        ("colour field", slice(1, 4), slice(1, None)),
+    ):
+        part = track.stops[:, quantities, terms]
+        fast = flicker(part.reshape(len(part), -1), period=frames_of_period, noise=_NOISE[name], starts=starts)
+        found[:, quantities, terms] = fast.reshape(part.shape)
+    return Correction(np.clip(found[:, :1] + found[:, 1:], -LARGEST, LARGEST))
+
+
+def correct(video: np.ndarray, *, fps: float, period: float = PERIOD) -> np.ndarray:
+    """A clip without its flicker of exposure and colour; slow change and lasting steps of light are kept.
+
+    Args:
+      video: sRGB [T, H, W, 3], float in [0, 1] or uint8.
+      fps, period: see :func:`estimate`.
+
+    Returns:
+      [T, H, W, 3] of the same type. Clips of one or two frames come back as they are.
+
+    Raises:
+      ValueError: see :func:`estimate`.
+    """
+    video = np.asarray(video)
+    if video.ndim != 4:
+        raise ValueError(f"video: expected [T, H, W, 3], got {list(video.shape)}")
+    correction = estimate(video, fps=fps, period=period)
+    return np.stack([correction.apply(frame, index) for index, frame in enumerate(video)])
+
+
+def _corrected(pixels: np.ndarray, stops: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """sRGB float32 [H, W, 3] less ``stops [3, 1 + ...]``."""
+    height, width, _ = shape
+    excess = stops[:, 0].astype(np.float32)
+    if stops.shape[1] > 1 and np.abs(stops[:, 1:]).sum(1).max() >= _NEGLIGIBLE:
+        excess = excess + np.tensordot(field_basis(height, width), stops[:, 1:].astype(np.float32), (0, 1))
+    linear = srgb_to_linear(pixels)
+    return linear_to_srgb(apply_gain(linear, np.exp2(-excess), linear.max((0, 1))))
+
+
+def _between(corrected: np.ndarray, original: np.ndarray) -> np.ndarray:
+    """Rounding puts nothing at an end of the range that was not there."""
+    if original.dtype == np.uint8:
+        low, high, white = 1, 254, 255
+    else:
+        kind = original.dtype.type
+        low, high, white = np.nextafter(kind(0), kind(1)), np.nextafter(kind(1), kind(0)), kind(1)
+    inside = np.clip(corrected, low, high)
+    return np.where(original <= 0, original, np.where(original >= white, original, inside))
+
+
+def _checked(given: np.ndarray, index: int) -> np.ndarray:
+    frame = np.asarray(given)
+    if frame.ndim != 3 or frame.shape[-1] != 3 or 0 in frame.shape:
+        raise ValueError(f"frame {index}: expected [H, W, 3], got {list(frame.shape)}")
+    if frame.dtype == np.uint8:
+        return frame
+    if not np.issubdtype(frame.dtype, np.floating):
+        raise ValueError(f"frame {index}: expected uint8, or float in [0, 1], got {frame.dtype}")
+    low, high = float(frame.min()), float(frame.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"frame {index}: holds values that are not finite")
+    if low < 0 or high > 1:
+        raise ValueError(f"frame {index}: values from {low:.4g} to {high:.4g}: expected [0, 1]; scale or clip them first")
+    return frame
+
+
+_LINEAR_OF_BYTE = srgb_to_linear(np.arange(256, dtype=np.float32) / 255).astype(np.float32)

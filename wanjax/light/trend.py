@@ -1,0 +1,139 @@
+"""Tracks over time, split into a trend to keep and flicker to take away.
+
+A trend is what a smoothing spline keeps: it follows slow change without bias to its slope, has no phase, and
+runs straight on at both ends. Lasting steps are part of the trend; a flash that is over after two frames is not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import solveh_banded
+from scipy.ndimage import median_filter
+from scipy.special import ndtri
+
+__all__ = ["SHORTEST_PERIOD", "flicker"]
+
+SHORTEST_PERIOD = 10.0
+"""Frames. Trend and flicker of shorter periods than this cannot be told apart in so few frames."""
+
+_FLASH = 2  # frames that a flash may last
+_FLASH_SIZE = 0.05  # stops
+_FLASH_RATIO = 5.0  # a flash is this many times the flicker around it
+_LEAST_LENGTH = 3  # frames on each side of a step
+_STEP_EVIDENCE = 25.0  # fall of the spline's cost in units of the flicker's variance, per degree of freedom above 1
+_EVENT = 4  # second differences that one step or flash can spoil; so many are left out of the flicker's level
+
+
+def flicker(stops: np.ndarray, *, period: float, noise: float, starts: np.ndarray | None = None) -> np.ndarray:
+    """The part of a track that comes and goes faster than ``period``, in stops; what is left is the trend.
+
+    Where the track hardly flickers, little is returned: the flicker around each frame, of standard deviation
+    s, is scaled by s^2 / (s^2 + noise^2).
+
+    Args:
+      stops: [T, n], n numbers per frame that are judged together (an exposure; three channels; a field).
+      period: in frames; a sine of this period is split in halves. At least :data:`SHORTEST_PERIOD`.
+      noise: stops, standard deviation of what is not worth correcting.
+      starts: [k] first frames of further scenes, across which nothing is known.
+
+    Returns:
+      [T, n] stops.
+
+    References:
+      Whittaker, On a new method of graduation, 1923 (the spline in its discrete form).
+    """
+    if not period >= SHORTEST_PERIOD:
+        raise ValueError(f"period = {period} frames: expected at least {SHORTEST_PERIOD}")
+    track = np.asarray(stops, np.float64)
+    stiffness = (2 - 2 * np.cos(2 * np.pi / period)) ** -2
+    out = np.zeros_like(track)
+    edges = [0, *(int(start) for start in ([] if starts is None else starts)), len(track)]
+    for first, last in zip(edges, edges[1:], strict=False):
+        scene = track[first:last]
+        if len(scene) >= _LEAST_LENGTH:
+            out[first:last] = _flicker_of_scene(scene, period, stiffness, noise)
+    return out
+
+
+def _flicker_of_scene(track: np.ndarray, period: float, stiffness: float, noise: float) -> np.ndarray:
+    level = _level(track, round(period))
+    flash = _flashes(track, level)
+    rest = np.empty_like(track)
+    for part in _between_steps(track, level, flash, round(3 * period), stiffness):
+        weights = (~flash[part]).astype(np.float64)
+        rest[part] = track[part] - _spline(track[part], weights, stiffness)
+    gate = np.where(flash, 1.0, level**2 / (level**2 + noise**2))
+    return rest * gate[:, None]
+
+
+def _level(track: np.ndarray, reach: int) -> np.ndarray:
+    """[T] standard deviation of the flicker within ``reach`` frames, as white noise with the same second differences.
+
+    The largest few are left out and made up for: one event does not make a clip flicker.
+    """
+    second = np.sqrt(np.square(np.diff(track, n=2, axis=0)).mean(1))  # [T-2], around frame t+1
+    out = np.empty(len(track))
+    for t in range(len(track)):
+        near = np.sort(second[max(0, t - 1 - reach) : t + reach])
+        kept = len(near) - min(_EVENT, len(near) // 3)
+        share = kept / len(near)
+        expected = np.sqrt(2 / np.pi) * (1 - np.exp(-(ndtri((1 + share) / 2) ** 2) / 2)) / share
+        out[t] = near[:kept].mean() / (np.sqrt(6) * expected)
+    return out
+
+
+def _flashes(track: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """[T] bool, frames that stand out from both sides for no longer than a flash: a running median drops them,
+    and leaves steps and anything that only rises or only falls as it is."""
+    quiet = median_filter(track, size=(2 * _FLASH + 1, 1), mode="nearest")
+    out = np.sqrt(np.square(track - quiet).mean(1))
+    return out > np.maximum(_FLASH_RATIO * level, _FLASH_SIZE)
+
+
+def _between_steps(
+    track: np.ndarray, level: np.ndarray, flash: np.ndarray, reach: int, stiffness: float
+) -> list[slice]:
+    """Pieces of the track between its lasting steps, which show as a spline that fits far better in two pieces."""
+    weights = (~flash).astype(np.float64)
+    degrees = track.shape[1]
+    jumps = np.sqrt(np.square(np.diff(track, axis=0)).mean(1))
+    candidates = [t + 1 for t in range(len(jumps)) if jumps[t] > 2 * max(level[t], 1e-4)]
+    edges = [0, len(track)]
+    while True:
+        best, where = 0.0, 0
+        for t in candidates:
+            index = int(np.searchsorted(edges, t))
+            first, last = max(edges[index - 1], t - reach), min(edges[index], t + reach)
+            if min(t - first, last - t) < _LEAST_LENGTH:
+                continue
+            whole, left, right = slice(first, last), slice(first, t), slice(t, last)
+            fall = _cost(track[whole], weights[whole], stiffness) - sum(
+                _cost(track[side], weights[side], stiffness) for side in (left, right)
+            )
+            evidence = fall / max(level[t], 1e-4) ** 2 / (_STEP_EVIDENCE + 2.0 * (degrees - 1))
+            if evidence > max(best, 1.0):
+                best, where = evidence, t
+        if not where:
+            return [slice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
+        edges = sorted([*edges, where])
+        candidates.remove(where)
+
+
+def _spline(track: np.ndarray, weights: np.ndarray, stiffness: float) -> np.ndarray:
+    """Minimum over z of sum w (track - z)^2 + stiffness sum (second difference of z)^2."""
+    count = len(track)
+    if count < 3 or (weights > 0).sum() < 2:
+        return track
+    second = np.zeros((3, count))  # lower bands of D'D, D the second difference
+    for offset, value in ((0, (1.0, 4.0, 1.0)), (1, (-2.0, -2.0)), (2, (1.0,))):
+        for shift, one in enumerate(value):
+            second[offset, shift : count - 2 + shift] += one
+    bands = stiffness * second
+    bands[0] += weights
+    return solveh_banded(bands, weights[:, None] * track, lower=True)
+
+
+def _cost(track: np.ndarray, weights: np.ndarray, stiffness: float) -> float:
+    trend = _spline(track, weights, stiffness)
+    misfit = (weights[:, None] * np.square(track - trend)).sum()
+    return float(misfit + stiffness * np.square(np.diff(trend, n=2, axis=0)).sum())
