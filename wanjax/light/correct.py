@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wanjax.light.exposure import apply_gain
-from wanjax.light.light_track import FIELD_TERMS, LightTracker, field_basis
+from wanjax.light.light_track import LightTracker, field_basis
 from wanjax.light.photometry import linear_to_srgb, srgb_to_linear
 from wanjax.light.trend import SHORTEST_PERIOD, flicker
 
@@ -177,7 +177,9 @@ def _checked(given: np.ndarray, index: int) -> np.ndarray:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"frame {index}: holds values that are not finite")
     if low < 0 or high > 1:
-        raise ValueError(f"frame {index}: values from {low:.4g} to {high:.4g}: expected [0, 1]; scale or clip them first")
+        raise ValueError(
+            f"frame {index}: values from {low:.4g} to {high:.4g}: expected [0, 1]; scale or clip them first"
+        )
     return frame
 
 

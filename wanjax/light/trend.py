@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import solveh_banded
 from scipy.ndimage import median_filter
-from scipy.special import ndtri
+from scipy.special import gammaincinv
 
 __all__ = ["SHORTEST_PERIOD", "flicker"]
 
@@ -20,7 +20,8 @@ _FLASH = 2  # frames that a flash may last
 _FLASH_SIZE = 0.05  # stops
 _FLASH_RATIO = 5.0  # a flash is this many times the flicker around it
 _LEAST_LENGTH = 3  # frames on each side of a step
-_STEP_EVIDENCE = 25.0  # fall of the spline's cost in units of the flicker's variance, per degree of freedom above 1
+_STEP_EVIDENCE = 25.0  # fall of a spline's cost, cut in two, in units of the flicker's variance; white noise gives
+# more than this in one clip of a hundred
 _EVENT = 4  # second differences that one step or flash can spoil; so many are left out of the flicker's level
 
 
@@ -45,23 +46,22 @@ def flicker(stops: np.ndarray, *, period: float, noise: float, starts: np.ndarra
     if not period >= SHORTEST_PERIOD:
         raise ValueError(f"period = {period} frames: expected at least {SHORTEST_PERIOD}")
     track = np.asarray(stops, np.float64)
-    stiffness = (2 - 2 * np.cos(2 * np.pi / period)) ** -2
     out = np.zeros_like(track)
     edges = [0, *(int(start) for start in ([] if starts is None else starts)), len(track)]
     for first, last in zip(edges, edges[1:], strict=False):
         scene = track[first:last]
         if len(scene) >= _LEAST_LENGTH:
-            out[first:last] = _flicker_of_scene(scene, period, stiffness, noise)
+            out[first:last] = _flicker_of_scene(scene, period, noise)
     return out
 
 
-def _flicker_of_scene(track: np.ndarray, period: float, stiffness: float, noise: float) -> np.ndarray:
+def _flicker_of_scene(track: np.ndarray, period: float, noise: float) -> np.ndarray:
     level = _level(track, round(period))
     flash = _flashes(track, level)
     rest = np.empty_like(track)
-    for part in _between_steps(track, level, flash, round(3 * period), stiffness):
+    for part in _between_steps(track, level, flash, period):
         weights = (~flash[part]).astype(np.float64)
-        rest[part] = track[part] - _spline(track[part], weights, stiffness)
+        rest[part] = track[part] - _spline(track[part], weights, _stiffness(period))
     gate = np.where(flash, 1.0, level**2 / (level**2 + noise**2))
     return rest * gate[:, None]
 
@@ -72,14 +72,21 @@ def _level(track: np.ndarray, reach: int) -> np.ndarray:
     The largest few are left out and made up for: one event does not make a clip flicker.
     """
     second = np.sqrt(np.square(np.diff(track, n=2, axis=0)).mean(1))  # [T-2], around frame t+1
-    out = np.empty(len(track))
+    out, expected = np.empty(len(track)), {}
     for t in range(len(track)):
         near = np.sort(second[max(0, t - 1 - reach) : t + reach])
         kept = len(near) - min(_EVENT, len(near) // 3)
         share = kept / len(near)
-        expected = np.sqrt(2 / np.pi) * (1 - np.exp(-(ndtri((1 + share) / 2) ** 2) / 2)) / share
-        out[t] = near[:kept].mean() / (np.sqrt(6) * expected)
+        if share not in expected:
+            expected[share] = np.sqrt(6) * _mean_of_smallest(share, track.shape[1])
+        out[t] = near[:kept].mean() / expected[share]
     return out
+
+
+def _mean_of_smallest(share: float, degrees: int) -> float:
+    """Mean of the smallest ``share`` of root mean squares of ``degrees`` standard normal numbers."""
+    quantiles = share * (np.arange(256) + 0.5) / 256
+    return float(np.sqrt(2 * gammaincinv(degrees / 2, quantiles) / degrees).mean())
 
 
 def _flashes(track: np.ndarray, level: np.ndarray) -> np.ndarray:
@@ -91,9 +98,13 @@ def _flashes(track: np.ndarray, level: np.ndarray) -> np.ndarray:
 
 
 def _between_steps(
-    track: np.ndarray, level: np.ndarray, flash: np.ndarray, reach: int, stiffness: float
+    track: np.ndarray, level: np.ndarray, flash: np.ndarray, period: float
 ) -> list[slice]:
-    """Pieces of the track between its lasting steps, which show as a spline that fits far better in two pieces."""
+    """Pieces of the track between its lasting steps, which show as a spline that fits far better in two pieces.
+
+    That spline is of twice the period: a stiffer one sees more of a step, a softer one less of slow change.
+    """
+    reach, stiffness = round(2 * period), _stiffness(2 * period)
     weights = (~flash).astype(np.float64)
     degrees = track.shape[1]
     jumps = np.sqrt(np.square(np.diff(track, axis=0)).mean(1))
@@ -110,13 +121,18 @@ def _between_steps(
             fall = _cost(track[whole], weights[whole], stiffness) - sum(
                 _cost(track[side], weights[side], stiffness) for side in (left, right)
             )
-            evidence = fall / max(level[t], 1e-4) ** 2 / (_STEP_EVIDENCE + 2.0 * (degrees - 1))
+            evidence = fall / max(level[t], 1e-4) ** 2 / (_STEP_EVIDENCE + 2 * (degrees - 1))
             if evidence > max(best, 1.0):
                 best, where = evidence, t
         if not where:
             return [slice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
         edges = sorted([*edges, where])
         candidates.remove(where)
+
+
+def _stiffness(period: float) -> float:
+    """Of the spline that takes a sine of ``period`` frames at half its height."""
+    return float((2 - 2 * np.cos(2 * np.pi / period)) ** -2)
 
 
 def _spline(track: np.ndarray, weights: np.ndarray, stiffness: float) -> np.ndarray:
