@@ -12,13 +12,14 @@ For clips too long for memory, read them twice::
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import median_filter
 
 from wanjax.light.exposure import apply_gain
-from wanjax.light.light_track import LightTracker, field_basis
+from wanjax.light.light_track import FIELD_TERMS, QUANTITIES, LightTracker, field_basis
 from wanjax.light.photometry import linear_to_srgb, srgb_to_linear
 from wanjax.light.trend import SHORTEST_PERIOD, flicker
 
@@ -31,7 +32,10 @@ LARGEST = 2.0
 """Stops. No more than this is taken away or added: a frame darker still holds too little to be brightened."""
 
 # Stops of standard deviation that are not worth correcting: what the estimate makes of motion in steady light.
-_NOISE = {"exposure": 0.006, "colour": 0.008, "exposure field": 0.012, "colour field": 0.015}
+_NOISE = {
+    ("exposure", "frame"): 0.006, ("colour", "frame"): 0.008,
+    ("exposure", "field"): 0.012, ("colour", "field"): 0.015,
+}  # fmt: skip
 _NEGLIGIBLE = 0.001  # stops; a field below this everywhere is not applied
 
 
@@ -42,14 +46,17 @@ class Correction:
     Attributes:
       stops: [T, 3, 1 + FIELD_TERMS] stops too much of red, green and blue: over the whole picture, then as
         coefficients of :func:`wanjax.light.light_track.field_basis`.
+      white: [T, 3] in [0, 1], the share of each channel's clipped values that are clipped in the frames around
+        too, and so do not come from the flicker.
     """
 
     stops: np.ndarray
+    white: np.ndarray
 
     def apply(self, frame: np.ndarray, index: int) -> np.ndarray:
         """Frame ``index`` of the clip, sRGB [H, W, 3] uint8 or float in [0, 1], without its flicker; same type.
 
-        A value that is not at an end of the range is not put there, whites and blacks stay as they are.
+        A value that is not at an end of the range is not put there.
 
         Raises:
           ValueError: a frame that is not such an array.
@@ -62,19 +69,21 @@ class Correction:
         if not stops.any():
             return frame.copy()
         if frame.dtype == np.uint8:
-            return self._apply_to_bytes(frame, stops)
-        return _between(_corrected(frame.astype(np.float32), stops, frame.shape).astype(frame.dtype), frame)
+            return self._apply_to_bytes(frame, stops, self.white[index])
+        pixels = _corrected(frame.astype(np.float32), stops, self.white[index], frame.shape)
+        return _between(pixels.astype(frame.dtype), frame)
 
     @staticmethod
-    def _apply_to_bytes(frame: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    def _apply_to_bytes(frame: np.ndarray, stops: np.ndarray, white: np.ndarray) -> np.ndarray:
         if np.abs(stops[:, 1:]).sum(1).max() < _NEGLIGIBLE:
             ramp = np.repeat(np.arange(256, dtype=np.float32)[:, None] / 255, 3, 1)
             brightest = frame.max((0, 1))
             # the table stops at each channel's brightest value, which the bend near white depends on
-            table = _corrected(np.minimum(ramp, brightest / np.float32(255))[None], stops[:, :1], (1, 256, 3))[0]
+            ramp = np.minimum(ramp, brightest / np.float32(255))
+            table = _corrected(ramp[None], stops[:, :1], white, (1, 256, 3))[0]
             pixels = np.stack([np.take(table[:, c], frame[..., c]) for c in range(3)], -1)
         else:
-            pixels = _corrected(frame / np.float32(255), stops, frame.shape)
+            pixels = _corrected(frame / np.float32(255), stops, white, frame.shape)
         return _between(np.rint(255 * pixels).astype(np.uint8), frame)
 
 
@@ -95,7 +104,7 @@ def estimate(frames: Iterable[np.ndarray], *, fps: float, period: float = PERIOD
     for name, value in (("fps", fps), ("period", period)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} = {value}: expected a number above 0")
-    tracker = LightTracker()
+    tracker, clipped = LightTracker(), []
     first: np.ndarray | None = None
     for index, given in enumerate(frames):
         frame = _checked(given, index)
@@ -105,23 +114,22 @@ def estimate(frames: Iterable[np.ndarray], *, fps: float, period: float = PERIOD
                 f"frame {index}: {list(frame.shape)} {frame.dtype}, but the first frame is {list(first.shape)} "
                 f"{first.dtype}; give frames of one size and type"
             )
+        clipped.append((frame >= (255 if frame.dtype == np.uint8 else 1)).mean((0, 1)))
         tracker.add(_LINEAR_OF_BYTE[frame] if frame.dtype == np.uint8 else srgb_to_linear(frame.astype(np.float32)))
     if first is None:
         raise ValueError("video: no frames; a clip needs at least one")
     track = tracker.result()
-    starts = np.flatnonzero(~track.linked) + 1
+    starts = [int(t) + 1 for t in np.flatnonzero(~track.linked)]
     frames_of_period = max(period * fps, SHORTEST_PERIOD)
     found = np.zeros_like(track.stops)
-    for name, quantities, terms in (
-        ("exposure", slice(0, 1), slice(0, 1)),
-        ("colour", slice(1, 4), slice(0, 1)),
-        ("exposure field", slice(0, 1), slice(1, None)),
-        ("colour field", slice(1, 4), slice(1, None)),
-    ):
-        part = track.stops[:, quantities, terms]
-        fast = flicker(part.reshape(len(part), -1), period=frames_of_period, noise=_NOISE[name], starts=starts)
-        found[:, quantities, terms] = fast.reshape(part.shape)
-    return Correction(np.clip(found[:, :1] + found[:, 1:], -LARGEST, LARGEST))
+    for quantity in range(QUANTITIES):
+        for term in range(1 + FIELD_TERMS):
+            noise = _NOISE["colour" if quantity else "exposure", "field" if term else "frame"]
+            found[:, quantity, term] = flicker(
+                track.stops[:, quantity, term], period=frames_of_period, noise=noise, starts=starts
+            )
+    stops = np.clip(found[:, :1] + found[:, 1:], -LARGEST, LARGEST)
+    return Correction(stops, _share_of_whites_that_stay(np.array(clipped), starts, round(frames_of_period)))
 
 
 def correct(video: np.ndarray, *, fps: float, period: float = PERIOD) -> np.ndarray:
@@ -144,14 +152,24 @@ def correct(video: np.ndarray, *, fps: float, period: float = PERIOD) -> np.ndar
     return np.stack([correction.apply(frame, index) for index, frame in enumerate(video)])
 
 
-def _corrected(pixels: np.ndarray, stops: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _corrected(pixels: np.ndarray, stops: np.ndarray, white: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """sRGB float32 [H, W, 3] less ``stops [3, 1 + ...]``."""
     height, width, _ = shape
     excess = stops[:, 0].astype(np.float32)
     if stops.shape[1] > 1 and np.abs(stops[:, 1:]).sum(1).max() >= _NEGLIGIBLE:
         excess = excess + np.tensordot(field_basis(height, width), stops[:, 1:].astype(np.float32), (0, 1))
     linear = srgb_to_linear(pixels)
-    return linear_to_srgb(apply_gain(linear, np.exp2(-excess), linear.max((0, 1))))
+    corrected = apply_gain(linear, np.exp2(-excess), brightest=linear.max((0, 1)), white=white.astype(np.float32))
+    return linear_to_srgb(corrected)
+
+
+def _share_of_whites_that_stay(clipped: np.ndarray, starts: Sequence[int], reach: int) -> np.ndarray:
+    """[T, 3] from the share of each frame's values that are clipped [T, 3]: the running median over its own."""
+    usual = np.zeros_like(clipped)
+    edges = [0, *starts, len(clipped)]
+    for first, last in zip(edges, edges[1:], strict=False):
+        usual[first:last] = median_filter(clipped[first:last], size=(2 * reach + 1, 1), mode="reflect")
+    return np.clip(usual / np.maximum(clipped, 1e-12), 0, 1)
 
 
 def _between(corrected: np.ndarray, original: np.ndarray) -> np.ndarray:

@@ -6,33 +6,46 @@ import numpy as np
 
 __all__ = ["apply_gain"]
 
-_KNEE = 0.85
-"""Linear light up to which a gain is a plain factor, where the brightest pixel would otherwise be clipped."""
+_KNEE = 0.95
+"""Linear light up to which a gain is a plain factor even where the brightest value would leave the range."""
+
+_MARGIN = 0.1
+"""Of the way from the brightest value to white: no nearer is it brought."""
 
 
-def apply_gain(linear: np.ndarray, gain: np.ndarray | float, brightest: np.ndarray | float) -> np.ndarray:
-    """``linear`` times ``gain``, bent near white so that only white becomes white, and white stays white.
+def apply_gain(
+    linear: np.ndarray,
+    gain: np.ndarray | float,
+    *,
+    brightest: np.ndarray | float,
+    white: np.ndarray | float = 1.0,
+) -> np.ndarray:
+    """``linear`` times ``gain``, bent near white so that nothing is clipped that was not.
 
-    Up to the knee the gain is a plain factor. Above it, if the brightest value would pass or leave white, a
-    hyperbola with the same slope at the knee leads to where the brightest value goes: strictly increasing, so
-    that no two values become one, and only as far from the plain factor as that needs.
+    Where the brightest value times ``gain`` stays below 1, the gain is a plain factor. Where not, it is one up
+    to a knee; from there a hyperbola of the same slope leads to the value that the brightest one is given:
+    strictly increasing, so that no two values become one. Where values are at 1 already, what they were before
+    they were clipped is not known: brightened they stay at 1, darkened they go to ``white`` of the way from the
+    plain factor back to 1.
 
     Args:
       linear: any shape, in [0, 1].
       gain: broadcasts, above 0.
       brightest: broadcasts, no less than any of ``linear``.
+      white: broadcasts, in [0, 1]: the share of the values at 1 that would be there without the excess.
 
     Returns:
-      Same shape as ``linear``, in [0, 1]; 1 where ``linear`` is 1 and nowhere else, 0 where it is 0.
+      Same shape and type as ``linear``, in [0, 1]; 0 where that is 0, and 1 at most where that is 1.
     """
-    # a brightening gain is bent from a knee on the output, a darkening one from the knee on the input,
-    # which makes the two inverse to each other
-    knee = np.where(np.asarray(gain) > 1, _KNEE / np.asarray(gain), _KNEE).astype(np.float32)
-    top = np.where(np.asarray(brightest) >= 1, 1.0, np.minimum(gain * brightest, (1 + np.asarray(brightest)) / 2))
+    gain, brightest = np.asarray(gain, np.float32), np.asarray(brightest, np.float32)
+    below_white = np.minimum(gain * brightest, 1 - _MARGIN * (1 - brightest))
+    at_white = np.where(gain > 1, 1.0, gain + (1 - gain) * white)
+    top = np.where(brightest >= 1, at_white, below_white)
+    # On the output of a brightening gain, on the input of a darkening one: the two are then inverse to each other.
+    knee = _KNEE / np.maximum(gain, 1)
     span, room = brightest - knee, top - gain * knee
-    plain = gain * linear
-    with np.errstate(divide="ignore", invalid="ignore"):
-        u = np.clip((linear - knee) / span, 0, 1)
-        steep = gain * span / room
-        bent = gain * knee + room * steep * u / (1 + (steep - 1) * u)
-    return np.where((linear > knee) & (span > 0), bent, plain).astype(linear.dtype)
+    bent = (linear > knee) & (span > 0)
+    u = np.where(bent, (linear - knee) / np.where(span > 0, span, 1), 0)
+    slope = gain * span / np.where(room > 0, room, 1)
+    curve = gain * knee + room * slope * u / (1 + (slope - 1) * u)
+    return np.where(bent, curve, gain * linear).astype(linear.dtype)

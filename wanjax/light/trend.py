@@ -6,10 +6,12 @@ runs straight on at both ends. Lasting steps are part of the trend; a flash that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.linalg import solveh_banded
 from scipy.ndimage import median_filter
-from scipy.special import gammaincinv
+from scipy.special import ndtri
 
 __all__ = ["SHORTEST_PERIOD", "flicker"]
 
@@ -25,29 +27,29 @@ _STEP_EVIDENCE = 25.0  # fall of a spline's cost, cut in two, in units of the fl
 _EVENT = 4  # second differences that one step or flash can spoil; so many are left out of the flicker's level
 
 
-def flicker(stops: np.ndarray, *, period: float, noise: float, starts: np.ndarray | None = None) -> np.ndarray:
+def flicker(track: np.ndarray, *, period: float, noise: float, starts: Sequence[int] = ()) -> np.ndarray:
     """The part of a track that comes and goes faster than ``period``, in stops; what is left is the trend.
 
     Where the track hardly flickers, little is returned: the flicker around each frame, of standard deviation
     s, is scaled by s^2 / (s^2 + noise^2).
 
     Args:
-      stops: [T, n], n numbers per frame that are judged together (an exposure; three channels; a field).
+      track: [T] stops.
       period: in frames; a sine of this period is split in halves. At least :data:`SHORTEST_PERIOD`.
       noise: stops, standard deviation of what is not worth correcting.
-      starts: [k] first frames of further scenes, across which nothing is known.
+      starts: first frames of further scenes, across which nothing is known.
 
     Returns:
-      [T, n] stops.
+      [T] stops.
 
     References:
       Whittaker, On a new method of graduation, 1923 (the spline in its discrete form).
     """
     if not period >= SHORTEST_PERIOD:
         raise ValueError(f"period = {period} frames: expected at least {SHORTEST_PERIOD}")
-    track = np.asarray(stops, np.float64)
+    track = np.asarray(track, np.float64)
     out = np.zeros_like(track)
-    edges = [0, *(int(start) for start in ([] if starts is None else starts)), len(track)]
+    edges = [0, *starts, len(track)]
     for first, last in zip(edges, edges[1:], strict=False):
         scene = track[first:last]
         if len(scene) >= _LEAST_LENGTH:
@@ -63,7 +65,7 @@ def _flicker_of_scene(track: np.ndarray, period: float, noise: float) -> np.ndar
         weights = (~flash[part]).astype(np.float64)
         rest[part] = track[part] - _spline(track[part], weights, _stiffness(period))
     gate = np.where(flash, 1.0, level**2 / (level**2 + noise**2))
-    return rest * gate[:, None]
+    return rest * gate
 
 
 def _level(track: np.ndarray, reach: int) -> np.ndarray:
@@ -71,29 +73,22 @@ def _level(track: np.ndarray, reach: int) -> np.ndarray:
 
     The largest few are left out and made up for: one event does not make a clip flicker.
     """
-    second = np.sqrt(np.square(np.diff(track, n=2, axis=0)).mean(1))  # [T-2], around frame t+1
-    out, expected = np.empty(len(track)), {}
+    second = np.abs(np.diff(track, n=2))  # [T-2], around frame t+1
+    out = np.empty(len(track))
     for t in range(len(track)):
         near = np.sort(second[max(0, t - 1 - reach) : t + reach])
         kept = len(near) - min(_EVENT, len(near) // 3)
         share = kept / len(near)
-        if share not in expected:
-            expected[share] = np.sqrt(6) * _mean_of_smallest(share, track.shape[1])
-        out[t] = near[:kept].mean() / expected[share]
+        # mean of the smallest share of standard normal numbers, without their signs
+        expected = np.sqrt(2 / np.pi) * (1 - np.exp(-np.square(ndtri((1 + share) / 2)) / 2)) / share
+        out[t] = near[:kept].mean() / (np.sqrt(6) * expected)
     return out
-
-
-def _mean_of_smallest(share: float, degrees: int) -> float:
-    """Mean of the smallest ``share`` of root mean squares of ``degrees`` standard normal numbers."""
-    quantiles = share * (np.arange(256) + 0.5) / 256
-    return float(np.sqrt(2 * gammaincinv(degrees / 2, quantiles) / degrees).mean())
 
 
 def _flashes(track: np.ndarray, level: np.ndarray) -> np.ndarray:
     """[T] bool, frames that stand out from both sides for no longer than a flash: a running median drops them,
     and leaves steps and anything that only rises or only falls as it is."""
-    quiet = median_filter(track, size=(2 * _FLASH + 1, 1), mode="nearest")
-    out = np.sqrt(np.square(track - quiet).mean(1))
+    out = np.abs(track - median_filter(track, size=2 * _FLASH + 1, mode="nearest"))
     return out > np.maximum(_FLASH_RATIO * level, _FLASH_SIZE)
 
 
@@ -106,8 +101,7 @@ def _between_steps(
     """
     reach, stiffness = round(2 * period), _stiffness(2 * period)
     weights = (~flash).astype(np.float64)
-    degrees = track.shape[1]
-    jumps = np.sqrt(np.square(np.diff(track, axis=0)).mean(1))
+    jumps = np.abs(np.diff(track))
     candidates = [t + 1 for t in range(len(jumps)) if jumps[t] > 2 * max(level[t], 1e-4)]
     edges = [0, len(track)]
     while True:
@@ -121,8 +115,8 @@ def _between_steps(
             fall = _cost(track[whole], weights[whole], stiffness) - sum(
                 _cost(track[side], weights[side], stiffness) for side in (left, right)
             )
-            evidence = fall / max(level[t], 1e-4) ** 2 / (_STEP_EVIDENCE + 2 * (degrees - 1))
-            if evidence > max(best, 1.0):
+            evidence = fall / max(level[t], 1e-4) ** 2
+            if evidence > max(best, _STEP_EVIDENCE):
                 best, where = evidence, t
         if not where:
             return [slice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
@@ -146,10 +140,10 @@ def _spline(track: np.ndarray, weights: np.ndarray, stiffness: float) -> np.ndar
             second[offset, shift : count - 2 + shift] += one
     bands = stiffness * second
     bands[0] += weights
-    return solveh_banded(bands, weights[:, None] * track, lower=True)
+    return solveh_banded(bands, weights * track, lower=True)
 
 
 def _cost(track: np.ndarray, weights: np.ndarray, stiffness: float) -> float:
     trend = _spline(track, weights, stiffness)
-    misfit = (weights[:, None] * np.square(track - trend)).sum()
-    return float(misfit + stiffness * np.square(np.diff(trend, n=2, axis=0)).sum())
+    misfit = (weights * np.square(track - trend)).sum()
+    return float(misfit + stiffness * np.square(np.diff(trend, n=2)).sum())
