@@ -77,7 +77,7 @@ class Correction:
     def _apply_to_bytes(frame: np.ndarray, stops: np.ndarray, white: np.ndarray) -> np.ndarray:
         if np.abs(stops[:, 1:]).sum(1).max() < _NEGLIGIBLE:
             ramp = np.repeat(np.arange(256, dtype=np.float32)[:, None] / 255, 3, 1)
-            brightest = frame.max((0, 1))
+            brightest = _brightest(frame)
             # the table stops at each channel's brightest value, which the bend near white depends on
             ramp = np.minimum(ramp, brightest / np.float32(255))
             table = _corrected(ramp[None], stops[:, :1], white, (1, 256, 3))[0]
@@ -114,7 +114,8 @@ def estimate(frames: Iterable[np.ndarray], *, fps: float, period: float = PERIOD
                 f"frame {index}: {list(frame.shape)} {frame.dtype}, but the first frame is {list(first.shape)} "
                 f"{first.dtype}; give frames of one size and type"
             )
-        clipped.append((frame >= (255 if frame.dtype == np.uint8 else 1)).mean((0, 1)))
+        end = 255 if frame.dtype == np.uint8 else 1
+        clipped.append([np.mean(frame[..., channel] >= end) for channel in range(3)])
         tracker.add(_LINEAR_OF_BYTE[frame] if frame.dtype == np.uint8 else srgb_to_linear(frame.astype(np.float32)))
     if first is None:
         raise ValueError("video: no frames; a clip needs at least one")
@@ -159,8 +160,13 @@ def _corrected(pixels: np.ndarray, stops: np.ndarray, white: np.ndarray, shape: 
     if stops.shape[1] > 1 and np.abs(stops[:, 1:]).sum(1).max() >= _NEGLIGIBLE:
         excess = excess + np.tensordot(field_basis(height, width), stops[:, 1:].astype(np.float32), (0, 1))
     linear = srgb_to_linear(pixels)
-    corrected = apply_gain(linear, np.exp2(-excess), brightest=linear.max((0, 1)), white=white.astype(np.float32))
+    corrected = apply_gain(linear, np.exp2(-excess), brightest=_brightest(linear), white=white.astype(np.float32))
     return linear_to_srgb(corrected)
+
+
+def _brightest(frame: np.ndarray) -> np.ndarray:
+    """[3] largest value of each channel; several times as fast as one maximum over both axes."""
+    return np.array([frame[..., channel].max() for channel in range(3)])
 
 
 def _share_of_whites_that_stay(clipped: np.ndarray, starts: Sequence[int], reach: int) -> np.ndarray:

@@ -37,15 +37,19 @@ def apply_gain(
     Returns:
       Same shape and type as ``linear``, in [0, 1]; 0 where that is 0, and 1 at most where that is 1.
     """
-    gain, brightest = np.asarray(gain, np.float32), np.asarray(brightest, np.float32)
-    below_white = np.minimum(gain * brightest, 1 - _MARGIN * (1 - brightest))
-    at_white = np.where(gain > 1, 1.0, gain + (1 - gain) * white)
-    top = np.where(brightest >= 1, at_white, below_white)
+    shape = np.shape(linear)
+    gain, brightest, white = (np.asarray(x, np.float32) for x in (gain, brightest, white))
     # On the output of a brightening gain, on the input of a darkening one: the two are then inverse to each other.
     knee = _KNEE / np.maximum(gain, 1)
-    span, room = brightest - knee, top - gain * knee
-    bent = (linear > knee) & (span > 0)
-    u = np.where(bent, (linear - knee) / np.where(span > 0, span, 1), 0)
-    slope = gain * span / np.where(room > 0, room, 1)
-    curve = gain * knee + room * slope * u / (1 + (slope - 1) * u)
-    return np.where(bent, curve, gain * linear).astype(linear.dtype)
+    out = gain * linear
+    bent = np.nonzero((linear > knee) & (knee < brightest))
+    if len(bent[0]):
+        x = linear[bent]
+        gain, brightest, white, knee = (np.broadcast_to(v, shape)[bent] for v in (gain, brightest, white, knee))
+        below_white = np.minimum(gain * brightest, 1 - _MARGIN * (1 - brightest))
+        at_white = np.where(gain > 1, 1, gain + (1 - gain) * white)
+        top = np.where(brightest >= 1, at_white, below_white)
+        span, room = brightest - knee, top - gain * knee
+        u, slope = (x - knee) / span, gain * span / room
+        out[bent] = gain * knee + room * slope * u / (1 + (slope - 1) * u)
+    return out.astype(linear.dtype)

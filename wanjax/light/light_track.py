@@ -150,7 +150,7 @@ def _median_and_field(changes: np.ndarray, known: np.ndarray) -> np.ndarray:
     out[0] = median
     if enough.sum() >= 4 * (1 + FIELD_TERMS):
         terms = np.concatenate([np.ones((1, *enough.shape)), field_basis(*enough.shape)])[:, enough].T
-        out += _robust_fit(terms, rest[enough], share[enough])
+        out[1:] = _robust_fit(terms, rest[enough], share[enough])[1:]
     return out
 
 
