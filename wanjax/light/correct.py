@@ -185,8 +185,7 @@ def _between(corrected: np.ndarray, original: np.ndarray) -> np.ndarray:
     else:
         kind = original.dtype.type
         low, high, white = np.nextafter(kind(0), kind(1)), np.nextafter(kind(1), kind(0)), kind(1)
-    inside = np.clip(corrected, low, high)
-    return np.where(original <= 0, original, np.where(original >= white, original, inside))
+    return np.where((original > 0) & (original < white), np.clip(corrected, low, high), corrected)
 
 
 def _checked(given: np.ndarray, index: int) -> np.ndarray:

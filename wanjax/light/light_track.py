@@ -1,8 +1,9 @@
 """How the light of a picture changes from frame to frame, read along motion.
 
 What enters, leaves or crosses the frame moves its mean; the median over pixels of the log ratio to the same
-surface in the next frame hardly notices. It is taken for luminance and for each channel against luminance,
-first for the whole picture, then as a smooth field over it.
+surface in the next frame hardly notices. Pixels weigh as much as they are bright, as they do in the mean: in
+the shadows glare and a shifting black level change ratios most and light least. The median is taken for
+luminance and for each channel against luminance, first for the whole picture, then as a smooth field over it.
 """
 
 from __future__ import annotations
@@ -100,11 +101,12 @@ def _change(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
     if high - low > _CUT_SPREAD:
         return None
     change = np.zeros((QUANTITIES, 1 + FIELD_TERMS))
-    change[0] = _median_and_field(light, valid)
+    weight = np.stack([np.exp2(planes[0][0][0]), np.exp2(planes[1][0][0])])
+    change[0] = _median_and_field(light, valid, weight)
     for quantity, (channel, seen) in enumerate(maps[1:], 1):
         both = valid & seen
         if both.mean() >= _LEAST_SHARE:
-            change[quantity] = _median_and_field(channel - light, both)
+            change[quantity] = _median_and_field(channel - light, both, weight)
     return change
 
 
@@ -141,9 +143,9 @@ def _along(
     return changes, known
 
 
-def _median_and_field(changes: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """[1 + FIELD_TERMS]: median over known pixels, and the field that is left, fitted to medians of cells."""
-    median = float(np.median(changes[known]))
+def _median_and_field(changes: np.ndarray, known: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """[1 + FIELD_TERMS]: weighted median over known pixels, and the field that is left, fitted to medians of cells."""
+    median = _weighted_median(changes[known], weight[known])
     rest, share = _cell_medians(changes - median, known)
     enough = share > 0.25
     out = np.zeros(1 + FIELD_TERMS)
@@ -152,6 +154,12 @@ def _median_and_field(changes: np.ndarray, known: np.ndarray) -> np.ndarray:
         terms = np.concatenate([np.ones((1, *enough.shape)), field_basis(*enough.shape)])[:, enough].T
         out[1:] = _robust_fit(terms, rest[enough], share[enough])[1:]
     return out
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    order = np.argsort(values)
+    below = np.cumsum(weights[order], dtype=np.float64)
+    return float(values[order[np.searchsorted(below, below[-1] / 2)]])
 
 
 def _cell_medians(changes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
