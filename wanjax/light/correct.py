@@ -36,6 +36,7 @@ _NOISE = {
     ("exposure", "frame"): 0.006, ("colour", "frame"): 0.008,
     ("exposure", "field"): 0.012, ("colour", "field"): 0.015,
 }  # fmt: skip
+_WHITE = 1 - 1e-5  # float sRGB of linear 1 is rounded to just below 1
 _NEGLIGIBLE = 0.001  # stops; a field below this everywhere is not applied
 
 
@@ -114,7 +115,7 @@ def estimate(frames: Iterable[np.ndarray], *, fps: float, period: float = PERIOD
                 f"frame {index}: {list(frame.shape)} {frame.dtype}, but the first frame is {list(first.shape)} "
                 f"{first.dtype}; give frames of one size and type"
             )
-        end = 255 if frame.dtype == np.uint8 else 1
+        end = 255 if frame.dtype == np.uint8 else _WHITE
         clipped.append([np.mean(frame[..., channel] >= end) for channel in range(3)])
         tracker.add(_LINEAR_OF_BYTE[frame] if frame.dtype == np.uint8 else srgb_to_linear(frame.astype(np.float32)))
     if first is None:
@@ -159,7 +160,7 @@ def _corrected(pixels: np.ndarray, stops: np.ndarray, white: np.ndarray, shape: 
     excess = stops[:, 0].astype(np.float32)
     if stops.shape[1] > 1 and np.abs(stops[:, 1:]).sum(1).max() >= _NEGLIGIBLE:
         excess = excess + np.tensordot(field_basis(height, width), stops[:, 1:].astype(np.float32), (0, 1))
-    linear = srgb_to_linear(pixels)
+    linear = srgb_to_linear(np.where(pixels >= _WHITE, np.float32(1), pixels))
     corrected = apply_gain(linear, np.exp2(-excess), brightest=_brightest(linear), white=white.astype(np.float32))
     return linear_to_srgb(corrected)
 

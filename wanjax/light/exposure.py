@@ -51,5 +51,5 @@ def apply_gain(
         top = np.where(brightest >= 1, at_white, below_white)
         span, room = brightest - knee, top - gain * knee
         u, slope = (x - knee) / span, gain * span / room
-        out[bent] = gain * knee + room * slope * u / (1 + (slope - 1) * u)
+        out[bent] = np.minimum(gain * knee + room * slope * u / (1 + (slope - 1) * u), top)  # rounding passes it
     return out.astype(linear.dtype)

@@ -30,8 +30,10 @@ FIELD_TERMS = len(_WAVES)
 
 _CELLS = 12  # cells along the longer side, each of which gives one median to the field
 _DARK, _BRIGHT = 0.004, 0.9  # linear; below is rounding, above may have been clipped
-_LEAST_SHARE = 0.02  # of the pixels must be comparable, or nothing is known about a change
-_CUT_SPREAD = 0.5  # stops between the quartiles of the pixels' changes: another scene
+_LEAST_SHARE = 0.05  # of the pixels must be comparable, or nothing is known about a change
+# Stops between the quartiles of the pixels' changes, over the share of pixels that are comparable: above it is another
+# scene. Within a scene it is below 0.1, across cuts it was 1.2 and more.
+_CUT_SPREAD = 0.6
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _change(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
     if valid.mean() < _LEAST_SHARE:
         return None
     low, high = np.percentile(light[valid], (25, 75))
-    if high - low > _CUT_SPREAD:
+    if high - low > _CUT_SPREAD * valid.mean():
         return None
     change = np.zeros((QUANTITIES, 1 + FIELD_TERMS))
     weight = np.stack([np.exp2(planes[0][0][0]), np.exp2(planes[1][0][0])])

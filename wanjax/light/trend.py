@@ -101,8 +101,11 @@ def _between_steps(
     """
     reach, stiffness = round(2 * period), _stiffness(2 * period)
     weights = (~flash).astype(np.float64)
-    jumps = np.abs(np.diff(track))
-    candidates = [t + 1 for t in range(len(jumps)) if jumps[t] > 2 * max(level[t], 1e-4)]
+    # a step is steeper than what comes before and after it
+    slopes = np.pad(np.diff(track), 2, mode="reflect") if len(track) > 3 else np.zeros(len(track) + 3)
+    around = (slopes[:-4] + slopes[1:-3] + slopes[3:-1] + slopes[4:]) / 4
+    jumps = np.abs(slopes[2:-2] - around)
+    candidates = [t + 1 for t in range(len(jumps)) if jumps[t] > 3 * max(level[t], 1e-4)]
     edges = [0, len(track)]
     while True:
         best, where = 0.0, 0
