@@ -11,6 +11,7 @@ For clips too long for memory, read them twice::
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ import numpy as np
 from scipy.ndimage import median_filter
 
 from wanjax.light.exposure import apply_gain
-from wanjax.light.light_track import FIELD_TERMS, QUANTITIES, LightTracker, field_basis
+from wanjax.light.light_track import FIELD_TERMS, QUANTITIES, LightTrack, LightTracker, field_basis
 from wanjax.light.photometry import linear_to_srgb, srgb_to_linear
-from wanjax.light.trend import SHORTEST_PERIOD, flicker
+from wanjax.light.trend import SHORTEST_PERIOD, flicker, level
 
 __all__ = ["Correction", "correct", "estimate"]
 
@@ -32,10 +33,8 @@ LARGEST = 2.0
 """Stops. No more than this is taken away or added: a frame darker still holds too little to be brightened."""
 
 # Stops of standard deviation that are not worth correcting: what the estimate makes of motion in steady light.
-_NOISE = {
-    ("exposure", "frame"): 0.006, ("colour", "frame"): 0.008,
-    ("exposure", "field"): 0.012, ("colour", "field"): 0.015,
-}  # fmt: skip
+_NOISE = {"exposure": (0.006, 0.012), "colour": (0.008, 0.015)}  # of the frame, of a coefficient of the field
+_FIELD_SEEN = 0.015  # stops of a field's flicker from which on the frame's own change is read beside it
 _WHITE = 1 - 1e-5  # float sRGB of linear 1 is rounded to just below 1
 _NEGLIGIBLE = 0.001  # stops; a field below this everywhere is not applied
 
@@ -123,13 +122,13 @@ def estimate(frames: Iterable[np.ndarray], *, fps: float, period: float = PERIOD
     track = tracker.result()
     starts = [int(t) + 1 for t in np.flatnonzero(~track.linked)]
     frames_of_period = max(period * fps, SHORTEST_PERIOD)
-    found = np.zeros_like(track.stops)
+    found = np.zeros((len(track.frame), QUANTITIES, 1 + FIELD_TERMS))
     for quantity in range(QUANTITIES):
-        for term in range(1 + FIELD_TERMS):
-            noise = _NOISE["colour" if quantity else "exposure", "field" if term else "frame"]
-            found[:, quantity, term] = flicker(
-                track.stops[:, quantity, term], period=frames_of_period, noise=noise, starts=starts
-            )
+        frame_noise, field_noise = _NOISE["colour" if quantity else "exposure"]
+        split = functools.partial(flicker, period=frames_of_period, starts=starts)
+        found[:, quantity, 0] = split(_frame_track(track, quantity, round(frames_of_period)), noise=frame_noise)
+        for term in range(FIELD_TERMS):
+            found[:, quantity, 1 + term] = split(track.field[:, quantity, term], noise=field_noise)
     stops = np.clip(found[:, :1] + found[:, 1:], -LARGEST, LARGEST)
     return Correction(stops, _share_of_whites_that_stay(np.array(clipped), starts, round(frames_of_period)))
 
@@ -152,6 +151,13 @@ def correct(video: np.ndarray, *, fps: float, period: float = PERIOD) -> np.ndar
         raise ValueError(f"video: expected [T, H, W, 3], got {list(video.shape)}")
     correction = estimate(video, fps=fps, period=period)
     return np.stack([correction.apply(frame, index) for index, frame in enumerate(video)])
+
+
+def _frame_track(track: LightTrack, quantity: int, reach: int) -> np.ndarray:
+    """[T] stops of the whole picture: the plain median, or as far as a field flickers the median beside it."""
+    levels = [level(coefficient, reach) for coefficient in track.field[:, quantity].T]
+    ratio = (float(np.median(np.linalg.norm(levels, axis=0))) / _FIELD_SEEN) ** 4
+    return track.frame[:, quantity] + ratio / (1 + ratio) * (track.beside_field - track.frame)[:, quantity]
 
 
 def _corrected(pixels: np.ndarray, stops: np.ndarray, white: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -38,14 +38,16 @@ def apply_gain(
       Same shape and type as ``linear``, in [0, 1]; 0 where that is 0, and 1 at most where that is 1.
     """
     shape = np.shape(linear)
-    gain, brightest, white = (np.asarray(x, np.float32) for x in (gain, brightest, white))
+    gain = np.asarray(gain, np.float32)
+    brightest = np.asarray(brightest, np.float32)
+    white = np.asarray(white, np.float32)
     # On the output of a brightening gain, on the input of a darkening one: the two are then inverse to each other.
     knee = _KNEE / np.maximum(gain, 1)
     out = gain * linear
     bent = np.nonzero((linear > knee) & (knee < brightest))
     if len(bent[0]):
-        x = linear[bent]
-        gain, brightest, white, knee = (np.broadcast_to(v, shape)[bent] for v in (gain, brightest, white, knee))
+        x, gain, knee = (np.broadcast_to(v, shape)[bent] for v in (linear, gain, knee))
+        brightest, white = (np.broadcast_to(v, shape)[bent] for v in (brightest, white))
         below_white = np.minimum(gain * brightest, 1 - _MARGIN * (1 - brightest))
         at_white = np.where(gain > 1, 1, gain + (1 - gain) * white)
         top = np.where(brightest >= 1, at_white, below_white)

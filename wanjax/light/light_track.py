@@ -8,6 +8,7 @@ luminance and for each channel against luminance, first for the whole picture, t
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import cv2
@@ -26,31 +27,38 @@ WORKING_SIDE = 256
 
 _WAVES = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0))  # half waves over height and over width
 FIELD_TERMS = len(_WAVES)
-"""Number of cosines in the smooth field, the whole picture's own change not counted."""
+"""Number of cosines in the smooth field."""
 
 _CELLS = 12  # cells along the longer side, each of which gives one median to the field
 _DARK, _BRIGHT = 0.004, 0.9  # linear; below is rounding, above may have been clipped
 _LEAST_SHARE = 0.05  # of the pixels must be comparable, or nothing is known about a change
-# Stops between the quartiles of the pixels' changes, over the share of pixels that are comparable: above it is another
-# scene. Within a scene it is below 0.1, across cuts it was 1.2 and more.
+# Stops between the quartiles of the pixels' changes, less the smooth field, over the share of pixels that are
+# comparable: above it is another scene. Within a scene it is below 0.1, across cuts it was 1.2 and more.
 _CUT_SPREAD = 0.6
 
 
 @dataclass(frozen=True)
 class LightTrack:
-    """The light of a clip relative to its first frame.
+    """The light of a clip relative to its first frame, in stops.
+
+    Axis 1 is log-luminance, then red, green and blue over luminance.
 
     Attributes:
-      stops: [T, 4, 1 + FIELD_TERMS] stops; axis 1 is log-luminance, then red, green and blue over luminance;
-        axis 2 the whole picture, then the coefficients of :func:`field_basis`.
+      frame: [T, 4], the whole picture's, as the median over its pixels.
+      beside_field: [T, 4], the same median after the field has been taken out: right where a field flickers, and
+        noisier than ``frame`` where none does.
+      field: [T, 4, FIELD_TERMS], coefficients of :func:`field_basis`.
       linked: [T-1] bool, whether frames t and t+1 could be compared; across a cut, or to a frame that is
-        black or clipped, they cannot, and ``stops`` then stays where it was.
+        black or clipped, they cannot, and the tracks then stay where they were.
     """
 
-    stops: np.ndarray
+    frame: np.ndarray
+    beside_field: np.ndarray
+    field: np.ndarray
     linked: np.ndarray
 
 
+@functools.lru_cache(maxsize=4)
 def field_basis(height: int, width: int) -> np.ndarray:
     """[FIELD_TERMS, height, width] float32 cosines with values in [-1, 1] and zero mean over the picture."""
     y = (np.arange(height, dtype=np.float32) + 0.5) / height
@@ -74,14 +82,14 @@ class LightTracker:
         if self._last is not None:
             change = _change(self._last, view)
             self._linked.append(change is not None)
-            self._changes.append(np.zeros((QUANTITIES, 1 + FIELD_TERMS)) if change is None else change)
+            self._changes.append(np.zeros((QUANTITIES, 2 + FIELD_TERMS)) if change is None else change)
         self._last = view
 
     def result(self) -> LightTrack:
         """The track over the frames seen so far, at least one."""
-        first = np.zeros((1, QUANTITIES, 1 + FIELD_TERMS))
+        first = np.zeros((1, QUANTITIES, 2 + FIELD_TERMS))
         stops = np.cumsum(np.concatenate([first, *(change[None] for change in self._changes)]), 0)
-        return LightTrack(stops, np.array(self._linked, bool))
+        return LightTrack(stops[..., 0], stops[..., 1], stops[..., 2:], np.array(self._linked, bool))
 
 
 def _working(linear: np.ndarray) -> np.ndarray:
@@ -92,23 +100,23 @@ def _working(linear: np.ndarray) -> np.ndarray:
 
 
 def _change(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
-    """[4, 1 + FIELD_TERMS] stops from one view to the next; None where they cannot be compared."""
+    """[4, 2 + FIELD_TERMS] stops from one view to the next; None where they cannot be compared."""
     motion = _motion(luminance(before), luminance(after))
     planes = [_log_planes(view) for view in (before, after)]
     maps = [_along(a, b, motion) for a, b in zip(*planes, strict=True)]
     light, valid = maps[0]
     if valid.mean() < _LEAST_SHARE:
         return None
-    low, high = np.percentile(light[valid], (25, 75))
+    change = np.zeros((QUANTITIES, 2 + FIELD_TERMS))
+    weight = np.stack([np.exp2(planes[0][0][0]), np.exp2(planes[1][0][0])])
+    change[0], rest = _median_and_field(light, valid, weight)
+    low, high = np.percentile(rest[valid], (25, 75))
     if high - low > _CUT_SPREAD * valid.mean():
         return None
-    change = np.zeros((QUANTITIES, 1 + FIELD_TERMS))
-    weight = np.stack([np.exp2(planes[0][0][0]), np.exp2(planes[1][0][0])])
-    change[0] = _median_and_field(light, valid, weight)
     for quantity, (channel, seen) in enumerate(maps[1:], 1):
         both = valid & seen
         if both.mean() >= _LEAST_SHARE:
-            change[quantity] = _median_and_field(channel - light, both, weight)
+            change[quantity], _ = _median_and_field(channel - light, both, weight)
     return change
 
 
@@ -145,17 +153,27 @@ def _along(
     return changes, known
 
 
-def _median_and_field(changes: np.ndarray, known: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """[1 + FIELD_TERMS]: weighted median over known pixels, and the field that is left, fitted to medians of cells."""
-    median = _weighted_median(changes[known], weight[known])
-    rest, share = _cell_medians(changes - median, known)
+def _median_and_field(
+    changes: np.ndarray, known: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weighted median of the known pixels, and a smooth field fitted to the medians of cells.
+
+    Returns:
+      [2 + FIELD_TERMS] median, median beside the field, field; and what the latter two leave [2, H, W].
+    """
+    out = np.zeros(2 + FIELD_TERMS)
+    out[:2] = _weighted_median(changes[known], weight[known])
+    rest = changes - np.float32(out[0])
+    middle, share = _cell_medians(rest, known)
     enough = share > 0.25
-    out = np.zeros(1 + FIELD_TERMS)
-    out[0] = median
     if enough.sum() >= 4 * (1 + FIELD_TERMS):
         terms = np.concatenate([np.ones((1, *enough.shape)), field_basis(*enough.shape)])[:, enough].T
-        out[1:] = _robust_fit(terms, rest[enough], share[enough])[1:]
-    return out
+        out[2:] = _robust_fit(terms, middle[enough], share[enough])[1:]
+        rest = rest - np.tensordot(out[2:].astype(np.float32), field_basis(*rest.shape[1:]), 1)
+        left = _weighted_median(rest[known], weight[known])
+        out[1] += left
+        rest = rest - np.float32(left)
+    return out, rest
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:

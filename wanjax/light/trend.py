@@ -13,7 +13,7 @@ from scipy.linalg import solveh_banded
 from scipy.ndimage import median_filter
 from scipy.special import ndtri
 
-__all__ = ["SHORTEST_PERIOD", "flicker"]
+__all__ = ["SHORTEST_PERIOD", "flicker", "level"]
 
 SHORTEST_PERIOD = 10.0
 """Frames. Trend and flicker of shorter periods than this cannot be told apart in so few frames."""
@@ -57,24 +57,16 @@ def flicker(track: np.ndarray, *, period: float, noise: float, starts: Sequence[
     return out
 
 
-def _flicker_of_scene(track: np.ndarray, period: float, noise: float) -> np.ndarray:
-    level = _level(track, round(period))
-    flash = _flashes(track, level)
-    rest = np.empty_like(track)
-    for part in _between_steps(track, level, flash, period):
-        weights = (~flash[part]).astype(np.float64)
-        rest[part] = track[part] - _spline(track[part], weights, _stiffness(period))
-    gate = np.where(flash, 1.0, level**2 / (level**2 + noise**2))
-    return rest * gate
-
-
-def _level(track: np.ndarray, reach: int) -> np.ndarray:
-    """[T] standard deviation of the flicker within ``reach`` frames, as white noise with the same second differences.
+def level(track: np.ndarray, reach: int) -> np.ndarray:
+    """[T] stops, standard deviation of the flicker of ``track [T]`` within ``reach`` frames of each: of white noise
+    with the same second differences; 0 for fewer than three frames.
 
     The largest few are left out and made up for: one event does not make a clip flicker.
     """
+    out = np.zeros(len(track))
+    if len(track) < 3:
+        return out
     second = np.abs(np.diff(track, n=2))  # [T-2], around frame t+1
-    out = np.empty(len(track))
     for t in range(len(track)):
         near = np.sort(second[max(0, t - 1 - reach) : t + reach])
         kept = len(near) - min(_EVENT, len(near) // 3)
@@ -85,15 +77,26 @@ def _level(track: np.ndarray, reach: int) -> np.ndarray:
     return out
 
 
-def _flashes(track: np.ndarray, level: np.ndarray) -> np.ndarray:
+def _flicker_of_scene(track: np.ndarray, period: float, noise: float) -> np.ndarray:
+    around = level(track, round(period))
+    flash = _flashes(track, around)
+    rest = np.empty_like(track)
+    for part in _between_steps(track, around, flash, period):
+        weights = (~flash[part]).astype(np.float64)
+        rest[part] = track[part] - _spline(track[part], weights, _stiffness(period))
+    gate = np.where(flash, 1.0, around**2 / (around**2 + noise**2))
+    return rest * gate
+
+
+def _flashes(track: np.ndarray, around: np.ndarray) -> np.ndarray:
     """[T] bool, frames that stand out from both sides for no longer than a flash: a running median drops them,
     and leaves steps and anything that only rises or only falls as it is."""
     out = np.abs(track - median_filter(track, size=2 * _FLASH + 1, mode="nearest"))
-    return out > np.maximum(_FLASH_RATIO * level, _FLASH_SIZE)
+    return out > np.maximum(_FLASH_RATIO * around, _FLASH_SIZE)
 
 
 def _between_steps(
-    track: np.ndarray, level: np.ndarray, flash: np.ndarray, period: float
+    track: np.ndarray, around: np.ndarray, flash: np.ndarray, period: float
 ) -> list[slice]:
     """Pieces of the track between its lasting steps, which show as a spline that fits far better in two pieces.
 
@@ -103,9 +106,8 @@ def _between_steps(
     weights = (~flash).astype(np.float64)
     # a step is steeper than what comes before and after it
     slopes = np.pad(np.diff(track), 2, mode="reflect") if len(track) > 3 else np.zeros(len(track) + 3)
-    around = (slopes[:-4] + slopes[1:-3] + slopes[3:-1] + slopes[4:]) / 4
-    jumps = np.abs(slopes[2:-2] - around)
-    candidates = [t + 1 for t in range(len(jumps)) if jumps[t] > 3 * max(level[t], 1e-4)]
+    jumps = np.abs(slopes[2:-2] - (slopes[:-4] + slopes[1:-3] + slopes[3:-1] + slopes[4:]) / 4)
+    candidates = [t + 1 for t in range(len(jumps)) if jumps[t] > 3 * max(around[t], 1e-4)]
     edges = [0, len(track)]
     while True:
         best, where = 0.0, 0
@@ -118,7 +120,7 @@ def _between_steps(
             fall = _cost(track[whole], weights[whole], stiffness) - sum(
                 _cost(track[side], weights[side], stiffness) for side in (left, right)
             )
-            evidence = fall / max(level[t], 1e-4) ** 2
+            evidence = fall / max(around[t], 1e-4) ** 2
             if evidence > max(best, _STEP_EVIDENCE):
                 best, where = evidence, t
         if not where:
