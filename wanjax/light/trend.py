@@ -22,8 +22,8 @@ _FLASH = 2  # frames that a flash may last
 _FLASH_SIZE = 0.05  # stops
 _FLASH_RATIO = 5.0  # a flash is this many times the flicker around it
 _LEAST_LENGTH = 3  # frames on each side of a step
-_STEP_EVIDENCE = 25.0  # fall of a spline's cost, cut in two, in units of the flicker's variance; white noise gives
-# more than this in one clip of a hundred
+_STEP_EVIDENCE = 12.0  # fall of a spline's cost, cut in two, in units of the flicker's variance; white noise gives
+# less than this in 98 clips of a hundred
 _EVENT = 4  # second differences that one step or flash can spoil; so many are left out of the flicker's level
 
 
@@ -107,14 +107,14 @@ def _between_steps(
     # a step is steeper than what comes before and after it
     slopes = np.pad(np.diff(track), 2, mode="reflect") if len(track) > 3 else np.zeros(len(track) + 3)
     jumps = np.abs(slopes[2:-2] - (slopes[:-4] + slopes[1:-3] + slopes[3:-1] + slopes[4:]) / 4)
-    candidates = [t + 1 for t in range(len(jumps)) if jumps[t] > 3 * max(around[t], 1e-4)]
+    candidates = [t + 1 for t in range(len(jumps)) if _stands_out(jumps, t, around[t], round(period))]
     edges = [0, len(track)]
     while True:
         best, where = 0.0, 0
         for t in candidates:
             index = int(np.searchsorted(edges, t))
             first, last = max(edges[index - 1], t - reach), min(edges[index], t + reach)
-            if min(t - first, last - t) < _LEAST_LENGTH:
+            if min(t - first, last - t) < max(_LEAST_LENGTH, round(period / 3)):
                 continue
             whole, left, right = slice(first, last), slice(first, t), slice(t, last)
             fall = _cost(track[whole], weights[whole], stiffness) - sum(
@@ -127,6 +127,13 @@ def _between_steps(
             return [slice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
         edges = sorted([*edges, where])
         candidates.remove(where)
+
+
+def _stands_out(jumps: np.ndarray, t: int, around: float, reach: int) -> bool:
+    """Whether the jump at t is large beside the flicker and the only one of its size: flicker that holds its value
+    for a few frames is a row of jumps."""
+    others = np.concatenate([jumps[max(0, t - reach) : max(0, t - 2)], jumps[t + 3 : t + 1 + reach]])
+    return bool(jumps[t] > max(3 * around, 3e-4, 1.5 * others.max(initial=0)))
 
 
 def _stiffness(period: float) -> float:
