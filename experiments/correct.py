@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags
 
 from wanjax import video
-from wanjax.light.correct import PERIOD, Correction, estimate
+from wanjax.light.correct import Correction, estimate
 
 
 def targets(videos: str, out: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
@@ -50,7 +50,7 @@ def refuse_collisions(source: Path, target: Path, pairs: Sequence[tuple[Path, Pa
             raise ValueError(f"{source}: {other} would be written to {target} too: correct them into two folders")
 
 
-def correct_file(source: Path, target: Path, period: float) -> str:
+def correct_file(source: Path, target: Path, period: float | None) -> str:
     """Corrects one clip into ``target``; returns a line that says what was done.
 
     Raises:
@@ -59,7 +59,7 @@ def correct_file(source: Path, target: Path, period: float) -> str:
     clip = video.stream(source)
     correction = estimate(clip.frames, fps=clip.fps, period=period)
     frames = (correction.apply(frame, index) for index, frame in enumerate(video.stream(source).frames))
-    done = {"period": period, **_extent(correction)}
+    done = {"period": round(correction.period, 6), **_extent(correction)}
     video.write(target, frames, clip.fps, {**clip.metadata, "corrected": done})
     return (
         f"{target}: {len(correction.stops)} frames, exposure moved by {done['mean_stops']:.4f} stops in the mean, "
@@ -73,7 +73,7 @@ def _extent(correction: Correction) -> dict[str, float]:
     return {"mean_stops": round(float(moved.mean()), 4), "largest_stops": round(float(moved.max()), 4)}
 
 
-def run(videos: str, out: str, period: float = PERIOD) -> int:
+def run(videos: str, out: str, period: float | None = None) -> int:
     """Corrects the clips that match; returns how many could not be. Raises what :func:`targets` raises."""
     pairs = targets(videos, out)
     failed: list[str] = []
@@ -104,7 +104,8 @@ def entry() -> None:
     """Console entry point. The flags are defined here so that importing this module leaves absl's alone."""
     flags.DEFINE_string("videos", None, "Glob of clips to correct (quote it; ** reaches folders below).", required=True)
     flags.DEFINE_string("out", None, "Folder of the corrected clips; made if it is not there.", required=True)
-    flags.DEFINE_float("period", PERIOD, "Seconds; light that comes and goes faster is flicker.", lower_bound=0.01)
+    flags.DEFINE_float("period", None, "Seconds, at least ten frames: light that comes and goes faster is flicker. "
+                       "Default: 1, or ten frames where that is longer.", lower_bound=0.0)
     app.run(main)
 
 

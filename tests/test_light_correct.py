@@ -308,6 +308,7 @@ FINE = np.full((3, 16, 16, 3), 0.5, np.float32)
         (FINE.astype(np.int32), {}, "got int32"),
         (FINE, {"fps": 0}, "fps = 0"),
         (FINE, {"period": float("nan")}, "period = nan"),
+        (FINE, {"period": 1.0}, "period = 1.0 s: expected at least 1.25 s, ten frames at 8 frames per second"),
     ],
 )
 def test_what_cannot_be_corrected_is_refused(video, arguments, message):

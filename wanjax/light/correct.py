@@ -27,7 +27,7 @@ from wanjax.light.trend import SHORTEST_PERIOD, flicker, level
 __all__ = ["Correction", "correct", "estimate"]
 
 PERIOD = 1.0
-"""Seconds. Light that comes and goes faster than this is flicker."""
+"""Seconds. Light that comes and goes faster than this is flicker, unless that is less than ten frames."""
 
 LARGEST = 2.0
 """Stops. No more than this is taken away or added: a frame darker still holds too little to be brightened."""
@@ -48,10 +48,12 @@ class Correction:
         coefficients of :func:`wanjax.light.light_track.field_basis`.
       white: [T, 3] in [0, 1], the share of each channel's clipped values that are clipped in the frames around
         too, and so do not come from the flicker.
+      period: seconds, what came and went faster was taken for flicker.
     """
 
     stops: np.ndarray
     white: np.ndarray
+    period: float
 
     def apply(self, frame: np.ndarray, index: int) -> np.ndarray:
         """Frame ``index`` of the clip, sRGB [H, W, 3] uint8 or float in [0, 1], without its flicker; same type.
@@ -87,23 +89,28 @@ class Correction:
         return _between(np.rint(255 * pixels).astype(np.uint8), frame)
 
 
-def estimate(frames: Iterable[np.ndarray], *, fps: float, period: float = PERIOD) -> Correction:
-    """Finds the flicker of a clip in one pass over its frames; memory does not grow with their size or number
-    (but for :attr:`Correction.stops`).
+def estimate(frames: Iterable[np.ndarray], *, fps: float, period: float | None = None) -> Correction:
+    """Finds the flicker of a clip in one pass over its frames, of which it holds no more than one.
 
     Args:
       frames: sRGB [H, W, 3], uint8 or float in [0, 1], of one size and type; at least one.
       fps: frames per second.
-      period: seconds; exposure and colour that come and go faster are flicker. In slow clips it is no less
-        than ten frames.
+      period: seconds, of at least ten frames; exposure and colour that come and go faster are flicker. None:
+        :data:`PERIOD`, or ten frames where that is longer.
 
     Raises:
       ValueError: no frames, frames of another shape, type or size than the first, values that are not finite
-        or outside [0, 1], fps or period not above 0.
+        or outside [0, 1], fps not above 0, a period of less than ten frames.
     """
-    for name, value in (("fps", fps), ("period", period)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} = {value}: expected a number above 0")
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps = {fps}: expected frames per second above 0")
+    shortest = SHORTEST_PERIOD / fps
+    if period is None:
+        period = max(PERIOD, shortest)
+    if not (math.isfinite(period) and period >= shortest):
+        raise ValueError(
+            f"period = {period} s: expected at least {shortest:.4g} s, ten frames at {fps:.4g} frames per second"
+        )
     tracker, clipped = LightTracker(), []
     first: np.ndarray | None = None
     for index, given in enumerate(frames):
@@ -121,7 +128,7 @@ def estimate(frames: Iterable[np.ndarray], *, fps: float, period: float = PERIOD
         raise ValueError("video: no frames; a clip needs at least one")
     track = tracker.result()
     starts = [int(t) + 1 for t in np.flatnonzero(~track.linked)]
-    frames_of_period = max(period * fps, SHORTEST_PERIOD)
+    frames_of_period = max(period * fps, SHORTEST_PERIOD)  # rounding may fall below
     found = np.zeros((len(track.frame), QUANTITIES, 1 + FIELD_TERMS))
     for quantity in range(QUANTITIES):
         frame_noise, field_noise = _NOISE["colour" if quantity else "exposure"]
@@ -130,10 +137,11 @@ def estimate(frames: Iterable[np.ndarray], *, fps: float, period: float = PERIOD
         for term in range(FIELD_TERMS):
             found[:, quantity, 1 + term] = split(track.field[:, quantity, term], noise=field_noise)
     stops = np.clip(found[:, :1] + found[:, 1:], -LARGEST, LARGEST)
-    return Correction(stops, _share_of_whites_that_stay(np.array(clipped), starts, round(frames_of_period)))
+    white = _share_of_whites_that_stay(np.array(clipped), starts, round(frames_of_period))
+    return Correction(stops, white, period)
 
 
-def correct(video: np.ndarray, *, fps: float, period: float = PERIOD) -> np.ndarray:
+def correct(video: np.ndarray, *, fps: float, period: float | None = None) -> np.ndarray:
     """A clip without its flicker of exposure and colour; slow change and lasting steps of light are kept.
 
     Args:
