@@ -22,8 +22,8 @@ _FLASH = 2  # frames that a flash may last
 _FLASH_SIZE = 0.05  # stops
 _FLASH_RATIO = 5.0  # a flash is this many times the flicker around it
 _LEAST_LENGTH = 3  # frames on each side of a step
-_STEP_EVIDENCE = 12.0  # fall of a spline's cost, cut in two, in units of the flicker's variance; white noise gives
-# less than this in 98 clips of a hundred
+_STEP_EVIDENCE = 25.0  # fall of a spline's cost, cut in two, in units of the flicker's variance; white noise gives
+# more than this in three clips of a thousand
 _EVENT = 4  # second differences that one step or flash can spoil; so many are left out of the flicker's level
 
 
