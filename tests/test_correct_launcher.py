@@ -1,5 +1,6 @@
 """`experiments.correct`, and `experiments.sample --correct`: clips in, corrected clips out, sources untouched."""
 
+import json
 import os
 import subprocess
 import sys
@@ -94,6 +95,23 @@ def test_nothing_to_correct_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file"):
         launcher.run(f"{tmp_path}/file", str(tmp_path / "file"))
+
+
+def test_the_comparison_with_deflicker_runs(tmp_path):
+    still = tmp_path / "still.mp4"
+    video.write(still, np.rint(255 * seen(pan(size=48))).astype(np.uint8), 8.0)
+    done = subprocess.run(
+        [sys.executable, "benchmarks/corrector.py", "--videos", str(still), "--seeds", "1", "--scenes", "1",
+         "--out", str(tmp_path / "results.json")],
+        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    clip, sunrise = results["clips"][0], results["sunrises"][0]
+    assert clip["ours"]["removed"] > max(0.8, clip["default"]["removed"])
+    assert 0.3 < clip["stillest"]["removed"] <= clip["best"]["removed"], "deflicker did its work"
+    assert abs(sunrise["ours"] / sunrise["untouched"] - 1) < 0.02 < abs(sunrise["default"] / sunrise["untouched"] - 1)
+    assert done.stdout.startswith("| clip | ours")
 
 
 # -- after sampling ---------------------------------------------------------------------------------------

@@ -158,7 +158,10 @@ def correct(video: np.ndarray, *, fps: float, period: float | None = None) -> np
     if video.ndim != 4:
         raise ValueError(f"video: expected [T, H, W, 3], got {list(video.shape)}")
     correction = estimate(video, fps=fps, period=period)
-    return np.stack([correction.apply(frame, index) for index, frame in enumerate(video)])
+    corrected = np.empty_like(video)
+    for index, frame in enumerate(video):
+        corrected[index] = correction.apply(frame, index)
+    return corrected
 
 
 def _frame_track(track: LightTrack, quantity: int, reach: int) -> np.ndarray:
