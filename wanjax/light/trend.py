@@ -22,6 +22,7 @@ _FLASH = 2  # frames that a flash may last
 _FLASH_SIZE = 0.05  # stops
 _FLASH_RATIO = 5.0  # a flash is this many times the flicker around it
 _LEAST_LENGTH = 3  # frames on each side of a step
+_STEP_SIZE = 0.15  # stops; a generated clip jumps by less than a lamp does
 _STEP_EVIDENCE = 25.0  # fall of a spline's cost, cut in two, in units of the flicker's variance; white noise gives
 # more than this in three clips of a thousand
 _EVENT = 4  # second differences that one step or flash can spoil; so many are left out of the flicker's level
@@ -133,7 +134,7 @@ def _stands_out(jumps: np.ndarray, t: int, around: float, reach: int) -> bool:
     """Whether the jump at t is large beside the flicker and the only one of its size: flicker that holds its value
     for a few frames is a row of jumps."""
     others = np.concatenate([jumps[max(0, t - reach) : max(0, t - 2)], jumps[t + 3 : t + 1 + reach]])
-    return bool(jumps[t] > max(3 * around, 3e-4, 1.5 * others.max(initial=0)))
+    return bool(jumps[t] > max(_STEP_SIZE, 3 * around, 1.5 * others.max(initial=0)))
 
 
 def _stiffness(period: float) -> float:
