@@ -76,17 +76,18 @@ def _extent(correction: Correction) -> dict[str, float]:
 def run(videos: str, out: str, period: float | None = None) -> int:
     """Corrects the clips that match; returns how many could not be. Raises what :func:`targets` raises."""
     pairs = targets(videos, out)
-    failed: list[str] = []
+    failed = 0
     for source, target in pairs:
         try:
             refuse_collisions(source, target, pairs)
             print(correct_file(source, target, period), flush=True)
         except (ValueError, OSError) as error:
-            failed.append(str(error))
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            named = str(error) if source.name in str(error) else f"{source}: {error}"
+            failed += 1
+            print(f"error: {named}", file=sys.stderr, flush=True)
     if failed:
-        print(f"error: {len(failed)} of {len(pairs)} clips could not be corrected", file=sys.stderr)
-    return len(failed)
+        print(f"error: {failed} of {len(pairs)} clips could not be corrected", file=sys.stderr)
+    return failed
 
 
 def main(argv: Sequence[str]) -> None:

@@ -89,6 +89,11 @@ def test_a_clip_of_an_odd_size_says_what_to_do(clips, tmp_path, capsys, monkeypa
     assert "pad to 48 x 48" in capsys.readouterr().err
 
 
+def test_a_period_that_a_clip_cannot_show_names_the_clip(clips, tmp_path, capsys):
+    assert launcher.run(f"{clips}/a.mp4", str(tmp_path / "out"), 0.1) == 1
+    assert "a.mp4: period = 0.1 s: expected at least 0.4171 s" in capsys.readouterr().err
+
+
 def test_nothing_to_correct_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file matches"):
         launcher.run(f"{tmp_path}/*.mp4", str(tmp_path / "out"))
