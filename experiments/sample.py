@@ -7,7 +7,8 @@ A prompt file is .txt (a prompt a line) or .jsonl (an object a line: "prompt", "
 and anything else, which is passed on to samples.jsonl). The output folder receives clip_000.mp4, clip_001.mp4, ...
 and samples.jsonl, one record per clip. Every clip's seed and settings are printed and stored in the file itself, so
 that it can be made again; clips that are there already, from the same weights and settings, are kept. Settings that
-are not given are the checkpoint's own.
+are not given are the checkpoint's own. --correct takes flicker of exposure and colour out of the clips
+(docs/correct.md).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tqdm import tqdm
 from wanjax import generate, solvers, video
 from wanjax.checkpoint import CheckpointError
 from wanjax.generate import Pipeline, SampleConfig
+from wanjax.light.correct import correct as without_flicker
 from wanjax.pipeline import open_pipeline
 
 RECORDS = "samples.jsonl"
@@ -97,6 +99,7 @@ def sample(
     weights: str = "ema",
     changes: Mapping[str, Any] | None = None,
     batch: int = 1,
+    correct: bool = False,
 ) -> list[dict[str, Any]]:
     """Makes the clips of `requests` that are not there yet; returns every clip's record.
 
@@ -105,17 +108,19 @@ def sample(
       out: a folder, or a file ending in .mp4 for one request.
       changes: fields of `SampleConfig` and frames, height, width, fps that replace the checkpoint's own.
       batch: clips that are denoised together.
+      correct: whether flicker of exposure and colour is taken out, see `wanjax.light.correct`.
     """
     targets = _targets(out, len(requests))
     pipeline, config = _configured(open_pipeline(checkpoint, weights=weights), changes or {})
     print(f"found {pipeline.description}", flush=True)
-    records = [_record(request, pipeline, config, checkpoint, weights) for request in requests]
+    records = [_record(request, pipeline, config, checkpoint, weights, correct) for request in requests]
     done = {i for i, target in enumerate(targets) if _is_there(target, records[i])}
     if done:
         print(f"{len(done)} of {len(requests)} clips are there already and are kept", flush=True)
     folder = None if targets[0] == pathlib.Path(out) else pathlib.Path(out)
     for i, frames in _clips(pipeline, requests, [i for i in range(len(requests)) if i not in done], config, batch):
-        video.write(targets[i], frames, pipeline.fps, records[i])
+        finished = without_flicker(frames, fps=pipeline.fps) if correct else frames
+        video.write(targets[i], finished, pipeline.fps, records[i])
         done.add(i)
         if folder:
             _write_records(folder, targets, requests, records, done)
@@ -185,14 +190,17 @@ def _configured(pipeline: Pipeline, changes: Mapping[str, Any]) -> tuple[Pipelin
 
 
 def _record(
-    request: Request, pipeline: Pipeline, config: SampleConfig, checkpoint: str, weights: str
+    request: Request, pipeline: Pipeline, config: SampleConfig, checkpoint: str, weights: str, correct: bool
 ) -> dict[str, Any]:
-    """What is stored in a clip's file: all it takes to make the clip again."""
+    """What is stored in a clip's file: all it takes to make the clip again.
+
+    The setting "correct" is there only where it is on, so that clips from before it existed are still known.
+    """
     sizes = {name: getattr(pipeline, name) for name in SIZES}
     return {
         "prompt": request.prompt,
         "seed": request.seed,
-        "settings": dataclasses.asdict(config) | sizes,
+        "settings": dataclasses.asdict(config) | sizes | ({"correct": True} if correct else {}),
         "checkpoint": {
             "path": checkpoint,
             "found": pipeline.description,
@@ -249,7 +257,10 @@ def main(argv: list[str]) -> None:
             requests = [Request(given.prompt, given.seed)]
         else:
             raise ValueError("--prompt is empty")
-        sample(given.checkpoint, requests, given.out, weights=given.weights, changes=changes, batch=given.batch)
+        sample(
+            given.checkpoint, requests, given.out,
+            weights=given.weights, changes=changes, batch=given.batch, correct=given.correct,
+        )  # fmt: skip
     except (CheckpointError, OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
@@ -263,6 +274,7 @@ def entry() -> None:
     flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged over training, or as they are.")
     flags.DEFINE_integer("seed", 0, "Of the first clip; the next ones count up.", lower_bound=0)
     flags.DEFINE_integer("batch", 1, "Clips denoised together; more is faster and takes more memory.", lower_bound=1)
+    flags.DEFINE_bool("correct", False, "Take flicker of exposure and colour out of each clip.")
     flags.DEFINE_enum("solver", None, solvers.NAMES, "Default: the checkpoint's own, as for all settings below.")
     flags.DEFINE_enum("grid", None, solvers.GRIDS, "Whose noise levels the solver runs on.")
     flags.DEFINE_integer("steps", None, "Calls of the networks.")
