@@ -21,7 +21,7 @@ from wanjax import data, partition, text, warm_start
 from wanjax.checkpoint import CheckpointError, Checkpoints
 from wanjax.latent_cache import CacheError, LatentCache
 from wanjax.models.dit import WanDiT
-from wanjax.objectives import Objective, make_objective
+from wanjax.objectives import Decoder, Objective, make_objective
 from wanjax.preview import make_preview
 from wanjax.run_log import RunLog
 from wanjax.train import EXPERTS, Diverged, Expert, Stopped, train_expert
@@ -36,12 +36,22 @@ def run(experiment: config_lib.Experiment, workdir: str) -> None:
     mesh = partition.make_mesh(sizes)
     with Workdir(workdir, experiment):
         codec = codec_lib.open_codec(experiment.codec)
-        objective = make_objective(experiment.objective, codec.luminance.m if codec.luminance else None)
+        objectives = {name: _objective(name, experiment, codec) for name in experiment.train.experts}
         encoder = text.load_text_encoder_for(experiment.text)
         cache = encode.ensure_cache(experiment.data.cache_dir, source=experiment.data, vae=codec.model,
                                     vae_params=codec.params, vae_fingerprint=codec.fingerprint, text=encoder)
-        for name in experiment.train.experts:
+        for name, objective in objectives.items():
             _train(name, experiment, mesh, objective, codec, cache, pathlib.Path(workdir) / name)
+
+
+def _objective(name: str, experiment: config_lib.Experiment, codec: codec_lib.Codec) -> Objective:
+    """What an expert minimises; says which terms of the config are not for it."""
+    config = experiment.objective.of(name)
+    for left_out in sorted({*experiment.objective.active} - {*config.active}):
+        print(f"{name} expert: config.objective.{left_out} applies to the low-noise expert alone and is left out here",
+              flush=True)
+    decoder = Decoder(lambda params, x: codec.model.apply({"params": params}, x, method="decode"), codec.params)
+    return make_objective(config, codec.luminance.m if codec.luminance else None, decoder)
 
 
 def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh, objective: Objective,

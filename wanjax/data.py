@@ -33,6 +33,7 @@ class DataConfig:
       frames, height, width, fps: size of a clip, T × H × W pixels, and its frames per second.
       batch: clips per step, over all devices.
       caption_dropout: probability that a clip is shown without its caption (for classifier-free guidance).
+      visibility_cell: side, in pixels, of the cells that the light's visibility is averaged over (``shadow`` term).
       seed: of order, captions and dropout.
     """
 
@@ -45,6 +46,7 @@ class DataConfig:
     fps: float = 8.0
     batch: int = 32
     caption_dropout: float = 0.1
+    visibility_cell: int = 4
     seed: int = 0
 
 

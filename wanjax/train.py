@@ -156,22 +156,23 @@ def make_optimizer(config: OptimizerConfig, steps: int, model: WanDiT) -> optax.
 def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.GradientTransformation, *,
                     timesteps: tuple[float, float], shift: float, accumulate: int,
                     ema_decay: float) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """One optimizer step: ``step(state, {"latents": [B,F,h,w,C], "text": [B,L,E]}, key) -> (state, metrics)``.
+    """One optimizer step: ``step(state, {"latents": [B,F,h,w,C], "text": [B,L,E]}, key, ...) -> (state, metrics)``.
 
-    Pure; jit it with the state donated. Metrics are float32 scalars: the objective's, and ``grad_norm``.
+    Pure; jit it with the state donated. ``decoder_params`` come last where the objective has a decoder. Metrics are
+    float32 scalars: the objective's, and ``grad_norm``.
     """
 
-    def loss(params: Any, step: jax.Array, x0: jax.Array, text: jax.Array, noise: jax.Array, timestep: jax.Array
-             ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(params: Any, step: jax.Array, decoder_params: Any, x0: jax.Array, text: jax.Array, noise: jax.Array,
+             timestep: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         sigma = timestep / 1000.0
         noised = jnp.asarray(rectified_flow.add_noise(x0, noise, sigma))
         target = jnp.asarray(rectified_flow.velocity_target(x0, noise))
         velocity = model.apply({"params": params}, noised, timestep, text)
-        return objective(Prediction(velocity, target, x0, sigma), step)
+        return objective(Prediction(velocity, target, x0, sigma, decoder_params=decoder_params), step)
 
     value_and_grad = jax.value_and_grad(lambda *args: loss(*args), has_aux=True)
 
-    def step_fn(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
+    def step_fn(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array, decoder_params: Any = None
                 ) -> tuple[TrainState, dict[str, jax.Array]]:
         x0, text = batch["latents"], batch["text"]
         noise_key, time_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -179,10 +180,10 @@ def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.Gradie
         timestep = rectified_flow.sample_timesteps(time_key, x0.shape[0], shift=shift, low=timesteps[0],
                                                    high=timesteps[1])
         if accumulate == 1:
-            (_, metrics), grads = value_and_grad(state.params, state.step, x0, text, noise, timestep)
+            (_, metrics), grads = value_and_grad(state.params, state.step, decoder_params, x0, text, noise, timestep)
         else:
             def micro(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, dict[str, jax.Array]]:
-                (_, metrics), grads = value_and_grad(state.params, state.step, *part)
+                (_, metrics), grads = value_and_grad(state.params, state.step, decoder_params, *part)
                 return jax.tree.map(jnp.add, total, grads), metrics
 
             # interleaved, so that every device's own clips are split, and none moves
@@ -298,20 +299,27 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
                          donate_argnums=0, out_shardings=(shardings, None))
     validate = make_validation(expert.model, timesteps=span, bins=config.validation_bins)
 
+    decoder = expert.objective.decoder
+    decoder_params = None if decoder is None else jax.device_put(decoder.params, partition.replicated(expert.mesh))
+
+    def report(step: int, metrics: Mapping[str, jax.Array]) -> None:
+        values = _finite(expert.name, step, metrics, checkpoints.latest)
+        log.step(step, expert.objective.computed(values, step))
+
     waiting: tuple[int, dict[str, jax.Array]] | None = None
     with _stop_signal() as stop:
         for step in range(done + 1, steps + 1):
             batch = expert.to_global(next(expert.batches))
-            state, metrics = train_step(state, batch, step_key)
+            state, metrics = train_step(state, batch, step_key, decoder_params)
             if waiting:  # read one step late, so that the device never waits for the log
-                log.step(waiting[0], _finite(expert.name, *waiting, checkpoints.latest))
+                report(*waiting)
             waiting = (step, metrics)
             last, stopping = step == steps, stop.is_set()
             save = last or stopping or step % config.checkpoint_every == 0
             check = last or step % config.validate_every == 0
             preview = expert.preview and config.preview_every and (last or step % config.preview_every == 0)
             if save or check or preview:
-                log.step(step, _finite(expert.name, *waiting, checkpoints.latest))
+                report(*waiting)
                 waiting = None
             if check:
                 log.validation(step, _validation_metrics(validate, state.ema, expert, validation_key, span))
