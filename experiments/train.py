@@ -39,7 +39,8 @@ def run(experiment: config_lib.Experiment, workdir: str) -> None:
         objectives = {name: _objective(name, experiment, codec) for name in experiment.train.experts}
         encoder = text.load_text_encoder_for(experiment.text)
         cache = encode.ensure_cache(experiment.data.cache_dir, source=experiment.data, vae=codec.model,
-                                    vae_params=codec.params, vae_fingerprint=codec.fingerprint, text=encoder)
+                                    vae_params=codec.params, vae_fingerprint=codec.fingerprint, text=encoder,
+                                    visibility_cell=_visibility_cell(experiment))
         for name, objective in objectives.items():
             _train(name, experiment, mesh, objective, codec, cache, pathlib.Path(workdir) / name)
 
@@ -54,6 +55,11 @@ def _objective(name: str, experiment: config_lib.Experiment, codec: codec_lib.Co
     return make_objective(config, codec.luminance.m if codec.luminance else None, decoder)
 
 
+def _visibility_cell(experiment: config_lib.Experiment) -> int:
+    """Pixels a side of the cells of visibility that the objective needs; 0 for none."""
+    return experiment.data.visibility_cell if "shadow" in experiment.objective.active else 0
+
+
 def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh, objective: Objective,
            codec: codec_lib.Codec, cache: LatentCache, folder: pathlib.Path) -> None:
     config, steps = experiment.train, experiment.train.steps(name)
@@ -61,7 +67,8 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batches = data.make_loader(cache.folder, "train", batch=experiment.data.batch, text_length=experiment.text.length,
                                caption_dropout=experiment.data.caption_dropout, null_text=cache.null_text,
-                               seed=experiment.data.seed + EXPERTS.index(name), **processes)
+                               seed=experiment.data.seed + EXPERTS.index(name),
+                               visibility_cell=_visibility_cell(experiment), **processes)
     validation = data.validation_batches(cache.folder, "validation", batch=experiment.data.batch,
                                          text_length=experiment.text.length, **processes)
     preview = make_preview(name, model, codec, validation[0], experiment.sample, seed=experiment.seed)
@@ -71,7 +78,8 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
             print(f"{name} expert: continues the weights of {warm_start.find_experts(config.init_from)}", flush=True)
             return warm_start.initial_params(config.init_from, name, experiment.model, mesh)
     expert = Expert(name, model, objective, experiment.optimizer, config, mesh, experiment.seed, params, batches,
-                    validation, preview, lambda b: data.to_global(b, partition.batch_sharding(mesh)))
+                    validation, preview, lambda b: data.to_global(b, partition.batch_sharding(mesh)),
+                    experiment.shadow_head(model))
     log = RunLog(folder, name=f"{name} expert", steps=steps, log_every=config.log_every)
     try:
         with Checkpoints(folder / "checkpoints", experiment=experiment, expert=name, keep=config.keep) as checkpoints:

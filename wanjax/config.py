@@ -21,7 +21,8 @@ import ml_collections
 
 from wanjax.data import DataConfig
 from wanjax.generate import SampleConfig
-from wanjax.models.dit import DiTConfig
+from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.models.shadow_head import ShadowHead
 from wanjax.objectives import ObjectiveConfig
 from wanjax.optim import OptimizerConfig
 from wanjax.text import TextConfig
@@ -85,10 +86,11 @@ class Experiment:
     train: TrainConfig
     sample: SampleConfig
 
-    @property
-    def shadow_cells(self) -> int:
-        """Cells of visibility along a side of one latent."""
-        return CODEC_STRIDES[1] // self.data.visibility_cell
+    def shadow_head(self, model: WanDiT) -> ShadowHead | None:
+        """The head that the objective's shadow term trains beside ``model``; None where the term is off."""
+        if "shadow" not in self.objective.active:
+            return None
+        return ShadowHead(self.objective.shadow.head, model, CODEC_STRIDES[1] // self.data.visibility_cell)
 
 
 def load(path_to_config: str | pathlib.Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
