@@ -248,7 +248,7 @@ class TFDSSource:
                             f"{', '.join(sorted(features))}: docs/data.md names what is needed")
         self.size = (config.frames, config.height, config.width)
         self.visibility_cell = config.visibility_cell if "visibility" in features else 0
-        self._builder, self._fps = builder, config.fps
+        self.builder, self._fps = builder, config.fps
         self.fingerprint = {
             "name": builder.info.full_name,
             "clip": f"{config.frames} x {config.height} x {config.width} at {config.fps:g} fps",
@@ -262,15 +262,15 @@ class TFDSSource:
         Raises:
           DataError: for an unknown split or an unreadable file.
         """
-        info = self._builder.info
+        info = self.builder.info
         if name not in info.splits:
             raise DataError(f"data set {info.full_name} has no split {name!r}, only {', '.join(sorted(info.splits))}")
         wanted = ("video", "fps", *self.captions, *["visibility"] * bool(self.visibility_cell))
         unread = {feature: tfds.decode.SkipDecoding() for feature in info.features if feature not in wanted}
         try:
-            records = self._builder.as_data_source(name, decoders=unread)
+            records = self.builder.as_data_source(name, decoders=unread)
         except (NotImplementedError, RuntimeError, ValueError, OSError) as error:
-            raise DataError(f"cannot open split {name!r} of {info.full_name} in {self._builder.data_dir}: "
+            raise DataError(f"cannot open split {name!r} of {info.full_name} in {self.builder.data_dir}: "
                             f"{error}") from error
         return _Examples(records, info.splits[name], self._fps)
 
