@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
         light=dict(weight=0.1, pools=("frame", 4), orders=(1, 2)),
         # off; docs/objectives.md says what each costs and whether it has the minimum of velocity
         light_consistency=dict(weight=0.0, mode="relative", threshold=0.1),
-        temporal_luminance=dict(weight=0.0, every=4, cut=0.5),
+        temporal_luminance=dict(weight=0.0, every=4, clips=0, cut=0.5),
         shadow=dict(weight=0.0, head=dict(depths=(1 / 3, 1 / 2, 2 / 3), width=32, kernel=3)),
         change_weight=dict(weight=0.0, strength=1.0, limit=4.0),
     ))

@@ -57,6 +57,8 @@ def test_the_real_model_is_counted_without_allocating_it():
     ({"objective.temporal_luminance.weight": 0.1, "train.expert": "high"}, ["temporal_luminance", "'high'", "'low'"]),
     ({"objective.temporal_luminance.weight": 0.1, "objective.velocity.weight": 0.0, "objective.light.weight": 0.0},
      ["temporal_luminance is the only term", "config.train.expert to 'low'"]),
+    ({"objective.temporal_luminance.weight": 0.1, "objective.temporal_luminance.clips": 3},
+     ["temporal_luminance.clips = 3", "divides the 16 clips"]),
     ({"objective.temporal_luminance.cut": 0.6}, ["config.objective.temporal_luminance", "cut = 0.6"]),
     ({"objective.light_consistency.mode": "both"}, ["'both'", "'relative' or 'absolute'"]),
     ({"objective.light_consistency.weight": 0.1, "data.frames": 1}, ["light_consistency", "config.data.frames = 1"]),

@@ -1,4 +1,6 @@
 """The objective is the weighted sum of its terms, and reports each apart."""
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +81,18 @@ def test_pixels_are_compared_in_every_kth_step_with_the_plain_gradient():
     for step in range(6):
         found = gradient(p.velocity, jnp.asarray(step), decoder.params)
         np.testing.assert_allclose(found, expected if step in (2, 5) else alone, rtol=1e-4, atol=1e-8)
+
+
+def test_some_clips_of_the_batch_stand_for_all_and_the_others_get_no_gradient():
+    decoder = linear_decoder()
+    some, every = (objectives.make_objective(dataclasses.replace(PIXELS, temporal_luminance=dataclasses.replace(
+        PIXELS.temporal_luminance, clips=clips)), None, decoder) for clips in (1, 0))
+    p = prediction()._replace(sigma=jnp.asarray([0.2, 0.4]), decoder_params=decoder.params)
+    first = jax.tree.map(lambda x: x[:1], p._replace(decoder_params=None))._replace(decoder_params=decoder.params)
+    term = "loss/temporal_luminance"
+    np.testing.assert_allclose(some(p, 2)[1][term], every(first, 2)[1][term], rtol=1e-6)
+    gradient = jax.grad(lambda v: some(p._replace(velocity=v), jnp.asarray(2))[1][term])(p.velocity)
+    assert np.any(gradient[0]) and not np.any(gradient[1])
 
 
 def test_no_gradient_goes_into_the_decoder_and_its_parameters_are_no_constants():

@@ -64,6 +64,7 @@ def trained(tmp_path_factory):
         "train.expert": "low", "train.steps_low": 4, "data.batch": 4,
         "objective.shadow.weight": 0.5, "objective.shadow.head.depths": "(0.5,1.0)",
         "objective.temporal_luminance.weight": 0.1, "objective.temporal_luminance.every": 2,
+        "objective.temporal_luminance.clips": 1,
         "objective.light_consistency.weight": 0.1, "objective.change_weight.weight": 0.1}))
     assert code == 0, output
     return root / "run"

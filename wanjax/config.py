@@ -275,6 +275,10 @@ def _objective_problems(e: Experiment) -> list[str]:
     elif o.active == ("temporal_luminance",) and e.train.expert == "both":
         out.append("config.objective.temporal_luminance is the only term with a weight, and it is not for the "
                    "high-noise expert: give another term a weight, or set config.train.expert to 'low'")
+    clips, micro = o.temporal_luminance.clips, e.data.batch // e.train.accumulate
+    if "temporal_luminance" in o.active and clips and micro % clips:
+        out.append(f"config.objective.temporal_luminance.clips = {clips}: expected a number that divides the {micro} "
+                   "clips of a micro-batch (config.data.batch / config.train.accumulate), or 0 for all")
     if "shadow" in o.active:
         try:
             o.shadow.head.taps(e.model.layers)

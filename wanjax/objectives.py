@@ -113,16 +113,19 @@ class TemporalLuminanceTerm:
     Attributes:
       weight: as in ``LightTerm``.
       every: steps from one use to the next; the steps between do not decode.
+      clips: how many clips of a (micro-)batch are decoded, evenly spaced in it; 0 for all.
       cut: noise level from which on a clip has no weight, at most 0.5.
     """
 
     weight: Weight = 0.0
     every: int = 4
+    clips: int = 0
     cut: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.every < 1 or not 0.0 < self.cut <= 0.5:
-            raise ValueError(f"every = {self.every}, cut = {self.cut}: expected at least 1, and in (0, 0.5]")
+        if self.every < 1 or self.clips < 0 or not 0.0 < self.cut <= 0.5:
+            raise ValueError(f"every = {self.every}, clips = {self.clips}, cut = {self.cut}: expected at least 1, at "
+                             "least 0, and in (0, 0.5]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,9 +273,12 @@ def _loss_of(name: str, c: Any, m: Any, decoder: Decoder | None) -> Callable[[Pr
     assert name == "temporal_luminance" and decoder is not None
 
     def temporal_luminance(p: Prediction) -> jax.Array:
-        params = jax.lax.stop_gradient(p.decoder_params)
-        real = jax.lax.stop_gradient(decoder.apply(params, p.x0))
-        return losses.temporal_luminance_loss(decoder.apply(params, p.predicted_x0), real, p.sigma, cut=c.cut)
+        params, stride = jax.lax.stop_gradient(p.decoder_params), p.x0.shape[0] // c.clips if c.clips else 1
+        predicted, x0, sigma = (a[::stride] for a in (p.predicted_x0, p.x0, p.sigma))
+        real = jax.lax.stop_gradient(decoder.apply(params, x0))
+        some = losses.temporal_luminance_loss(decoder.apply(params, predicted), real, sigma, cut=c.cut)
+        # the mean over the batch is then that over the clips that were decoded
+        return jnp.zeros(p.sigma.shape, jnp.float32).at[::stride].set(stride * some)
 
     return temporal_luminance
 
