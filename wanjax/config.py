@@ -272,9 +272,10 @@ def _objective_problems(e: Experiment) -> list[str]:
         out.append("config.objective.temporal_luminance has a weight, but config.train.expert = 'high': at high noise "
                    "there is no picture to compare; train 'low' (or 'both', where it applies to 'low'), or set the "
                    "weight to 0")
-    elif o.active == ("temporal_luminance",) and e.train.expert == "both":
-        out.append("config.objective.temporal_luminance is the only term with a weight, and it is not for the "
-                   "high-noise expert: give another term a weight, or set config.train.expert to 'low'")
+    elif o.active == ("temporal_luminance",) and (e.train.expert == "both" or o.temporal_luminance.every > 1):
+        out.append("config.objective.temporal_luminance is the only term with a weight, but it is neither for the "
+                   f"high-noise expert nor for every step (every = {o.temporal_luminance.every}): give another term a "
+                   "weight")
     clips, micro = o.temporal_luminance.clips, e.data.batch // e.train.accumulate
     if "temporal_luminance" in o.active and clips and micro % clips:
         out.append(f"config.objective.temporal_luminance.clips = {clips}: expected a number that divides the {micro} "

@@ -7,7 +7,7 @@ formulas.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -213,20 +213,30 @@ class Objective(NamedTuple):
     def __call__(self, prediction: Prediction, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the scalar to minimise and {"loss", "loss/<term>"} (terms unweighted), means over clips.
 
-        A term that is not computed at ``step`` (steps done before this one) is 0.
+        Args:
+          prediction: see there.
+          step: steps done before this one, for the weights' schedules.
         """
         total, metrics = jnp.zeros((), jnp.float32), {}
         for term in self.terms:
-            per_clip = term.loss(prediction) if term.every == 1 else _now_and_then(term, prediction, step)
-            value = jnp.mean(per_clip)
+            value = jnp.mean(term.loss(prediction))
             metrics[f"loss/{term.name}"] = value
             total = total + term.weight(step) * value
         return total, {"loss": total, **metrics}
 
-    def computed(self, metrics: Mapping[str, float], step: int) -> dict[str, float]:
-        """Metrics of the ``step``-th step (from 1) without the terms that were not computed in it."""
-        skipped = {f"loss/{term.name}" for term in self.terms if step % term.every}
-        return {name: value for name, value in metrics.items() if name not in skipped}
+    def at(self, step: int) -> Objective:
+        """What is computed in the ``step``-th step (from 1): the objective without the terms that wait.
+
+        Steps with and without such a term are programs of their own: inside a conditional, the decoder's convolutions
+        are several times slower on CPU.
+        """
+        due = tuple(term for term in self.terms if step % term.every == 0)
+        return self if len(due) == len(self.terms) else self._replace(terms=due)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the terms."""
+        return tuple(term.name for term in self.terms)
 
 
 def make_objective(config: ObjectiveConfig, luminance: Any | None, decoder: Decoder | None = None) -> Objective:
@@ -288,40 +298,6 @@ def _shadow(p: Prediction) -> jax.Array:
         raise ValueError("the shadow term needs shadow_logits and visibility in the Prediction: train with a "
                          "ShadowHead on batches with \"visibility\"")
     return losses.shadow_loss(p.shadow_logits, p.visibility, p.sigma)
-
-
-def _now_and_then(term: Term, prediction: Prediction, step: jax.Array) -> jax.Array:
-    """A term's values [B] in every ``term.every``-th step, else 0 at no cost.
-
-    The gradient is taken with the value, inside the branch: nothing of the decoder's inside has to outlive it, so the
-    steps between pay for neither.
-    """
-
-    def compute(p: Prediction) -> tuple[jax.Array, jax.Array]:
-        def total(velocity: jax.Array) -> tuple[jax.Array, jax.Array]:
-            per_clip = term.loss(p._replace(velocity=velocity))
-            return jnp.sum(per_clip), per_clip
-
-        # a clip's loss depends on its own velocity alone, so the gradient of the sum holds that of every clip
-        gradient, per_clip = jax.grad(total, has_aux=True)(p.velocity)
-        return per_clip, gradient
-
-    def skip(p: Prediction) -> tuple[jax.Array, jax.Array]:
-        return jnp.zeros(p.velocity.shape[0], jnp.float32), jnp.zeros_like(p.velocity)
-
-    def forward(velocity: jax.Array, p: Prediction, due: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.lax.cond(due, compute, skip, p._replace(velocity=velocity))
-
-    @jax.custom_vjp
-    def value(velocity: jax.Array, p: Prediction, due: jax.Array) -> jax.Array:
-        return forward(velocity, p, due)[0]
-
-    def backward(gradient: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None, None]:
-        return cotangent.reshape(-1, *(1,) * (gradient.ndim - 1)) * gradient, None, None
-
-    value.defvjp(forward, backward)
-    constant = jax.lax.stop_gradient(prediction)
-    return value(prediction.velocity, constant, (step + 1) % term.every == 0)
 
 
 def schedule(weight: Weight) -> optax.Schedule:

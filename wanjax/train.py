@@ -322,33 +322,36 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
     log.cut(done)
 
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    train_step = jax.jit(make_train_step(expert.model, expert.objective, optimizer, timesteps=span, shift=config.shift,
-                                         accumulate=config.accumulate, ema_decay=expert.optimizer_config.ema_decay,
-                                         head=expert.head),
-                         donate_argnums=0, out_shardings=(shardings, None))
+    programs: dict[tuple[str, ...], Callable[..., tuple[TrainState, dict[str, jax.Array]]]] = {}
+
+    def program(step: int) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+        objective = expert.objective.at(step)
+        if objective.names not in programs:
+            programs[objective.names] = jax.jit(
+                make_train_step(expert.model, objective, optimizer, timesteps=span, shift=config.shift,
+                                accumulate=config.accumulate, ema_decay=expert.optimizer_config.ema_decay,
+                                head=expert.head), donate_argnums=0, out_shardings=(shardings, None))
+        return programs[objective.names]
+
     validate = make_validation(expert.model, timesteps=span, bins=config.validation_bins)
 
     decoder = expert.objective.decoder
     decoder_params = None if decoder is None else jax.device_put(decoder.params, partition.replicated(expert.mesh))
 
-    def report(step: int, metrics: Mapping[str, jax.Array]) -> None:
-        values = _finite(expert.name, step, metrics, checkpoints.latest)
-        log.step(step, expert.objective.computed(values, step))
-
     waiting: tuple[int, dict[str, jax.Array]] | None = None
     with _stop_signal() as stop:
         for step in range(done + 1, steps + 1):
             batch = expert.to_global(next(expert.batches))
-            state, metrics = train_step(state, batch, step_key, decoder_params)
+            state, metrics = program(step)(state, batch, step_key, decoder_params)
             if waiting:  # read one step late, so that the device never waits for the log
-                report(*waiting)
+                log.step(waiting[0], _finite(expert.name, *waiting, checkpoints.latest))
             waiting = (step, metrics)
             last, stopping = step == steps, stop.is_set()
             save = last or stopping or step % config.checkpoint_every == 0
             check = last or step % config.validate_every == 0
             preview = expert.preview and config.preview_every and (last or step % config.preview_every == 0)
             if save or check or preview:
-                report(*waiting)
+                log.step(step, _finite(expert.name, *waiting, checkpoints.latest))
                 waiting = None
             if check:
                 log.validation(step, _validation_metrics(validate, state.ema, expert, validation_key, span))
