@@ -51,6 +51,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "change_weight": {"objective.velocity.weight": 0.0, "objective.change_weight.weight": 1.0},
 }
 EXCESS = ("global_flicker", "local_flicker", "common_flicker")
+KEPT = (*EXCESS, "flicker_peak", "sweep_mass")
 APART = "water_glitter"
 _RESAMPLES = 4000
 
@@ -116,10 +117,7 @@ def arm_experiment(base: config.Experiment, arm: Mapping[str, Any], seed: int, o
 def run_arm(experiment: config.Experiment, captions: Sequence[Caption], rendered: Sequence[Mapping[str, float]],
             folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Trains, samples and measures one arm; returns its part of the line."""
-    wall, processor = time.perf_counter(), time.process_time()
-    train_launcher.run(experiment, str(folder))
-    cost = {"wall_seconds": round(time.perf_counter() - wall, 1),
-            "processor_seconds": round(time.process_time() - processor, 1)}
+    cost = _timed_training(experiment, folder)
     own = pipeline.open_pipeline(folder)
     if options.checkpoint:
         shared = pipeline.open_pipeline(options.checkpoint)
@@ -129,10 +127,26 @@ def run_arm(experiment: config.Experiment, captions: Sequence[Caption], rendered
     measured = []
     for caption, frames, reference in zip(captions, clips, rendered, strict=True):
         found = measure(frames, fps=caption.fps, truth=caption.truth)
-        measured.append({"scene": caption.scene, "family": caption.family, "metrics": _rounded(found),
+        kept = {k: v for k, v in found.items() if k in KEPT or k.endswith("_error")}
+        measured.append({"scene": caption.scene, "family": caption.family, "metrics": _rounded(kept),
                          "rendered": {k: reference[k] for k in EXCESS}})
     return {"cost": cost, "validation": {e: _validation(folder / e) for e in experiment.train.experts},
             "captions": measured}
+
+
+def _timed_training(experiment: config.Experiment, folder: Path) -> dict[str, float]:
+    """Trains; returns seconds, those of earlier launches that were cut off included."""
+    file = folder / "cost.json"
+    cost = json.loads(file.read_text()) if file.exists() else {"wall_seconds": 0.0, "processor_seconds": 0.0}
+    wall, processor = time.perf_counter(), time.process_time()
+    try:
+        train_launcher.run(experiment, str(folder))
+    finally:
+        cost["wall_seconds"] = round(cost["wall_seconds"] + time.perf_counter() - wall, 1)
+        cost["processor_seconds"] = round(cost["processor_seconds"] + time.process_time() - processor, 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(cost))
+    return cost
 
 
 def _validation(folder: Path) -> float:
@@ -237,7 +251,7 @@ def summary(lines: Sequence[Mapping[str, Any]]) -> str:
         own = [line for line in lines if line["study"] == name]
         families = sorted({c["family"] for line in own for c in line["captions"]})
         groups = [[f for f in families if f != APART], [f for f in families if f == APART]]
-        arms = list(dict.fromkeys(line["arm"] for line in own))
+        arms = sorted(dict.fromkeys(line["arm"] for line in own), key=lambda arm: arm != BASELINE)
         if BASELINE not in arms:
             out.append(f"{name}: no line of the arm {BASELINE!r} yet, nothing to compare with\n")
             continue

@@ -36,7 +36,7 @@ def run(experiment: config_lib.Experiment, workdir: str) -> None:
     mesh = partition.make_mesh(sizes)
     with Workdir(workdir, experiment):
         codec = codec_lib.open_codec(experiment.codec)
-        objectives = {name: _objective(name, experiment, codec) for name in experiment.train.experts}
+        objectives = {name: objective_for(name, experiment, codec) for name in experiment.train.experts}
         encoder = text.load_text_encoder_for(experiment.text)
         cache = encode.ensure_cache(experiment.data.cache_dir, source=experiment.data, vae=codec.model,
                                     vae_params=codec.params, vae_fingerprint=codec.fingerprint, text=encoder,
@@ -45,8 +45,8 @@ def run(experiment: config_lib.Experiment, workdir: str) -> None:
             _train(name, experiment, mesh, objective, codec, cache, pathlib.Path(workdir) / name)
 
 
-def _objective(name: str, experiment: config_lib.Experiment, codec: codec_lib.Codec) -> Objective:
-    """What an expert minimises; says which terms of the config are not for it."""
+def objective_for(name: str, experiment: config_lib.Experiment, codec: codec_lib.Codec) -> Objective:
+    """What the expert "high" or "low" minimises; says which terms of the config are not for it."""
     config = experiment.objective.of(name)
     for left_out in sorted({*experiment.objective.active} - {*config.active}):
         print(f"{name} expert: config.objective.{left_out} applies to the low-noise expert alone and is left out here",
