@@ -87,8 +87,9 @@ def test_a_term_that_is_not_for_an_expert_is_left_out_and_said(capsys):
     opened = codec.open_codec(experiment.codec)
     assert train.objective_for("high", experiment, opened).names == ("velocity", "light")
     assert "high expert: config.objective.temporal_luminance applies to the low-noise expert" in capsys.readouterr().out
-    assert train.objective_for("low", experiment, opened).names == ("velocity", "light", "temporal_luminance")
-    assert not capsys.readouterr().out
+    low = train.objective_for("low", experiment, opened)
+    assert low.names == ("velocity", "light", "temporal_luminance") and not capsys.readouterr().out
+    assert low.decoder.apply(low.decoder.params, np.zeros((1, 2, 2, 2, 16), np.float32)).shape == (1, 5, 16, 16, 3)
 
 
 CUT_DOWN = {
