@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import tensorflow_datasets as tfds
 import tqdm
 from absl import app, flags
 
@@ -73,19 +74,31 @@ def run(folder: str, settings: Settings, *, weights: str = "ema") -> dict[str, A
                              "config.objective.shadow had no weight; without --head trained, one is trained on it")
         raise ValueError(f"{folder!r} has no {', '.join(absent)} expert, only {', '.join(opened.experts)}")
     shipped = codec.open_codec(experiment.codec)
-    cell = experiment.data.visibility_cell
+    cell, source = experiment.data.visibility_cell, encode.open_source(experiment.data)
     cache = encode.ensure_cache(
-        settings.cache_dir or experiment.data.cache_dir, source=experiment.data, vae=shipped.model,
+        settings.cache_dir or experiment.data.cache_dir, source=source, vae=shipped.model,
         vae_params=shipped.params, vae_fingerprint=shipped.fingerprint, splits=("train", settings.split),
         text=text.load_text_encoder_for(experiment.text), visibility_cell=cell)
-    found = {name: _probe(name, opened, settings, shipped, cache) for name in wanted}
+    families = _families(source, settings)
+    found = {name: _probe(name, opened, settings, shipped, cache, families) for name in wanted}
     settings_read = dataclasses.asdict(settings) | {"weights": weights, "visibility_cell": cell}
     return {"checkpoint": folder, "config": experiment.name, "steps": dict(opened.steps), "settings": settings_read,
             "experts": found}
 
 
-def _probe(name: str, opened: checkpoint.Run, settings: Settings, shipped: codec.Codec, cache: LatentCache
-           ) -> dict[str, Any]:
+def _families(source: encode.TFDSSource, settings: Settings) -> list[str]:
+    """Family of every held-out clip that is scored, in their order; [] where the data has none."""
+    features = source.builder.info.features
+    if "family" not in features:
+        return []
+    unread = {name: tfds.decode.SkipDecoding() for name in features if name != "family"}
+    examples = source.builder.as_data_source(settings.split, decoders=unread)
+    count = min(settings.clips, len(examples)) // settings.batch * settings.batch
+    return [examples[i]["family"].decode() for i in range(count)]
+
+
+def _probe(name: str, opened: checkpoint.Run, settings: Settings, shipped: codec.Codec, cache: LatentCache,
+           families: list[str]) -> dict[str, Any]:
     """One expert's bins."""
     experiment, params = opened.config, opened.experts[name]
     length, cell, batch = experiment.text.length, experiment.data.visibility_cell, settings.batch
@@ -116,7 +129,7 @@ def _probe(name: str, opened: checkpoint.Run, settings: Settings, shipped: codec
         training = look(params, own, shipped.params, fit, sigma, jax.random.fold_in(key, 0))
         thresholds = {kind: fit_threshold(light, training.visibility) for kind, light in training.luminance.items()}
         seen = look(params, own, shipped.params, held, sigma, jax.random.fold_in(key, 1))
-        bins.append({"sigma": [float(low), float(high)], "at": sigma, **compare(seen, thresholds)})
+        bins.append({"sigma": [float(low), float(high)], "at": sigma, **compare(seen, thresholds, families)})
         tqdm.tqdm.write(_line(name, bins[-1]))
     return {"taps": list(head.taps), "bins": bins}
 

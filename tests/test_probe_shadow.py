@@ -45,7 +45,9 @@ def test_the_threshold_finds_the_luminance_that_divides_shadow_from_light():
 def test_head_and_baseline_are_compared_on_the_same_clips():
     truth = clips([0.2, 0.5, 0.7, 0.0])
     seen = Seen(truth, predicted=np.where(truth < 0.5, 0.1, 0.9), luminance={"decoded": np.ones_like(truth)})
-    found = compare(seen, {"decoded": 2.0})  # says shadow everywhere
+    found = compare(seen, {"decoded": 2.0}, ["room", "room", "dial", "overcast"])  # says shadow everywhere
+    assert found["families"]["room"]["baselines"]["decoded"]["shadow"]["mean"] == pytest.approx(0.35)
+    assert {name: group["clips"] for name, group in found["families"].items()} == {"room": 2, "dial": 1}
     assert found["clips"] == 3 and found["clips_left_out"] == 1
     assert found["head"]["shadow"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     baseline = found["baselines"]["decoded"]
@@ -88,7 +90,7 @@ def test_the_probe_trains_a_head_on_the_frozen_run_and_scores_it_beside_threshol
     assert [b["sigma"] for b in bins] == [[0.0, 0.25], [0.25, 0.5]] and [b["at"] for b in bins] == [0.125, 0.375]
     for b in bins:
         assert b["clips"] + b["clips_left_out"] == 8 and b["clips"] > 0
-        assert set(b["baselines"]) == {"decoded", "m"}
+        assert set(b["baselines"]) == {"decoded", "m"} and sum(f["clips"] for f in b["families"].values()) == b["clips"]
         for score in (b["head"], *b["baselines"].values(), *b["head_minus_baseline"].values()):
             assert score["shadow"]["low"] <= score["shadow"]["mean"] <= score["shadow"]["high"]
 

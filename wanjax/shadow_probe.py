@@ -189,37 +189,57 @@ def fit_threshold(light: np.ndarray, visibility: np.ndarray) -> float:
     return float(candidates[int(np.argmax(scores))])
 
 
-def compare(seen: Seen, thresholds: Mapping[str, float], *, seed: int = 0) -> dict[str, Any]:
+def compare(seen: Seen, thresholds: Mapping[str, float], families: Sequence[str] = (), *, seed: int = 0
+            ) -> dict[str, Any]:
     """Scores of head and baselines on the same clips, with 95 % intervals from a bootstrap over clips.
 
     Args:
       seen: held-out clips.
       thresholds: per baseline (``fit_threshold`` on training clips).
+      families: of each clip, to be scored apart as well; () for none.
 
     Returns:
-      {"clips": those that count, "clips_left_out", "head": {"shadow": {"mean", "low", "high"}, "lit": ...},
-      "baselines": {name: {"threshold", "shadow", "lit"}}, "head_minus_baseline": {name: {"shadow", "lit"}}}.
+      {"clips": those that count, "clips_left_out", "shadow_share", "head": {"shadow": {"mean", "low", "high"},
+      "lit": ...}, "baselines": {name: {"threshold", "shadow", "lit"}}, "head_minus_baseline": {name: {"shadow",
+      "lit"}}, "families": {family: the same}}; a family none of whose clips counts is left out.
+
+    Raises:
+      ValueError: if no clip holds both shadow and light.
     """
-    own = overlap(seen.predicted < 0.5, seen.visibility)
-    counted = np.isfinite(own["shadow"])
+    scores = {"head": overlap(seen.predicted < 0.5, seen.visibility)}
+    scores |= {name: overlap(seen.luminance[name] < threshold, seen.visibility)
+               for name, threshold in thresholds.items()}
+    counted = np.isfinite(scores["head"]["shadow"])
     if not counted.any():
         raise ValueError(f"none of the {len(counted)} held-out clips holds both shadow and light: take more clips, or "
                          "another split")
-    draws = np.random.default_rng(seed).integers(counted.sum(), size=(_RESAMPLES, counted.sum()))
-
-    def summary(values: np.ndarray) -> dict[str, float]:
-        low, high = np.quantile(values[draws].mean(1), (0.025, 0.975))
-        return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
-
-    found: dict[str, Any] = {
-        "clips": int(counted.sum()), "clips_left_out": int((~counted).sum()),
-        "shadow_share": float((seen.visibility[counted] < 0.5).mean()),
-        "head": {name: summary(own[name][counted]) for name in CLASSES}, "baselines": {}, "head_minus_baseline": {}}
-    for name, threshold in thresholds.items():
-        other = overlap(seen.luminance[name] < threshold, seen.visibility)
-        found["baselines"][name] = {"threshold": threshold} | {c: summary(other[c][counted]) for c in CLASSES}
-        found["head_minus_baseline"][name] = {c: summary((own[c] - other[c])[counted]) for c in CLASSES}
+    everything = np.ones(len(counted), bool)
+    found = _summary(scores, seen.visibility, thresholds, everything, seed)
+    groups = {family: np.asarray([f == family for f in families]) for family in dict.fromkeys(families)}
+    found["families"] = {family: _summary(scores, seen.visibility, thresholds, chosen, seed)
+                         for family, chosen in groups.items() if (chosen & counted).any()}
     return found
+
+
+def _summary(scores: Mapping[str, Mapping[str, np.ndarray]], visibility: np.ndarray, thresholds: Mapping[str, float],
+             chosen: np.ndarray, seed: int) -> dict[str, Any]:
+    """Means and intervals over the chosen clips that count."""
+    counts = chosen & np.isfinite(scores["head"]["shadow"])
+    draws = np.random.default_rng(seed).integers(counts.sum(), size=(_RESAMPLES, counts.sum()))
+
+    def interval(values: np.ndarray) -> dict[str, float]:
+        low, high = np.quantile(values[counts][draws].mean(1), (0.025, 0.975))
+        return {"mean": float(values[counts].mean()), "low": float(low), "high": float(high)}
+
+    head = scores["head"]
+    return {
+        "clips": int(counts.sum()), "clips_left_out": int((chosen & ~counts).sum()),
+        "shadow_share": float((visibility[counts] < 0.5).mean()),
+        "head": {c: interval(head[c]) for c in CLASSES},
+        "baselines": {name: {"threshold": threshold} | {c: interval(scores[name][c]) for c in CLASSES}
+                      for name, threshold in thresholds.items()},
+        "head_minus_baseline": {name: {c: interval(head[c] - scores[name][c]) for c in CLASSES}
+                                for name in thresholds}}
 
 
 def _mean(values: np.ndarray) -> float:
