@@ -8,7 +8,7 @@ import pytest
 
 from experiments import probe_shadow
 from tests import launching
-from wanjax.shadow_probe import ProbeConfig, Seen, compare, fit_threshold, overlap
+from wanjax.shadow_probe import ProbeConfig, Seen, compare, fit_thresholds, overlap
 
 
 def clips(shares):
@@ -25,6 +25,7 @@ def test_overlap_is_intersection_over_union_of_what_is_in_shadow_and_of_what_is_
     found = overlap(guess, truth)
     np.testing.assert_allclose(found["shadow"], [1, 0.6])
     np.testing.assert_allclose(found["lit"], [1, 5 / 7])
+    np.testing.assert_allclose(overlap(clips([0.9, 0.3]) < 0.5, clips([0.8, 0.2]))["rarer"], [1 / 2, 2 / 3])
 
 
 def test_a_clip_without_shadow_or_without_light_has_nothing_to_be_found():
@@ -36,16 +37,17 @@ def test_the_threshold_finds_the_luminance_that_divides_shadow_from_light():
     rng = np.random.default_rng(0)
     truth = clips([0.2, 0.5, 0.7])
     light = np.where(truth < 0.5, 0.1, 0.4) + rng.uniform(0, 0.05, truth.shape)
-    threshold = fit_threshold(light, truth)
-    assert 0.14 < threshold <= 0.4 and overlap(light < threshold, truth)["shadow"].min() > 0.97
+    for name, threshold in fit_thresholds(light, truth).items():
+        assert 0.14 < threshold <= 0.4 and overlap(light < threshold, truth)[name].min() > 0.97
     with pytest.raises(ValueError, match="take more clips"):
-        fit_threshold(light, np.ones_like(truth))
+        fit_thresholds(light, np.ones_like(truth))
 
 
 def test_head_and_baseline_are_compared_on_the_same_clips():
     truth = clips([0.2, 0.5, 0.7, 0.0])
     seen = Seen(truth, predicted=np.where(truth < 0.5, 0.1, 0.9), luminance={"decoded": np.ones_like(truth)})
-    found = compare(seen, {"decoded": 2.0}, ["room", "room", "dial", "overcast"])  # says shadow everywhere
+    everywhere = {"decoded": dict.fromkeys(("shadow", "lit", "rarer"), 2.0)}
+    found = compare(seen, everywhere, ["room", "room", "dial", "overcast"])
     assert found["families"]["room"]["baselines"]["decoded"]["shadow"]["mean"] == pytest.approx(0.35)
     assert {name: group["clips"] for name, group in found["families"].items()} == {"room": 2, "dial": 1}
     assert found["clips"] == 3 and found["clips_left_out"] == 1

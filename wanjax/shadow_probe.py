@@ -1,7 +1,7 @@
 """Does a transformer know where its shadows are? A shadow head on frozen hidden states, against thresholded luminance.
 
 On noised clips both say where the key light is hidden: the head from hidden states, the baseline from how dark the
-clean clip is that the same step's velocity points to, below a threshold fitted on training scenes for every noise
+clean clip is that the same step's velocity points to, below thresholds fitted on training scenes for every noise
 level. Both are scored by intersection over union with the scenes' ground truth (docs/objectives.md).
 """
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wanjax.light.photometry import luminance, srgb_to_linear
 from wanjax.models.shadow_head import ShadowHead
 
 Batches = Sequence[Mapping[str, np.ndarray]]
-CLASSES = ("shadow", "lit")
+CLASSES = ("shadow", "lit", "rarer")
 _FEWEST = 0.01  # share of a clip's cells that must be in shadow, and in light, for the clip to count
 _THRESHOLDS = 128
 _RESAMPLES = 2000
@@ -35,13 +35,14 @@ class ProbeConfig:
     Attributes:
       steps: of Adam, with cosine decay to zero.
       learning_rate: the first.
-      gate: weigh clips by the noise gate, as training does; else every noise level counts the same.
+      gate: weigh clips by the noise gate, as the shadow term does; else every noise level counts the same, as it is
+        scored.
       seed: of the head, the noise and the noise levels, which are uniform over the expert's range.
     """
 
     steps: int = 600
-    learning_rate: float = 3e-3
-    gate: bool = True
+    learning_rate: float = 5e-3
+    gate: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -153,14 +154,14 @@ def make_look(head: ShadowHead, decode: Callable[[Any, jax.Array], jax.Array], f
 
 
 def overlap(shadow: np.ndarray, visibility: np.ndarray) -> dict[str, np.ndarray]:
-    """Intersection over union of every clip, for what is in shadow and for what is lit.
+    """Intersection over union of every clip, for what is in shadow, what is lit, and the rarer of both in that clip.
 
     Args:
       shadow: predicted, bool [n, ...].
       visibility: in [0, 1], [n, ...]; below 1/2 is shadow.
 
     Returns:
-      {"shadow": [n], "lit": [n]}; NaN for a clip that is neither in shadow nor in light by 1 % at least: there is
+      {"shadow": [n], "lit": [n], "rarer": [n]}; NaN for a clip that is neither in shadow nor in light by 1 % at least: there is
       nothing to be found in it.
     """
     truth = visibility < 0.5
@@ -172,11 +173,14 @@ def overlap(shadow: np.ndarray, visibility: np.ndarray) -> dict[str, np.ndarray]
         union = (a | b).sum(axes)
         return np.where(counts, (a & b).sum(axes) / np.maximum(union, 1), np.nan)
 
-    return {"shadow": iou(shadow, truth), "lit": iou(~shadow, ~truth)}
+    dark, lit = iou(shadow, truth), iou(~shadow, ~truth)
+    return {"shadow": dark, "lit": lit, "rarer": np.where(share <= 0.5, dark, lit)}
 
 
-def fit_threshold(light: np.ndarray, visibility: np.ndarray) -> float:
-    """The luminance below which "shadow" has the largest mean IoU over clips, of 128 quantiles of ``light``.
+def fit_thresholds(light: np.ndarray, visibility: np.ndarray) -> dict[str, float]:
+    """For each of ``CLASSES`` the luminance, of 128 quantiles of ``light``, below which "shadow" scores best.
+
+    The score is the class's mean IoU over clips: the baseline is at its best in everything that it is compared in.
 
     Args:
       light, visibility: [n, ...].
@@ -185,30 +189,30 @@ def fit_threshold(light: np.ndarray, visibility: np.ndarray) -> float:
       ValueError: if no clip holds both shadow and light.
     """
     candidates = np.unique(np.quantile(light, np.linspace(0, 1, _THRESHOLDS)))
-    scores = [_mean(overlap(light < candidate, visibility)["shadow"]) for candidate in candidates]
-    return float(candidates[int(np.argmax(scores))])
+    scores = [overlap(light < candidate, visibility) for candidate in candidates]
+    return {c: float(candidates[int(np.argmax([_mean(score[c]) for score in scores]))]) for c in CLASSES}
 
 
-def compare(seen: Seen, thresholds: Mapping[str, float], families: Sequence[str] = (), *, seed: int = 0
-            ) -> dict[str, Any]:
+def compare(seen: Seen, thresholds: Mapping[str, Mapping[str, float]], families: Sequence[str] = (), *,
+            seed: int = 0) -> dict[str, Any]:
     """Scores of head and baselines on the same clips, with 95 % intervals from a bootstrap over clips.
 
     Args:
       seen: held-out clips.
-      thresholds: per baseline (``fit_threshold`` on training clips).
+      thresholds: per baseline and class (``fit_thresholds`` on training clips).
       families: of each clip, to be scored apart as well; () for none.
 
     Returns:
-      {"clips": those that count, "clips_left_out", "shadow_share", "head": {"shadow": {"mean", "low", "high"},
-      "lit": ...}, "baselines": {name: {"threshold", "shadow", "lit"}}, "head_minus_baseline": {name: {"shadow",
-      "lit"}}, "families": {family: the same}}; a family none of whose clips counts is left out.
+      {"clips": those that count, "clips_left_out", "shadow_share", "head": {class: {"mean", "low", "high"}},
+      "baselines": {name: {"thresholds", class: ...}}, "head_minus_baseline": {name: {class: ...}}, "families": {family:
+      the same}}; a family none of whose clips counts is left out.
 
     Raises:
       ValueError: if no clip holds both shadow and light.
     """
     scores = {"head": overlap(seen.predicted < 0.5, seen.visibility)}
-    scores |= {name: overlap(seen.luminance[name] < threshold, seen.visibility)
-               for name, threshold in thresholds.items()}
+    scores |= {name: {c: overlap(seen.luminance[name] < own[c], seen.visibility)[c] for c in CLASSES}
+               for name, own in thresholds.items()}
     counted = np.isfinite(scores["head"]["shadow"])
     if not counted.any():
         raise ValueError(f"none of the {len(counted)} held-out clips holds both shadow and light: take more clips, or "
@@ -221,8 +225,8 @@ def compare(seen: Seen, thresholds: Mapping[str, float], families: Sequence[str]
     return found
 
 
-def _summary(scores: Mapping[str, Mapping[str, np.ndarray]], visibility: np.ndarray, thresholds: Mapping[str, float],
-             chosen: np.ndarray, seed: int) -> dict[str, Any]:
+def _summary(scores: Mapping[str, Mapping[str, np.ndarray]], visibility: np.ndarray,
+             thresholds: Mapping[str, Mapping[str, float]], chosen: np.ndarray, seed: int) -> dict[str, Any]:
     """Means and intervals over the chosen clips that count."""
     counts = chosen & np.isfinite(scores["head"]["shadow"])
     draws = np.random.default_rng(seed).integers(counts.sum(), size=(_RESAMPLES, counts.sum()))
@@ -236,8 +240,8 @@ def _summary(scores: Mapping[str, Mapping[str, np.ndarray]], visibility: np.ndar
         "clips": int(counts.sum()), "clips_left_out": int((chosen & ~counts).sum()),
         "shadow_share": float((visibility[counts] < 0.5).mean()),
         "head": {c: interval(head[c]) for c in CLASSES},
-        "baselines": {name: {"threshold": threshold} | {c: interval(scores[name][c]) for c in CLASSES}
-                      for name, threshold in thresholds.items()},
+        "baselines": {name: {"thresholds": dict(own)} | {c: interval(scores[name][c]) for c in CLASSES}
+                      for name, own in thresholds.items()},
         "head_minus_baseline": {name: {c: interval(head[c] - scores[name][c]) for c in CLASSES}
                                 for name in thresholds}}
 
