@@ -161,8 +161,8 @@ def overlap(shadow: np.ndarray, visibility: np.ndarray) -> dict[str, np.ndarray]
       visibility: in [0, 1], [n, ...]; below 1/2 is shadow.
 
     Returns:
-      {"shadow": [n], "lit": [n], "rarer": [n]}; NaN for a clip that is neither in shadow nor in light by 1 % at least: there is
-      nothing to be found in it.
+      {"shadow": [n], "lit": [n], "rarer": [n]}; NaN for a clip of which less than 1 % is in shadow or in light: there
+      is nothing to be found in it.
     """
     truth = visibility < 0.5
     axes = tuple(range(1, truth.ndim))
