@@ -33,9 +33,9 @@ CASES: dict[str, dict[str, Any]] = {
     "light_consistency": {"light_consistency": objectives.LightConsistencyTerm(0.1)},
     "change_weight": {"change_weight": objectives.ChangeWeightTerm(0.1)},
     "shadow": {"shadow": objectives.ShadowTerm(0.1)},
-    "temporal_luminance, a step that decodes": {"temporal_luminance": objectives.TemporalLuminanceTerm(0.1, every=1)},
+    "temporal_luminance: a step that decodes": {"temporal_luminance": objectives.TemporalLuminanceTerm(0.1, every=1)},
 }
-QUARTER = "temporal_luminance, a step that decodes a quarter of the clips"
+QUARTER = "temporal_luminance: a quarter of the clips"
 
 
 def make_step(experiment: config.Experiment, opened: codec.Codec, batch: int, terms: dict[str, Any]
