@@ -71,7 +71,7 @@ demo: setup
 	$(call say,done: open $(DEMO)/report.html)
 
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(RUN) -m ruff check .

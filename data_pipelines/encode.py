@@ -210,15 +210,22 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def open_source(config: DataConfig) -> ClipSource:
+def open_source(config: DataConfig) -> TFDSSource:
     """The data set that a config names: ``light_scenes`` is rendered if it is not there yet, others must be prepared.
+
+    ``light_scenes:all`` has every family, ``light_scenes:street_lamp,water_glitter`` those named (docs/data.md).
 
     Raises:
       DataError: if it is not prepared, cannot be read at random, or lacks a feature of docs/data.md.
     """
-    if config.source == "light_scenes":
-        scenes = light_scenes.LightScenesConfig(frames=config.frames, height=config.height, width=config.width,
-                                                fps=config.fps)
+    name, _, families = config.source.partition(":")
+    if name == "light_scenes":
+        try:
+            chosen = light_scenes.parse_families(families) if families else light_scenes.FAMILIES
+        except ValueError as error:
+            raise DataError(f"config.data.source = {config.source!r}: {error}") from error
+        scenes = light_scenes.LightScenesConfig.balanced(frames=config.frames, height=config.height,
+                                                         width=config.width, fps=config.fps, families=chosen)
         builder = light_scenes.prepare(config.data_dir, config=scenes)
     else:
         try:

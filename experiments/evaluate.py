@@ -2,13 +2,18 @@
 
     python -m experiments.evaluate --workdir runs/demo --json runs/demo/report.json --report runs/demo/report.html
     python -m experiments.evaluate --videos 'clips/*.mp4' --report report.html
+    python -m experiments.evaluate --videos 'ours/*.mp4' --against 'theirs/*.mp4' --report compared.html
+    python -m experiments.evaluate --videos 'corrected/*.mp4' --against 'clips/*.mp4' --against_is original
 
 ``--workdir`` reads what ``experiments.sample`` left in its folder ``samples`` and scores every clip against its
 caption. ``--references`` names the folder of the rendered scenes: each clip is then shown beside the rendered clip
 that its caption was written for, and the estimator is checked on rendered held-out clips first, forwards and played
 backwards. ``--videos`` measures any clips; nothing is scored where no caption's answers are known.
 
-Files that cannot be read are named, in the report too, and the others go on; the exit code is then 1.
+``--against`` pairs the clips with another set (a glob, or a run) and says whether they are better: flicker has to fall
+and the light's path has to be kept. docs/evaluate.md explains the report, the JSON and what is done with which file.
+
+Files that cannot be measured are named, in the report too, and the others go on; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -25,7 +30,8 @@ from absl import app, flags
 from PIL import Image
 
 from data_pipelines import light_scenes
-from wanjax import evaluate, report
+from wanjax import compare, evaluate, report
+from wanjax.clip_records import SAMPLES
 
 _VIDEOS = flags.DEFINE_string("videos", None, "Glob of clips to measure (quote it; ** reaches folders below).")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run whose sampled clips (WORKDIR/samples/samples.jsonl) to measure.")
@@ -35,6 +41,25 @@ _SHEET = flags.DEFINE_string("sheet", None, "PNG file for frames of the first tw
 _REFERENCES = flags.DEFINE_string("references", None, "Data folder of the rendered scenes, to compare with.")
 _REFERENCE_CLIPS = flags.DEFINE_integer(
     "reference_clips", 32, "Rendered held-out clips the estimator is checked on; 0 for none.", lower_bound=0
+)
+_AGAINST = flags.DEFINE_string("against", None, "Clips to compare with: a glob, a run, or a folder of samples.")
+_AGAINST_IS = flags.DEFINE_enum(
+    "against_is",
+    "rival",
+    ["rival", "original"],
+    "rival: other clips of the same captions. original: the clips that these were made from, whose light's path is to "
+    "be kept.",
+)
+_PAIR_BY = flags.DEFINE_enum(
+    "pair_by",
+    "auto",
+    ["auto", "name", "prompt"],
+    "What makes a pair: the file's name, or prompt and seed; auto takes these where every clip has them.",
+)
+_NAME = flags.DEFINE_string("name", None, "What these clips are called in the report.")
+_AGAINST_NAME = flags.DEFINE_string("against_name", None, "What those of --against are called.")
+_PAGE_MB = flags.DEFINE_integer(
+    "page_mb", report.PAGE_LIMIT >> 20, "MiB that the cards of single clips may take in the report.", lower_bound=1
 )
 _TITLE = flags.DEFINE_string("title", None, "Headline of the report.")
 
@@ -93,37 +118,91 @@ def headline(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def records_against(target: str, source: Any) -> list[evaluate.ClipRecord]:
+    """The clips that ``--against`` names."""
+    folder = Path(target)
+    if not folder.is_dir():
+        return evaluate.records_of_videos(target, flag="--against")
+    for candidate in (folder / "samples", folder):
+        if (candidate / SAMPLES).is_file():
+            return evaluate.records_of_samples(candidate, functools.partial(reference_of, source))
+    raise FileNotFoundError(f"--against {target}: a folder without {SAMPLES}; give a glob such as '{folder}/*.mp4'")
+
+
+def set_name(given: str | None, target: str) -> str:
+    """A name for a set of clips: what was given, else its folder's."""
+    if given:
+        return given
+    path = Path(target)
+    while path.name and (not path.is_dir() or path.name == "samples"):
+        path = path.parent
+    return path.resolve().name or "clips"
+
+
+def verdict_lines(comparison: compare.Comparison) -> list[str]:
+    """What to print of a comparison."""
+    lines = [f"pairs: {len(comparison.pairs)} by {comparison.rule}, without a partner: {len(comparison.unpaired)}"]
+    for d in [*(d for d in comparison.differences if d.name in compare.FLICKER), *comparison.path]:
+        low, high = d.interval or (d.difference, d.difference)
+        lines.append(
+            f"{d.name}: {d.against:.4f} -> {d.mean:.4f} {d.unit}, difference {d.difference:+.4f} "
+            f"[{low:+.4f}, {high:+.4f}], p = {d.p:.4f}"
+        )
+    return [*lines, comparison.verdict.words]
+
+
 def run(command: str) -> int:
     """Measures and writes; the exit code."""
     source = light_scenes.open_split(_REFERENCES.value, "test") if _REFERENCES.value else None
     if _WORKDIR.value:
         records = evaluate.records_of_samples(Path(_WORKDIR.value) / "samples", functools.partial(reference_of, source))
-        title = _TITLE.value or f"Light in the clips of {Path(_WORKDIR.value).resolve().name}"
+        title = f"Light in the clips of {Path(_WORKDIR.value).resolve().name}"
     else:
         records = evaluate.records_of_videos(_VIDEOS.value)
-        title = _TITLE.value or "Light, measured"
+        title = "Light, measured"
+    name = set_name(_NAME.value, _WORKDIR.value or _VIDEOS.value)
+    others = records_against(_AGAINST.value, source) if _AGAINST.value else []
     estimator = None
     if source is not None and _REFERENCE_CLIPS.value:
         estimator = evaluate.check_estimator(rendered(source, _REFERENCE_CLIPS.value))
-    evaluation = evaluate.evaluate_clips(
-        records, estimator=estimator, report=lambda line: print(line, file=sys.stderr, flush=True)
-    )
-    summary = evaluation.summary()
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    evaluation = evaluate.evaluate_clips(records, estimator=estimator, report=tell, name=name)
+    comparison = None
+    if others:
+        other = set_name(_AGAINST_NAME.value, _AGAINST.value)
+        against = evaluate.evaluate_clips(others, report=tell, name=f"{other} (against)" if other == name else other)
+        original = _AGAINST_IS.value == "original"
+        comparison = compare.compare(evaluation, against, pair_by=_PAIR_BY.value, original=original)
+        title = f"{evaluation.name} against {against.name}"
+    write(evaluation, comparison, _TITLE.value or title, command)
+    print("\n".join(headline(evaluation.summary())))
+    if comparison:
+        print("\n".join(verdict_lines(comparison)))
+    refused = [*evaluation.unreadable, *(comparison.against.unreadable if comparison else [])]
+    if refused:
+        print(f"error: {len(refused)} of {len(records) + len(others)} clips could not be measured:", file=sys.stderr)
+        for file in refused:
+            print(f"  {file['error']}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def write(evaluation: evaluate.Evaluation, comparison: compare.Comparison | None, title: str, command: str) -> None:
+    """The files that were asked for."""
     if _JSON.value:
+        summary = evaluation.summary() | ({"comparison": comparison.summary()} if comparison else {})
         evaluate.write_text(_JSON.value, json.dumps(summary, ensure_ascii=False, indent=1, allow_nan=False))
     if _REPORT.value:
-        evaluate.write_text(_REPORT.value, report.render(evaluation, title=title, command=command))
+        limit = _PAGE_MB.value << 20
+        page = report.render(evaluation, title=title, command=command, comparison=comparison, limit=limit)
+        evaluate.write_text(_REPORT.value, page)
         print(f"report: {_REPORT.value}")
     if _SHEET.value:
         Path(_SHEET.value).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(report.contact_sheet(evaluation)).save(_SHEET.value, format="PNG")
-    print("\n".join(headline(summary)))
-    if evaluation.unreadable:
-        print(f"error: {len(evaluation.unreadable)} of {len(records)} clips could not be measured:", file=sys.stderr)
-        for file in evaluation.unreadable:
-            print(f"  {file['error']}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def main(argv: list[str]) -> None:
@@ -131,6 +210,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --, and a glob needs quotes")
     if bool(_VIDEOS.value) == bool(_WORKDIR.value):
         raise app.UsageError("give either --videos GLOB or --workdir DIR")
+    if not _AGAINST.value:
+        for flag in (_AGAINST_IS, _PAIR_BY, _AGAINST_NAME):
+            if flags.FLAGS[flag.name].present:
+                raise app.UsageError(f"--{flag.name} says how to compare: give --against too")
     try:
         code = run("python -m experiments.evaluate " + " ".join(sys.argv[1:]))
     except (OSError, ValueError) as error:

@@ -80,21 +80,21 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
     expert = Expert(name, model, objective, experiment.optimizer, config, mesh, experiment.seed, params, batches,
                     validation, preview, lambda b: data.to_global(b, partition.batch_sharding(mesh)),
                     experiment.shadow_head(model))
-    log = RunLog(folder, name=f"{name} expert", steps=steps, log_every=config.log_every)
-    try:
-        with Checkpoints(folder / "checkpoints", experiment=experiment, expert=name, keep=config.keep) as checkpoints:
-            if checkpoints.latest == steps:
-                print(f"{name} expert: all {steps} steps are done", flush=True)
-                return
-            train_expert(expert, checkpoints, log)
-    finally:
-        log.close()
+    with (RunLog(folder, name=f"{name} expert", steps=steps, log_every=config.log_every) as log,
+          Checkpoints(folder / "checkpoints", experiment=experiment, expert=name, keep=config.keep) as checkpoints):
+        if checkpoints.latest == steps:
+            print(f"{name} expert: all {steps} steps are done", flush=True)
+            return
+        train_expert(expert, checkpoints, log)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --")
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    absl_log = logging.getLogger("absl")
+    absl_log.setLevel(logging.WARNING)
+    # orbax logs the stack of an error that it raises, too: what catches it says it once
+    absl_log.addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
     try:
         run(config_lib.from_config_dict(flags.FLAGS.config), flags.FLAGS.workdir)
     except Stopped as stopped:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from data_pipelines.light_scenes import FAMILIES, ClipSize, ClipSpec, render_clip
+from data_pipelines.light_scenes import ALL, FAMILIES, ClipSize, ClipSpec, parse_families, render_clip, signs_of
 from wanjax import codec_finish, codec_training, hub
 from wanjax.codec import find_codec
 from wanjax.codec_training import CodecTrainingConfig
@@ -41,29 +41,31 @@ def tiny_config(base_dim: int = 8) -> VAEConfig:
     )
 
 
-def specs(family: str, split: str, count: int, seed: int = 0) -> list[ClipSpec]:
-    """``count`` clips of a family, signs balanced."""
+def specs(name: str, split: str, count: int, seed: int = 0) -> list[ClipSpec]:
+    """``count`` clips of a family (or "family/variant"), signs balanced."""
+    family, _, variant = name.partition("/")
     out = []
     for scene in range(count):
-        a, b = (1 - 2 * (scene % 2), 1 - scene // 2 % 2 * 2)
-        signs = {"sunrise_room": (a, b, 0), "sundial": (0, a, 0), "constant": (0, 0, a)}[family]
-        out.append(ClipSpec(family, scene, *signs, split=split, seed=seed))
+        values = (1 - 2 * (scene % 2), 1 - scene // 2 % 2 * 2)
+        signs = dict(zip(signs_of(family), values, strict=False))
+        out.append(ClipSpec(family, scene, **signs, split=split, seed=seed, variant=variant))
     return out
 
 
-def rendered(family: str, split: str, count: int) -> np.ndarray:
-    """Clips uint8 [count, T, H, W, 3] at the default size."""
-    return np.stack([render_clip(spec, ClipSize()).video for spec in specs(family, split, count)])
+def rendered(families: Sequence[str], split: str, count: int) -> np.ndarray:
+    """``count`` clips of each family, uint8 [families · count, T, H, W, 3] at the default size."""
+    return np.stack([render_clip(spec, ClipSize()).video for name in families for spec in specs(name, split, count)])
 
 
-def training_clips(workdir: Path, count: int) -> np.ndarray:
-    """All families' training clips, rendered once and kept in the work folder."""
-    path = workdir / f"clips_{count}.npy"
+def training_clips(workdir: Path, families: Sequence[str], count: int) -> np.ndarray:
+    """The families' training clips, rendered once and kept in the work folder."""
+    names = "_".join(name.replace("/", ".") for name in families)
+    path = workdir / f"clips_{count}_{names}.npy"
     if not path.exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        logging.info("rendering %d clips of each of %s", count, ", ".join(FAMILIES))
+        logging.info("rendering %d clips of each of %s", count, ", ".join(families))
         temporary = workdir / "clips.tmp.npy"
-        np.save(temporary, np.concatenate([rendered(family, "train", count) for family in FAMILIES]))
+        np.save(temporary, rendered(families, "train", count))
         temporary.replace(path)
     return np.load(path, mmap_mode="r")
 
@@ -92,19 +94,14 @@ class Augmented:
         return (crop * 2 - 1).astype(np.float32)
 
 
-def fit(model: WanVAE, params: Mapping[str, Any], clips: np.ndarray) -> LuminanceFit:
-    """Luminance vector of a codec on uint8 clips [n, T, H, W, 3]."""
+def fit(model: WanVAE, params: Mapping[str, Any], clips: np.ndarray, families: Sequence[str]) -> LuminanceFit:
+    """Luminance vector of a codec on training clips uint8 [n, T, H, W, 3] of ``families``."""
     latents, cells = [], []
     for clip in clips:
         latents.append(np.asarray(model.apply({"params": params}, clip[None] / np.float32(127.5) - 1)))
         cells.append(cell_luminance(luminance(srgb_to_linear(clip[None].astype(np.float64) / 255))))
-    what = f"{len(clips)} training clips of light_scenes ({', '.join(FAMILIES)})"
+    what = f"{len(clips)} training clips of light_scenes ({', '.join(families)})"
     return fit_luminance(np.concatenate(latents), np.concatenate(cells), fitted_on=what)
-
-
-def fit_sample(count: int) -> np.ndarray:
-    """The clips on which statistics and luminance are fitted."""
-    return np.concatenate([rendered(family, "train", count) for family in FAMILIES])
 
 
 def compacted(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,32 +117,42 @@ def compacted(params: Mapping[str, Any]) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(shrink, params)
 
 
-def export(config: VAEConfig, params: Mapping[str, Any], sample: np.ndarray, folder: Path) -> LuminanceFit:
+def export(
+    config: VAEConfig, params: Mapping[str, Any], sample: np.ndarray, families: Sequence[str], folder: Path
+) -> LuminanceFit:
     """Write the codec's folder; on ``sample`` (uint8 clips) latents are scaled, brightness set, luminance fitted."""
     few = sample[:: max(len(sample) // 12, 1)]
     params = compacted(codec_finish.balance(config, params, few))
     params = codec_finish.brighten(config, params, sample)
     model = WanVAE(codec_finish.with_statistics(config, params, sample))
     hub.save_vae(folder, model, params)
-    found = fit(model, params, sample)
+    found = fit(model, params, sample, families)
     found.save(folder / "luminance.json")
     return found
 
 
-def fit_again(folder: Path, *, fit_clips: int) -> LuminanceFit:
+def fit_again(folder: Path, *, families: Sequence[str], fit_clips: int) -> LuminanceFit:
     """Fit the luminance vector of the codec in ``folder`` and rewrite its luminance.json."""
     model, params = hub.load_vae(folder)
-    found = fit(model, params, fit_sample(fit_clips))
+    found = fit(model, params, rendered(families, "train", fit_clips), families)
     found.save(folder / "luminance.json")
     return found
 
 
 def run(
-    workdir: Path, config: VAEConfig, training: CodecTrainingConfig, *, clips: int, held_out: int, fit_clips: int
+    workdir: Path,
+    config: VAEConfig,
+    training: CodecTrainingConfig,
+    *,
+    families: Sequence[str],
+    clips: int,
+    held_out: int,
+    fit_clips: int,
 ) -> Path:
     """Train in ``workdir`` (or go on there) and export; returns the codec's folder.
 
     Args:
+        families: of ``light_scenes.ALL``.
         clips: rendered training clips of each family.
         held_out: held-out clips of each family that are measured.
         fit_clips: training clips of each family for latent statistics and luminance.
@@ -157,17 +164,17 @@ def run(
         with open(workdir / "metrics.jsonl", "a") as file:
             file.write(line + "\n")
 
-    sample = fit_sample(fit_clips)
+    sample = rendered(families, "train", fit_clips)
     params = codec_training.train(
         WanVAE(config),
         training,
-        Augmented(training_clips(workdir, clips)),
+        Augmented(training_clips(workdir, families, clips)),
         start=sample[:: max(len(sample) // 12, 1)],
         workdir=workdir,
-        held_out={family: rendered(family, "test", held_out) for family in FAMILIES},
+        held_out={name: rendered([name], "test", held_out) for name in families},
         report=report,
     )
-    found = export(config, params, sample, workdir / "codec")
+    found = export(config, params, sample, families, workdir / "codec")
     logging.info("wrote %s; luminance R2 %.4f", workdir / "codec", found.r2)
     return workdir / "codec"
 
@@ -175,11 +182,15 @@ def run(
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    try:
+        families = parse_families(FLAGS.families)
+    except ValueError as error:
+        raise app.UsageError(f"--families: {error}") from error
     if FLAGS.fit_luminance:
         if not FLAGS.checkpoint:
             raise app.UsageError("--fit_luminance needs --checkpoint, the codec's folder")
         try:
-            found = fit_again(find_codec(FLAGS.checkpoint), fit_clips=FLAGS.fit_clips)
+            found = fit_again(find_codec(FLAGS.checkpoint), families=families, fit_clips=FLAGS.fit_clips)
         except (OSError, ValueError) as error:
             sys.exit(f"error: --checkpoint {FLAGS.checkpoint}: {error}")
         print(f"luminance.json: R2 {found.r2:.4f} on {found.fitted_on}")
@@ -187,13 +198,14 @@ def main(argv: list[str]) -> None:
     if not FLAGS.workdir:
         raise app.UsageError("--workdir is needed")
     training = CodecTrainingConfig(steps=FLAGS.steps, full_steps=min(FLAGS.full_steps, FLAGS.steps))
-    sizes = {"clips": FLAGS.clips, "held_out": FLAGS.held_out, "fit_clips": FLAGS.fit_clips}
+    sizes = {"families": families, "clips": FLAGS.clips, "held_out": FLAGS.held_out, "fit_clips": FLAGS.fit_clips}
     run(Path(FLAGS.workdir), tiny_config(FLAGS.base_dim), training, **sizes)
 
 
 def entry() -> None:
     """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
     flags.DEFINE_string("workdir", None, "Folder of the run; an earlier run in it is continued.")
+    flags.DEFINE_string("families", ",".join(FAMILIES), f"'all', or names separated by commas, of: {', '.join(ALL)}.")
     flags.DEFINE_integer("steps", CodecTrainingConfig.steps, "Optimizer steps.", lower_bound=1)
     flags.DEFINE_integer("full_steps", CodecTrainingConfig.full_steps, "The last steps, on whole clips.", lower_bound=0)
     flags.DEFINE_integer("clips", 240, "Rendered training clips of each family.", lower_bound=1)

@@ -106,12 +106,15 @@ def test_a_cell_is_the_mean_of_its_frames_and_pixels():
 
 
 def test_launcher_trains_exports_and_fits_luminance_again(tmp_path):
-    folder = train_codec.run(tmp_path, MODEL.config, CONFIG, clips=1, held_out=1, fit_clips=1)
+    folder = train_codec.run(
+        tmp_path, MODEL.config, CONFIG, families=("sundial", "street_lamp"), clips=1, held_out=1, fit_clips=1
+    )
     model, params = hub.load_vae(folder)
     fit = luminance.load(folder / "luminance.json")
     assert len(fit.m) == 16 and fit.r2 <= 1
-    assert "sundial/psnr" in json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    clip = train_codec.rendered("sundial", "train", 1)
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"sundial/psnr", "street_lamp/psnr"} <= set(last)
+    clip = train_codec.rendered(["sundial"], "train", 1)
     latents = model.apply({"params": params}, clip / np.float32(127.5) - 1)
     chex.assert_shape(latents, (1, 5, 8, 8, 16))
     (folder / "luminance.json").write_text(json.dumps({"m": []}))
@@ -119,6 +122,7 @@ def test_launcher_trains_exports_and_fits_luminance_again(tmp_path):
         luminance.load(folder / "luminance.json")
     (folder / "luminance.json").unlink()  # a codec from elsewhere has none
     command = ("-m", "experiments.train_codec", "--fit_luminance", f"--checkpoint={folder}", "--fit_clips=1")
+    command += ("--families=sundial,street_lamp",)
     done = subprocess.run((sys.executable, *command), capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "R2" in done.stdout

@@ -127,6 +127,7 @@ def test_nothing_measurable_still_gives_a_page(tmp_path):
     ("values", "message"),
     [
         ({"videos": "/nowhere/*.mp4"}, "no file matches"),
+        ({"videos": str(Path(__file__).parent)}, "a folder; give a glob"),
         ({"workdir": "/nowhere"}, "samples.jsonl: no such file"),
     ],
 )

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.light_scenes import ClipSpec, render_clip
-from wanjax.light.metrics import UNITS, classify, measure
+from wanjax.light.metrics import GROUND_TRUTH, UNITS, classify, curves_and_metrics, measure
 from wanjax.light.motion import dis_motion, given_motion
-from wanjax.light.photometry import linear_to_srgb, srgb_to_linear
+from wanjax.light.photometry import LUMINANCE_FLOOR, linear_to_srgb, srgb_to_linear
 
 FPS = 8.0
 
@@ -75,6 +75,23 @@ def test_the_measures_in_use_elsewhere_rank_a_pan_below_a_flicker(ranked):
 def test_a_ramp_reads_its_slope_and_no_flicker(ranked):
     assert ranked["static", "ramp"]["exposure_slope"] == pytest.approx(0.05 * FPS, rel=0.01)
     assert ranked["static", "ramp"]["global_flicker"] < 1e-3
+
+
+def test_the_curves_say_when_and_where_the_light_jumps():
+    video = clip_of("static", "constant", 9)
+    video[5, 32:, :32] = linear_to_srgb(2 * srgb_to_linear(video[5, 32:, :32]) + LUMINANCE_FLOOR)
+    still = np.zeros((8, 64, 64, 2), np.float32)
+    curves, metrics = curves_and_metrics(iter(video), fps=FPS, flow=still)
+    assert curves.acceleration.shape == curves.log_luminance.shape == (9,)
+    assert curves.acceleration[[0, -1]].tolist() == [0, 0]
+    assert np.argmin(curves.acceleration) == 5
+    assert np.abs(curves.acceleration[1:-1]).mean() == pytest.approx(metrics["global_flicker"])
+    assert curves.flicker_map.shape == (64, 64)
+    # one stop up and down again: 1, -2 and 1 among 7 second differences
+    assert curves.flicker_map[48:, :16].mean() == pytest.approx(4 / 7, rel=1e-4)
+    assert curves.flicker_map[:16].max() < 1e-3
+    short, _ = curves_and_metrics(video[:2], fps=FPS)
+    assert not short.flicker_map.any() and not short.acceleration.any()
 
 
 def test_colour_drift_is_read_in_mired_per_second():
@@ -149,7 +166,7 @@ def test_every_metric_is_defined_on_constant_short_and_tiny_clips(frames, value,
 
 def test_names_units_and_truth():
     plain = measure(np.zeros((2, 16, 16, 3), np.uint8), fps=FPS)
-    assert set(plain) == {name for name in UNITS if not name.endswith("_error")}
+    assert set(plain) == set(UNITS) - GROUND_TRUTH
     with_truth = measure(
         np.zeros((2, 16, 16, 3)),
         fps=FPS,

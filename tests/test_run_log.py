@@ -1,11 +1,13 @@
 """No step is missing or twice in the log, whatever happened to the process that wrote it."""
+import contextlib
 import json
+import resource
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from wanjax.run_log import RunLog
+from wanjax.run_log import RunLog, RunLogError
 
 
 def steps(log):
@@ -48,3 +50,33 @@ def test_validation_and_images_are_kept(tmp_path):
 def test_writing_before_opening_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="cut"):
         RunLog(tmp_path, name="x", steps=1, log_every=1, progress=False).validation(1, {"validation/velocity": 1.0})
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """No file may grow past ``size`` bytes: writing fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_takes_no_more_is_said_with_the_remedy(tmp_path):
+    with (pytest.raises(RunLogError, match=f"{tmp_path} cannot be written .*Free disk space and launch again"),
+          largest_file(2000), RunLog(tmp_path, name="x", steps=1000, log_every=1, progress=False) as log):
+        log.cut(0)
+        for step in range(1, 1000):
+            log.step(step, {"loss": 0.5})
+    assert steps(write(tmp_path, 20, 22)) == list(range(1, 23))
+
+
+def test_an_error_on_its_way_is_not_hidden_by_one_of_closing(tmp_path):
+    with (pytest.raises(KeyError, match="the cause"), largest_file(2000),
+          RunLog(tmp_path, name="x", steps=1000, log_every=1, progress=False) as log):
+        log.cut(0)
+        with contextlib.suppress(RunLogError):
+            for step in range(1, 1000):
+                log.step(step, {"loss": 0.5})
+        raise KeyError("the cause")

@@ -3,14 +3,17 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import shutil
 import signal
+import time
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from wanjax import checkpoint, config, objectives, optim, partition, train
 from wanjax.models import rows
@@ -75,12 +78,9 @@ def run(folder, *, steps=6, batches=None, keep=3, every=2, accumulate=1, on_step
                           lambda b: jax.device_put(b, partition.batch_sharding(mesh)),
                           experiment.shadow_head(model) if experiment else None)
     experiment = experiment or config.load("configs/light_scenes_tiny.py")
-    log = RunLog(folder, name="high", steps=steps, log_every=2, progress=False)
-    try:
-        with checkpoint.Checkpoints(folder / "checkpoints", experiment=experiment, expert="high", keep=keep) as saved:
-            return train.train_expert(expert, saved, log, on_step=on_step)
-    finally:
-        log.close()
+    with (RunLog(folder, name="high", steps=steps, log_every=2, progress=False) as log,
+          checkpoint.Checkpoints(folder / "checkpoints", experiment=experiment, expert="high", keep=keep) as saved):
+        return train.train_expert(expert, saved, log, on_step=on_step)
 
 
 def lines(folder):
@@ -218,6 +218,35 @@ def test_a_full_disk_is_said_before_writing(tmp_path, monkeypatch):
     assert "checkpoint of step 2 is untouched" in str(error.value)
     monkeypatch.undo()
     assert int(run(tmp_path).step) == 6
+
+
+def whole_on_disk(folder, seconds=60):
+    """Waits for a checkpoint that is written in the background."""
+    end = time.monotonic() + seconds
+    while not (folder / "commit_success.txt").exists():
+        assert time.monotonic() < end, f"{folder} is not written"
+        time.sleep(0.01)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_save_that_fails_in_the_background_is_said_and_harms_none_before_it(whole, tmp_path):
+    done = []
+
+    def shrink():
+        done.append(1)
+        if len(done) == 3:
+            whole_on_disk(tmp_path / "checkpoints/2")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))  # as a disk that others fill meanwhile
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(checkpoint.CheckpointError, match="could not be written .*Free disk space and launch again"):
+            run(tmp_path, on_step=shrink)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    # read, not gone on from: in this process the failed save's threads may still be at work
+    kept, expected = (ocp.load_checkpointables(folder / "checkpoints/2") for folder in (tmp_path, whole[0]))
+    chex.assert_trees_all_equal(jax.device_get(kept["params"]), jax.device_get(expected["params"]))
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path):

@@ -5,6 +5,7 @@ One folder per step, with the parts ``params``, ``ema``, ``optimizer`` (arrays),
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -25,6 +26,7 @@ from wanjax.train import EXPERTS, TrainState, network_rows
 
 # what orbax and its storage raise on files that are missing, short or altered
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+METADATA = 1_000_000  # bytes; what a checkpoint holds besides its arrays
 
 
 class CheckpointError(RuntimeError):
@@ -112,21 +114,25 @@ class Checkpoints:
                                   f"({_first_line(error)}); earlier ones are untouched. Free disk space and launch "
                                   "again") from error
 
-    def close(self) -> None:
-        self.wait()
-        self._manager.close()
-
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Closes, after the last save is whole."""
+        try:
+            self.wait()
+        except CheckpointError:
+            if error is None:  # else the error that is on its way says what happened
+                raise
+        finally:
+            with contextlib.suppress(OSError, ValueError):  # raised by wait() already
+                self._manager.close()
 
     def _check_room(self, state: TrainState) -> None:
         # sums over this process's shards; uncompressed, so that a save that passes also fits
-        need = sum(s.data.nbytes for x in jax.tree.leaves(state) for s in x.addressable_shards if s.replica_id == 0)
-        free = shutil.disk_usage(self.folder).free
-        if free < 1.05 * need:
+        arrays = sum(s.data.nbytes for x in jax.tree.leaves(state) for s in x.addressable_shards if s.replica_id == 0)
+        free, need = shutil.disk_usage(self.folder).free, 1.05 * arrays + METADATA
+        if free < need:
             raise CheckpointError(f"the disk of {self.folder} has {free / 1e6:.1f} MB free and a checkpoint takes "
                                   f"{need / 1e6:.1f} MB: nothing was written, the checkpoint of step {self.latest} is "
                                   "untouched. Free space and launch again: it goes on from there")

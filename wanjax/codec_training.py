@@ -158,7 +158,7 @@ def codec_loss(
         "stops": light,
         "kl": 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar),
     }
-    weights = {
+    weights: dict[str, jax.Array | float] = {
         "l1": 1.0,
         "cell": config.cell_weight,
         "mse": config.mse_weight,

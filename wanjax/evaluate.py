@@ -2,13 +2,12 @@
 
 A caption states two things that can be checked on a clip with a layout of its own: whether it gets brighter,
 darker or stays (``exposure_change``), and which way its light sweeps (``sweep``). A clip is right if both
-are.
+are. docs/evaluate.md lists what the JSON holds.
 """
 
 from __future__ import annotations
 
-import glob
-import json
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from wanjax import video
+from wanjax.clip_records import ANSWERS, ClipRecord, Reference, records_of_samples, records_of_videos
 from wanjax.light.metrics import (
     EXPOSURE_THRESHOLD,
     SWEEP_MASS_THRESHOLD,
@@ -30,10 +30,14 @@ from wanjax.light.metrics import (
     curves_and_metrics,
     measure,
 )
+from wanjax.uncertainty import bootstrap_interval, wilson_interval
+from wanjax.video_color import to_screen
 
 __all__ = [
     "ANSWERS",
+    "SCHEMA",
     "ClipRecord",
+    "ClipResult",
     "Evaluation",
     "Measured",
     "Reference",
@@ -44,51 +48,57 @@ __all__ = [
     "write_text",
 ]
 
-ANSWERS = ("exposure_change", "sweep")
-"""What is read off a clip and held against its caption; each is -1, 0 or 1."""
+SCHEMA = 2
+"""Version of the JSON's layout; keys are added, not renamed."""
+
+SHORTEST = 3
+"""Frames below which a clip has no second difference: it is shown, and left out of means and tests."""
 
 _THUMBNAIL = 128  # longer side in pixels
-_THUMBNAILS = 32  # kept per clip; when full, every other one goes
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A rendered clip to show and measure beside a sampled one: ``frames [T, H, W, 3]`` uint8."""
-
-    frames: np.ndarray
-    fps: float
-
-
-@dataclass(frozen=True)
-class ClipRecord:
-    """A clip to be measured.
-
-    Attributes:
-      path: its file.
-      facts: what is known of it: any of ``prompt``, ``language``, ``family``, ``exposure_change``, ``sweep``,
-        ``seed``, ``settings``, ``truth`` (see :func:`wanjax.light.metrics.measure`).
-      reference: gives the rendered clip that the caption was written for, if there is one.
-    """
-
-    path: Path
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    reference: Callable[[], Reference] | None = None
+_WATCHED = 32  # thumbnails while a clip runs by; when full, every other one goes
+_THUMBNAILS = 9  # kept afterwards
+_HEAT = 96  # longer side in pixels of the flicker map that is kept
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One video, measured; ``thumbnails`` are evenly spaced frames of at most 128 pixels, uint8."""
+    """One video, measured.
+
+    Attributes:
+      metrics: under the names of :data:`wanjax.light.metrics.UNITS`.
+      curves: tracks over time; its ``flicker_map`` is brought down to at most 96 pixels a side.
+      fps: frames per second.
+      size: (H, W) in pixels.
+      jpegs: up to nine evenly spaced frames of at most 128 pixels a side, compressed: a thousand clips are kept.
+    """
 
     metrics: dict[str, float]
     curves: LightCurves
     fps: float
     size: tuple[int, int]
-    thumbnails: list[np.ndarray]
+    jpegs: tuple[bytes, ...]
+
+    @property
+    def thumbnails(self) -> list[np.ndarray]:
+        """Evenly spaced frames [H, W, 3] uint8 of at most 128 pixels a side."""
+        coded = (np.frombuffer(jpeg, np.uint8) for jpeg in self.jpegs)
+        return [np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))[..., ::-1] for data in coded]
+
+    @property
+    def hotspot(self) -> dict[str, float]:
+        """Where it flickers most: ``x`` and ``y`` in shares of width and height from the upper left, ``stops``."""
+        heat = self.curves.flicker_map
+        row, column = np.unravel_index(int(np.argmax(heat)), heat.shape)
+        x, y = (column + 0.5) / heat.shape[1], (row + 0.5) / heat.shape[0]
+        return {"x": round(float(x), 4), "y": round(float(y), 4), "stops": round(float(heat[row, column]), 5)}
 
 
 @dataclass(frozen=True)
 class ClipResult:
-    """A clip, what was measured on it and on its reference, and whether it is what its caption says."""
+    """A clip, what was measured on it and on its reference, and whether it is what its caption says.
+
+    ``file`` is what the file says of itself, ``notes`` what a reader of the numbers has to know of it.
+    """
 
     record: ClipRecord
     facts: dict[str, Any]
@@ -96,6 +106,8 @@ class ClipResult:
     reference: Measured | None
     answers: dict[str, int]
     expected: dict[str, int] | None
+    file: video.Probe | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def right(self) -> dict[str, bool]:
@@ -105,6 +117,10 @@ class ClipResult:
     @property
     def correct(self) -> bool | None:
         return all(self.right.values()) if self.expected else None
+
+    @property
+    def name(self) -> str:
+        return self.record.path.name
 
     def summary(self) -> dict[str, Any]:
         """As JSON."""
@@ -116,6 +132,9 @@ class ClipResult:
             "expected": self.expected,
             "right": self.right,
             "correct": self.correct,
+            "flicker_hotspot": self.clip.hotspot,
+            "stream": dataclasses.asdict(self.file) if self.file else None,
+            "notes": list(self.notes),
         }
         out["curves"] = _curves(self.clip.curves)
         if self.reference is not None:
@@ -125,11 +144,22 @@ class ClipResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything measured in one go. ``unreadable`` holds {"file", "error"} of files that could not be."""
+    """Everything measured of one set of clips. ``unreadable`` holds {"file", "error"} of files that could not be."""
 
     clips: list[ClipResult]
     unreadable: list[dict[str, str]]
     estimator: dict[str, dict[str, int]] | None = None
+    name: str = field(default="clips", kw_only=True)
+
+    def scenarios(self) -> dict[str, list[int]]:
+        """Clips that belong side by side, as indices: those of one ``scenario``, or else two or more of one prompt."""
+        groups: dict[str, list[int]] = {}
+        for index, clip in enumerate(self.clips):
+            key = clip.facts.get("scenario") or clip.facts.get("prompt")
+            if key:
+                groups.setdefault(str(key), []).append(index)
+        named = {str(c.facts["scenario"]) for c in self.clips if c.facts.get("scenario")}
+        return {key: members for key, members in groups.items() if len(members) > 1 or key in named}
 
     def summary(self) -> dict[str, Any]:
         """As JSON: score, control, families, estimator's own check, thresholds, units, and every clip."""
@@ -137,7 +167,10 @@ class Evaluation:
         families = dict.fromkeys(str(c.facts["family"]) for c in self.clips if "family" in c.facts)
         groups = {f: [c for c in self.clips if c.facts.get("family") == f] for f in families}
         return {
+            "schema": SCHEMA,
+            "name": self.name,
             "clips_measured": len(self.clips),
+            "clips_refused": len(self.unreadable),
             "score": _score(stated) if stated else None,
             "shuffled_captions": shuffled_control(stated) if stated else None,
             "languages": {
@@ -146,6 +179,7 @@ class Evaluation:
             },
             "families": {f: {"score": _score(g), "metrics": _means(g)} for f, g in groups.items()},
             "metrics": _means(self.clips),
+            "scenarios": [{"name": key, "clips": members} for key, members in self.scenarios().items()],
             "estimator": self.estimator,
             "thresholds": {
                 "exposure_slope": {"value": EXPOSURE_THRESHOLD, "unit": UNITS["exposure_slope"]},
@@ -163,19 +197,21 @@ def evaluate_clips(
     *,
     estimator: dict[str, dict[str, int]] | None = None,
     report: Callable[[str], None] = lambda line: None,
+    name: str = "clips",
 ) -> Evaluation:
-    """Measures clips one after the other; one that cannot be read is named and the others go on.
+    """Measures clips one after the other; one that cannot be is named with its reason, and the others go on.
 
     Args:
       records: the clips.
       estimator: what :func:`check_estimator` returned, carried along.
       report: called with a line of text per clip.
+      name: what this set of clips is called.
     """
     clips, unreadable = [], []
     for record in records:
         try:
             result = _evaluate(record)
-        except (video.VideoError, OSError) as error:
+        except (ValueError, OSError) as error:
             unreadable.append({"file": str(record.path), "error": str(error)})
             report(f"not measured: {error}")
             continue
@@ -183,7 +219,7 @@ def evaluate_clips(
         verdict = {None: "", True: " right", False: " wrong"}[result.correct]
         slope, rate = (result.clip.metrics[name] for name in ("exposure_slope", "sweep_rate"))
         report(f"{record.path.name}: {slope:+.2f} stops/s, sweep {rate:+.3f} widths/s{verdict}")
-    return Evaluation(clips, unreadable, estimator)
+    return Evaluation(clips, unreadable, estimator, name=name)
 
 
 def check_estimator(
@@ -224,52 +260,6 @@ def shuffled_control(clips: Sequence[ClipResult]) -> dict[str, Any]:
     return {"correct": int(right), "of": len(dealt)}
 
 
-def records_of_videos(pattern: str) -> list[ClipRecord]:
-    """The clips of a glob (``**`` for folders below), with the facts stored in them.
-
-    Raises FileNotFoundError where nothing matches.
-    """
-    paths = sorted(Path(p) for p in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(p))
-    if not paths:
-        raise FileNotFoundError(f"--videos {pattern}: no file matches; quote the pattern and check the folder")
-    return [ClipRecord(path) for path in paths]
-
-
-def records_of_samples(
-    folder: str | os.PathLike[str], reference: Callable[[Mapping[str, Any]], Callable[[], Reference] | None]
-) -> list[ClipRecord]:
-    """The clips that ``experiments.sample`` left in a folder, one per line of its ``samples.jsonl``.
-
-    Args:
-      folder: where they are.
-      reference: given a line's record, what gives the clip's reference (None where there is none).
-
-    Raises:
-      FileNotFoundError: no ``samples.jsonl``.
-      ValueError: a line that is not a record with a ``file``, or answers that are not -1, 0 or 1.
-    """
-    listing = Path(folder) / "samples.jsonl"
-    if not listing.is_file():
-        raise FileNotFoundError(f"{listing}: no such file; run experiments.sample --out {folder} first")
-    records = []
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            facts = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{listing}:{number}: not JSON ({error.msg}); sample again or remove the line") from error
-        if not isinstance(facts, dict) or not isinstance(facts.get("file"), str):
-            raise ValueError(f'{listing}:{number}: expected an object with a "file"')
-        for name in ANSWERS:
-            if name in facts and facts[name] not in (-1, 0, 1):
-                raise ValueError(f"{listing}:{number}: {name} = {facts[name]!r}: expected -1, 0 or 1")
-        records.append(ClipRecord(Path(folder) / facts.pop("file"), facts, reference(facts)))
-    if not records:
-        raise ValueError(f"{listing}: holds no clip; run experiments.sample --out {folder} again")
-    return records
-
-
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a file whole or not at all; folders are made."""
     path = Path(path)
@@ -283,18 +273,60 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _evaluate(record: ClipRecord) -> ClipResult:
-    frames, fps, stored = video.stream(record.path)
+    path = record.path
+    file = video.probe(path)
+    if file.jitter > video.JITTER_LIMIT and file.worst_gap:
+        frame, seconds = file.worst_gap
+        raise video.VideoError(
+            f"{path}: variable frame rate: frame {frame} comes {1000 * seconds:.0f} ms after the one before, where "
+            f"{1000 * file.spacing:.0f} ms are usual; flicker is read from even spacing (up to "
+            f"{100 * video.JITTER_LIMIT:.0f} % off): cut the part that is even, or film or export at a constant rate"
+        )
+    frames, _, stored = video.stream(path, exact=True)
     facts = {**stored, **record.facts}
-    clip = _measure(frames, fps, facts.get("truth"))
+    stated = [name for name in ANSWERS if name in facts]
+    for name in stated:
+        if facts[name] not in (-1, 0, 1):
+            raise ValueError(f"{path}: its fact {name} = {facts[name]!r}: expected -1, 0 or 1")
+    truth = facts.get("truth")
+    if truth is not None and not isinstance(truth, Mapping):
+        raise ValueError(f"{path}: its fact truth = {truth!r}: expected an object such as {{\"exposure_slope\": 0.5}}")
+    clip = _measure(frames, file.fps, truth, hdr=bool(file.hdr))
     reference = None
     if record.reference is not None:
         shown = record.reference()
         reference = _measure(shown.frames, shown.fps, None)
-    expected = {name: int(facts[name]) for name in ANSWERS} if all(n in facts for n in ANSWERS) else None
-    return ClipResult(record, facts, clip, reference, classify(clip.metrics), expected)
+    expected = {name: int(facts[name]) for name in ANSWERS} if len(stated) == len(ANSWERS) else None
+    notes = _notes(file, int(clip.metrics["frames"]))
+    return ClipResult(record, facts, clip, reference, classify(clip.metrics), expected, file, notes)
 
 
-def _measure(frames: Iterable[np.ndarray], fps: float, truth: Mapping[str, Any] | None) -> Measured:
+def _notes(file: video.Probe, frames: int) -> tuple[str, ...]:
+    """What a reader of the clip's numbers has to know of its file."""
+    notes = []
+    if frames < SHORTEST:
+        notes.append(
+            f"{frames} frame{'s' if frames > 1 else ''}: flicker needs {SHORTEST}, so it reads 0 here and counts in "
+            "no mean"
+        )
+    if file.rotation:
+        notes.append(f"turned by {file.rotation}° as its metadata asks")
+    if file.hdr:
+        notes.append(f"HDR ({file.hdr}, {file.primaries}): converted to linear Rec. 709, 1,000 cd/m² as 1")
+    elif file.bits > 8:
+        notes.append(f"{file.bits} bits per sample, measured at that depth")
+    if file.jitter > 0.01:
+        notes.append(f"spacing of frames varies by up to {100 * file.jitter:.0f} %; measured at its mean rate")
+    if file.interlaced:
+        notes.append("interlaced: both fields of a frame are measured as one picture")
+    if file.frames and frames < file.frames:
+        notes.append(f"its container lists {file.frames} frames, {frames} could be decoded")
+    return tuple(notes)
+
+
+def _measure(
+    frames: Iterable[np.ndarray], fps: float, truth: Mapping[str, Any] | None, *, hdr: bool = False
+) -> Measured:
     kept: list[np.ndarray] = []
     size = [0, 0]
 
@@ -303,51 +335,53 @@ def _measure(frames: Iterable[np.ndarray], fps: float, truth: Mapping[str, Any] 
         for index, frame in enumerate(frames):
             size[:] = frame.shape[:2]
             if index % stride == 0:
-                kept.append(_thumbnail(frame))
-                if len(kept) == _THUMBNAILS:
+                kept.append(_smaller(frame, _THUMBNAIL))
+                if len(kept) == _WATCHED:
                     del kept[1::2]
                     stride *= 2
             yield frame
 
     curves, metrics = curves_and_metrics(watched(), fps=fps, truth=truth)
-    return Measured(metrics, curves, fps, (size[0], size[1]), kept)
+    curves = dataclasses.replace(curves, flicker_map=_smaller(curves.flicker_map.astype(np.float32), _HEAT))
+    picked = np.unique(np.linspace(0, len(kept) - 1, _THUMBNAILS).round().astype(int))
+    return Measured(metrics, curves, fps, (size[0], size[1]), tuple(_jpeg(to_screen(kept[i], hdr=hdr)) for i in picked))
 
 
-def _thumbnail(frame: np.ndarray) -> np.ndarray:
-    scale = min(1.0, _THUMBNAIL / max(frame.shape[:2]))
-    height, width = (max(1, round(side * scale)) for side in frame.shape[:2])
-    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+def _smaller(image: np.ndarray, side: int) -> np.ndarray:
+    scale = min(1.0, side / max(image.shape[:2]))
+    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
 def _score(clips: Sequence[ClipResult]) -> dict[str, Any]:
-    """Right clips and answers, with the 95 % interval of the share (Wilson, 1927)."""
+    """Right clips and answers, with the 95 % interval of the share."""
     stated = [c for c in clips if c.expected]
     right, n = sum(bool(c.correct) for c in stated), len(stated)
     out: dict[str, Any] = {"correct": right, "of": n}
     out |= {name: sum(c.right[name] for c in stated) for name in ANSWERS}
     if n:
-        z = 1.96
-        middle = (right + z**2 / 2) / (n + z**2)
-        half = z / (n + z**2) * (right * (n - right) / n + z**2 / 4) ** 0.5
-        out["interval_95"] = [max(0.0, middle - half), min(1.0, middle + half)]
+        out["interval_95"] = wilson_interval(right, n)
     return out
 
 
 def _means(clips: Sequence[ClipResult]) -> dict[str, dict[str, Any]]:
-    """Mean of every metric over clips, its 95 % interval by bootstrap over them, and the references' mean.
+    """Mean of every metric over clips of three or more frames, its 95 % interval, and the references' mean.
 
     Of slopes and rates it is the mean of the magnitude: left and right would cancel.
     """
     out: dict[str, dict[str, Any]] = {}
+    long = [c for c in clips if c.clip.metrics["frames"] >= SHORTEST]
     for name, unit in UNITS.items():
-        values = np.abs([c.clip.metrics[name] for c in clips if name in c.clip.metrics])
+        values = np.abs([c.clip.metrics[name] for c in long if name in c.clip.metrics])
         if not len(values):
             continue
-        draws = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
-        low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-        out[name] = {"mean": float(values.mean()), "interval_95": [float(low), float(high)]}
+        out[name] = {"mean": float(values.mean()), "interval_95": bootstrap_interval(values)}
         out[name] |= {"clips": len(values), "unit": unit}
-        known = [abs(c.reference.metrics[name]) for c in clips if c.reference and name in c.reference.metrics]
+        known = [abs(c.reference.metrics[name]) for c in long if c.reference and name in c.reference.metrics]
         if known:
             out[name]["reference_mean"] = float(np.mean(known))
     return out
@@ -357,6 +391,7 @@ def _curves(curves: LightCurves) -> dict[str, list[float]]:
     tracks = {
         "seconds": curves.seconds,
         "log_luminance": curves.log_luminance,
+        "acceleration": curves.acceleration,
         "mired": curves.mired,
         "sweep_seconds": curves.sweep.seconds,
         "sweep_position": curves.sweep.position,

@@ -2,11 +2,14 @@
 
 from data_pipelines.light_scenes.builder import LightScenes, LightScenesConfig, open_split, prepare
 from data_pipelines.light_scenes.captions import all_captions, captions
-from data_pipelines.light_scenes.clip import FAMILIES, Clip, ClipSpec, build_world, render_clip
+from data_pipelines.light_scenes.clip import Clip, ClipSpec, build_world, render_clip
+from data_pipelines.light_scenes.families import ALL, FAMILIES, parse_families, signs_of
 from data_pipelines.light_scenes.parameters import SPLITS, ClipSize
+from data_pipelines.light_scenes.passes import Passes
 from data_pipelines.light_scenes.splits import heldout_prompts, plan
 
 __all__ = [
+    "ALL",
     "FAMILIES",
     "SPLITS",
     "Clip",
@@ -14,12 +17,15 @@ __all__ = [
     "ClipSpec",
     "LightScenes",
     "LightScenesConfig",
+    "Passes",
     "all_captions",
     "build_world",
     "captions",
     "heldout_prompts",
     "open_split",
+    "parse_families",
     "plan",
     "prepare",
     "render_clip",
+    "signs_of",
 ]

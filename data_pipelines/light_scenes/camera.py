@@ -1,6 +1,7 @@
 """A pinhole camera in the scenes' frame: x to the right, y away from the viewer, z up, in meters."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,19 +11,36 @@ class Camera:
     """A pinhole camera for ``T`` frames.
 
     Attributes:
-      position: ``[3]`` meters.
-      yaw: ``[T]`` radians, positive turns to the right; one entry for a camera that stands still.
+      position: ``[3]`` meters, or ``[3, T]`` of a camera that travels.
+      yaw: ``[T]`` radians, positive turns to the right; one entry for a camera that does not turn.
       pitch: radians, positive looks down.
       half_width: tangent of half the horizontal field of view.
     """
 
-    position: tuple[float, float, float]
+    position: tuple[float, float, float] | np.ndarray
     yaw: np.ndarray
     pitch: float
     half_width: float
 
+    @property
+    def stands_still(self) -> bool:
+        return len(self.yaw) == 1 and self.origin().shape[1] == 1
+
+    def origin(self) -> np.ndarray:
+        """Position ``[3, T']``, T' = 1 unless the camera travels."""
+        return np.asarray(self.position, np.float64).reshape(3, -1)
+
+    def at(self, frames: slice) -> "Camera":
+        """The camera over some of the frames."""
+        origin = self.origin()
+        return replace(
+            self,
+            position=self.position if origin.shape[1] == 1 else origin[:, frames],
+            yaw=self.yaw if len(self.yaw) == 1 else self.yaw[frames],
+        )
+
     def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Unit vectors right, up and forward, each ``[3, T]`` float64."""
+        """Unit vectors right, up and forward, each ``[3, T']`` float64, T' = 1 unless the camera turns."""
         sin_y, cos_y = np.sin(self.yaw), np.cos(self.yaw)
         sin_p, cos_p = np.sin(self.pitch), np.cos(self.pitch)
         zero = np.zeros_like(sin_y)
@@ -31,8 +49,13 @@ class Camera:
         up = np.stack([sin_y * sin_p, cos_y * sin_p, zero + cos_p])
         return right, up, forward
 
+    def poses(self, frames: int) -> np.ndarray:
+        """Camera to world, ``[frames, 3, 4]`` float64: columns right, up, forward and position (meters)."""
+        columns = [np.broadcast_to(part, (3, frames)) for part in (*self.axes(), self.origin())]
+        return np.stack(columns).transpose(2, 1, 0)
+
     def rays(self, height: int, width: int, supersample: int) -> np.ndarray:
-        """Directions ``[3, T, S]`` float32 of the samples in row-major order, S = height·width·supersample².
+        """Directions ``[3, T', S]`` float32 of the samples in row-major order, S = height·width·supersample².
 
         Their component along the camera's forward axis is 1, so a ray's parameter is the depth.
         """
@@ -45,9 +68,32 @@ class Camera:
 
     def project(self, points: np.ndarray, height: int, width: int) -> np.ndarray:
         """Pixel coordinates ``[2, T, S]`` (x, y; whole at the centers of pixels) of ``points [3, T, S]``."""
-        offset = points - np.asarray(self.position).reshape(3, 1, 1)
+        offset = points - self.origin()[:, :, None]
         right, up, forward = (a[:, :, None] for a in self.axes())
         depth = (offset * forward).sum(0)
         u = (offset * right).sum(0) / depth / self.half_width
         v = (offset * up).sum(0) / depth / (self.half_width * height / width)
         return np.stack([(u + 1) * width / 2 - 0.5, (1 - v) * height / 2 - 0.5])
+
+    def windows(self, low: np.ndarray, high: np.ndarray, height: int, width: int) -> list[tuple[slice, slice]]:
+        """Rows and columns that can see each of ``n`` boxes, ``low`` to ``high [3, T', n]``, in any of the frames.
+
+        A box that reaches behind the camera can be seen anywhere.
+        """
+        pick = (np.arange(8) >> np.arange(3)[:, None] & 1)[:, None, None, :]  # [3, 1, 1, 8] which end of each axis
+        corners = np.where(pick, high[..., None], low[..., None])
+        flat = corners.reshape(3, corners.shape[1], -1)
+        ahead = ((flat - self.origin()[:, :, None]) * self.axes()[2][:, :, None]).sum(0)
+        x, y = self.project(flat, height, width)
+        found = []
+        for index in range(low.shape[2]):
+            part = slice(8 * index, 8 * index + 8)
+            if ahead[:, part].min() < 0.05:
+                found.append((slice(0, height), slice(0, width)))
+                continue
+            rows, columns = (
+                slice(min(max(math.floor(a[:, part].min()), 0), n), min(max(math.ceil(a[:, part].max()) + 1, 0), n))
+                for a, n in ((y, height), (x, width))
+            )
+            found.append((rows, columns))
+        return found

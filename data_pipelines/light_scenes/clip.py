@@ -1,37 +1,43 @@
 """One clip: its scene, its frames and its exact ground truth."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from data_pipelines.light_scenes import constant, sundial, sunrise_room
 from data_pipelines.light_scenes.colour import (
     LUMINANCE,
     LUMINANCE_FLOOR,
     correlated_colour_temperature,
     linear_to_srgb,
 )
+from data_pipelines.light_scenes.families import TABLE, signs_of, variants_of
+from data_pipelines.light_scenes.flow import surface_flow
 from data_pipelines.light_scenes.parameters import SPLITS, ClipSize, Draw
-from data_pipelines.light_scenes.render import render_pieces, surface_flow, to_pixels
-from data_pipelines.light_scenes.sweep import sweep_of
+from data_pipelines.light_scenes.passes import Passes, foot_track, render_passes
+from data_pipelines.light_scenes.render import render_pieces, to_pixels
+from data_pipelines.light_scenes.sweep import GATE, sweep_of
 from data_pipelines.light_scenes.world import World
 
 DEFAULT_SIZE = ClipSize()
-FAMILIES = ("sunrise_room", "sundial", "constant")
 
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """Names a clip. Clips of the same family, scene, split and seed share everything but the signs.
+    """Names a clip. Clips of the same family, variant, scene, split and seed share everything but the signs.
 
     Attributes:
-      family: one of ``FAMILIES``.
-      scene: index of the scene within its family and split.
-      exposure_change: +1 brightens, -1 darkens, 0 steady (``sunrise_room`` takes ±1, the others 0).
-      sweep: +1 the patch or shadow moves to the right in the frame, -1 to the left (``constant``: 0).
-      pan: +1 the camera turns to the right, -1 to the left (``constant`` alone, else 0).
+      family: a family of ``families.TABLE``.
+      scene: index of the scene within its family, variant and split.
+      exposure_change: +1 brightens, -1 darkens, 0 steady.
+      sweep: +1 the patch or shadow moves to the right in the frame, -1 to the left, 0 none.
+      pan: +1 the camera turns or travels to the right, -1 to the left (``constant`` alone, else 0).
       split: one of ``SPLITS``; ``test`` draws from parameter bands that the others never use.
       seed: seed of the whole data set.
+      variant: one of the family's variants; "" is the plain one.
+      glints: +1 glints run to the right, -1 to the left (``water_glitter`` alone, else 0).
     """
 
     family: str
@@ -41,23 +47,40 @@ class ClipSpec:
     pan: int = 0
     split: str = "train"
     seed: int = 0
+    variant: str = ""
+    glints: int = 0
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise ValueError(f"family {self.family!r}: expected one of {', '.join(FAMILIES)}")
+        if self.family not in TABLE:
+            raise ValueError(f"family {self.family!r}: expected one of {', '.join(TABLE)}")
+        if self.variant not in variants_of(self.family):
+            raise ValueError(
+                f"{self.family}: variant {self.variant!r}: expected one of "
+                f"{', '.join(map(repr, variants_of(self.family)))}"
+            )
         if self.split not in SPLITS:
             raise ValueError(f"split {self.split!r}: expected one of {', '.join(SPLITS)}")
-        signs = (self.exposure_change, self.sweep, self.pan)
-        moves = {"sunrise_room": (1, 1, 0), "sundial": (0, 1, 0), "constant": (0, 0, 1)}[self.family]
-        if tuple(abs(sign) for sign in signs) != moves:
-            raise ValueError(
-                f"{self.family}: (exposure_change, sweep, pan) = {signs}: expected magnitudes {moves}"
-            )
+        taken = signs_of(self.family)
+        for name in ("exposure_change", "sweep", "pan", "glints"):
+            value, expected = getattr(self, name), (-1, 1) if name in taken else (0,)
+            if value not in expected:
+                raise ValueError(f"{self.family}: {name} = {value}: expected {' or '.join(map(str, expected))}")
+
+    @property
+    def kind(self) -> str:
+        """``family`` or ``family/variant``, as in ``LightScenesConfig.families``."""
+        return f"{self.family}/{self.variant}" if self.variant else self.family
 
     @property
     def scene_id(self) -> str:
-        """What counterfactual clips share: ``family/split/scene``."""
-        return f"{self.family}/{self.split}/{self.scene:05d}"
+        """What counterfactual clips share: ``family[/variant]/split/scene``."""
+        return f"{self.kind}/{self.split}/{self.scene:05d}"
+
+    def key(self, *more: int) -> tuple[int, ...]:
+        """Seed of what clips of this scene share; plain variants have one number less than the others."""
+        variant = variants_of(self.family).index(self.variant)
+        place = (self.seed, SPLITS.index(self.split), list(TABLE).index(self.family), self.scene)
+        return (*place, *more) if not variant else (*place, *more, variant)
 
 
 @dataclass(frozen=True)
@@ -73,10 +96,12 @@ class Clip:
       cct: ``[T]`` kelvin, of the frame's mean linear RGB.
       cct_slope: mired per second, least squares over 1e6 / ``cct``.
       light_cct: ``[T]`` kelvin, of the light itself.
-      sweep_rate: frame widths per second, positive to the right; 0 for ``constant``.
-      light_direction: ``[T, 3]`` unit vectors to the sun (x right, y away from the viewer, z up).
-      visibility: ``[T, H, W]`` float32, share of the sun seen.
+      sweep_rate: frame widths per second, positive to the right; 0 where the caption states none.
+      light_direction: ``[T, 3]`` unit vectors to the light (x right, y away from the viewer, z up).
+      visibility: ``[T, H, W]`` float32, share of the light seen.
       flow: ``[T-1, H, W, 2]`` float32 surface flow (dx, dy) in pixels from frame t to t+1.
+      size: of the clip.
+      foot: ``[T, 2]`` float32 pixel (x, y) of the foot of the caster that the scene is about; None without one.
     """
 
     spec: ClipSpec
@@ -91,17 +116,34 @@ class Clip:
     light_direction: np.ndarray
     visibility: np.ndarray
     flow: np.ndarray
+    size: ClipSize
+    foot: np.ndarray | None
+
+    @cached_property
+    def passes(self) -> Passes:
+        """All passes; rendered when they are first asked for."""
+        return render_passes(build_world(self.spec, self.size), self.size)
+
+    @cached_property
+    def truth(self) -> Mapping[str, Any]:
+        """The record that ``wanjax.light.metrics.measure`` compares with; renders the passes.
+
+        Keys: ``log_luminance`` [T], ``exposure_slope``, ``cct_slope``, ``sweep_rate``, ``visibility`` [T, H, W],
+        ``direct``, ``shadowed``, ``ambient`` and ``specular`` [T, H, W, 3] as in ``Passes``, and where the scene has
+        them ``foot`` [T, 2] and ``glint`` [T].
+        """
+        record = {name: getattr(self, name) for name in (
+            "log_luminance", "exposure_slope", "cct_slope", "sweep_rate", "visibility")}
+        record |= {name: getattr(self.passes, name) for name in ("direct", "shadowed", "ambient", "specular")}
+        parts = {name: getattr(self.passes, name) for name in ("foot", "glint")}
+        return record | {name: value for name, value in parts.items() if value is not None}
 
 
 def build_world(spec: ClipSpec, size: ClipSize = DEFAULT_SIZE) -> World:
     """The world of a clip: shapes, materials, camera and light over its frames."""
-    key = (spec.seed, SPLITS.index(spec.split), FAMILIES.index(spec.family), spec.scene)
-    draw = Draw(key, held_out=spec.split == "test")
-    if spec.family == "sunrise_room":
-        return sunrise_room.world(draw, size, spec.exposure_change, spec.sweep)
-    if spec.family == "sundial":
-        return sundial.world(draw, size, spec.sweep)
-    return constant.world(draw, size, spec.pan)
+    draw = Draw(spec.key(), held_out=spec.split == "test")
+    signs = {name: getattr(spec, name) for name in signs_of(spec.family)}
+    return TABLE[spec.family][spec.variant](draw, size, **signs)
 
 
 def slope(values: np.ndarray, fps: float) -> float:
@@ -127,7 +169,8 @@ def render_clip(spec: ClipSpec, size: ClipSize = DEFAULT_SIZE) -> Clip:
     log_luminance = np.log2(mean @ LUMINANCE + LUMINANCE_FLOOR)
     cct = correlated_colour_temperature(mean)
     flow = surface_flow(world, size)
-    rate = 0.0 if spec.family == "constant" else sweep_of(linear @ LUMINANCE, flow, size.fps).rate
+    gate = 0.0 if world.camera.stands_still else GATE
+    rate = sweep_of(linear @ LUMINANCE, flow, size.fps, gate).rate if spec.sweep else 0.0
     return Clip(
         spec=spec,
         video=video,
@@ -141,4 +184,6 @@ def render_clip(spec: ClipSpec, size: ClipSize = DEFAULT_SIZE) -> Clip:
         light_direction=world.light.toward_sun.astype(np.float32),
         visibility=visibility,
         flow=flow,
+        size=size,
+        foot=foot_track(world, size),
     )

@@ -1,4 +1,9 @@
-"""`constant`: the camera pans past a wall and things move, under an overcast sky that never changes."""
+"""`constant`: the camera pans past a wall and things move, under an overcast sky that never changes.
+
+In the variant `truck` the camera travels past things in a sun that stands still, with their shadows.
+"""
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -67,11 +72,51 @@ def world(draw: Draw, size: ClipSize, pan: int) -> World:
     else:
         radius, top = draw.value("post_radius", 0.2, 0.28), draw.value("post_height", 0.6, 0.9)
         shape = Cylinder(np.stack([x, depth * row, 0 * row]), radius, top)
-    things.append(Thing(shape, paint, velocity=(way * speed, 0.0, 0.0)))
+    things.append(Thing(shape, paint))
     camera = Camera(
         position=(0.0, 0.0, draw.value("camera_height", 1.35, 1.6)),
         yaw=yaw,
         pitch=np.radians(draw.value("camera_pitch", 4, 9)),
         half_width=half_width,
     )
+    return World(tuple(things), camera, light, None, dict(draw.log))
+
+
+def truck(draw: Draw, size: ClipSize, pan: int) -> World:
+    """The wall in sunlight; ``pan`` +1 moves the camera to the right, -1 to the left, past things that stand still."""
+    panning = world(draw, size, pan)
+    width = 2 * panning.camera.half_width * DISTANCE  # meters of the wall that the camera sees
+    rate = min(draw.value("truck_rate", 0.15, 0.21), LONGEST_PAN / size.duration)
+    _, y, z = panning.camera.position
+    track = pan * rate * width * (size.times() - size.duration / 2)
+    camera = replace(panning.camera, position=np.stack([track, 0 * track + y, 0 * track + z]), yaw=np.zeros(1))
+
+    side = 1.0 if draw.chance(0.5) else -1.0
+    azimuth = side * np.radians(draw.value("azimuth", 30, 60))
+    elevation = np.radians(draw.value("elevation", 35, 50))
+    # From behind the viewer, so that wall and floor are lit and shadows fall on both.
+    toward = [np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)]
+    color = black_body(panning.light.kelvin)
+    level = draw.value("sun_level", 1.0, 1.3)
+    light = replace(
+        panning.light,
+        toward_sun=np.tile(toward, (size.frames, 1)),
+        direct=color * level,
+        sky=color * 0.24,
+        ground=color * 0.18,
+        sun_radius=0.01,
+    )
+    things = list(panning.things[:2])
+    for index in range(3):
+        hue = draw.value(f"thing_hue_{index}", 0.0, 1.0)
+        paint = Material(low=albedo(hue, 0.5, 0.36), high=albedo(hue, 0.5, 0.36))
+        x = (index - 1) * 0.42 * width + draw.free(-0.3, 0.3)
+        place = np.array([[x], [draw.value(f"depth_{index}", 2.7, 3.3)], [0.0]])
+        if draw.chance(0.5):
+            half, top = draw.value(f"box_half_{index}", 0.2, 0.32), draw.free(0.5, 1.1)
+            place[2] = top / 2
+            things.append(Thing(Box(place, (half, half, top / 2)), paint))
+        else:
+            radius = draw.value(f"post_radius_{index}", 0.12, 0.24)
+            things.append(Thing(Cylinder(place, radius, draw.free(0.7, 1.4)), paint))
     return World(tuple(things), camera, light, None, dict(draw.log))

@@ -1,4 +1,4 @@
-"""Planes, boxes and upright cylinders: where a ray meets them and whether they block the way to the sun.
+"""Planes, boxes, upright cylinders and spheres: where a ray meets them, whether they block the way to a light.
 
 Points, directions and normals are ``[3, T, S]`` float32 (frames, samples), in meters; T may be 1 wherever
 nothing moves. An object's ``center`` may move: ``[3, T]``.
@@ -39,6 +39,11 @@ class Box:
     center: np.ndarray
     half: tuple[float, float, float]
 
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest coordinates, ``[3, T]`` each."""
+        half = np.asarray(self.half).reshape(3, 1)
+        return self.center - half, self.center + half
+
     def _slabs(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ray parameters at which each axis's slab is entered and left, ``[3, T, S]`` each."""
         inverse = _safe_inverse(direction)
@@ -55,11 +60,11 @@ class Box:
         normal = np.where(near == enter, -np.sign(direction), np.float32(0)).astype(np.float32)
         return np.where(hit, enter, MISS), normal
 
-    def blocks(self, point: np.ndarray, toward: np.ndarray) -> np.ndarray:
-        """Whether the ray from ``point`` ``toward`` the sun meets the box, bool ``[T, S]``."""
+    def blocks(self, point: np.ndarray, toward: np.ndarray, reach: np.float32 = MISS) -> np.ndarray:
+        """Whether the ray from ``point`` ``toward`` a light meets the box before ``reach``, bool ``[T, S]``."""
         near, far = self._slabs(point, toward)
         enter = np.maximum(np.maximum(near[0], near[1]), np.maximum(near[2], 0))
-        return enter < np.minimum(np.minimum(far[0], far[1]), far[2])
+        return enter < np.minimum(np.minimum(np.minimum(far[0], far[1]), far[2]), reach)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,11 @@ class Cylinder:
     center: np.ndarray
     radius: float
     height: float
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest coordinates, ``[3, T]`` each."""
+        low = np.array([[-self.radius], [-self.radius], [0.0]])
+        return self.center + low, self.center + np.array([[self.radius], [self.radius], [self.height]])
 
     def _interval(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, ...]:
         """Entry and exit of the round side and of the slab between the caps, ``[T, S]`` each."""
@@ -102,11 +112,47 @@ class Cylinder:
         normal = normal.astype(np.float32)
         return np.where(hit, enter, MISS), normal
 
-    def blocks(self, point: np.ndarray, toward: np.ndarray) -> np.ndarray:
-        """Whether the ray from ``point`` ``toward`` the sun meets the cylinder, bool ``[T, S]``."""
+    def blocks(self, point: np.ndarray, toward: np.ndarray, reach: np.float32 = MISS) -> np.ndarray:
+        """Whether the ray from ``point`` ``toward`` a light meets the cylinder before ``reach``, bool ``[T, S]``."""
         side_near, side_far, cap_near, cap_far = self._interval(point, toward)
         enter = np.maximum(np.maximum(side_near, cap_near), 0)
-        return enter < np.minimum(side_far, cap_far)
+        return enter < np.minimum(np.minimum(side_far, cap_far), reach)
+
+
+@dataclass(frozen=True)
+class Sphere:
+    """A sphere: center ``[3, T]`` and radius in meters."""
+
+    center: np.ndarray
+    radius: float
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest coordinates, ``[3, T]`` each."""
+        return self.center - self.radius, self.center + self.radius
+
+    def _interval(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ray parameters ``[T, S]`` of entry and exit; inf and -inf where it misses."""
+        x, y, z = (origin[i] - self.center.astype(np.float32)[i][:, None] for i in range(3))
+        a = direction[0] ** 2 + direction[1] ** 2 + direction[2] ** 2
+        b = x * direction[0] + y * direction[1] + z * direction[2]
+        root = b * b - a * (x * x + y * y + z * z - np.float32(self.radius) ** 2)
+        reach = np.sqrt(np.maximum(root, 0))
+        return np.where(root > 0, (-b - reach) / a, MISS), np.where(root > 0, (reach - b) / a, -MISS)
+
+    def intersect(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ray parameter ``[T, S]`` (inf where it misses) and outward normals ``[3, T, S]``."""
+        enter, _ = self._interval(origin, direction)
+        hit = (enter > 0) & (enter < MISS)
+        s = np.where(hit, enter, 0)
+        center = self.center.astype(np.float32)
+        normal = np.stack([origin[i] + s * direction[i] - center[i][:, None] for i in range(3)])
+        length = np.sqrt(normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2)
+        return np.where(hit, enter, MISS), normal / np.maximum(length, _TINY)
+
+    def blocks(self, point: np.ndarray, toward: np.ndarray, reach: np.float32 = MISS) -> np.ndarray:
+        """Whether the ray from ``point`` ``toward`` a light meets the sphere before ``reach``, bool ``[T, S]``."""
+        enter, leave = self._interval(point, toward)
+        return np.maximum(enter, 0) < np.minimum(leave, reach)
 
 
 @dataclass(frozen=True)
@@ -117,12 +163,14 @@ class Window:
       offset: y of the wall, meters.
       x, z: (low, high) edges of the opening, meters.
       bars: (center, width) of upright bars inside the opening, meters along x.
+      slats: (center, width) of level slats, meters along z. Bars and slats lie inside the opening and apart.
     """
 
     offset: float
     x: tuple[float, float]
     z: tuple[float, float]
     bars: tuple[tuple[float, float], ...] = ()
+    slats: tuple[tuple[float, float], ...] = ()
 
     def lets_through(self, point: np.ndarray, toward: np.ndarray, sun_radius: float) -> np.ndarray:
         """Share ``[T, S]`` of a square sun, half size ``sun_radius`` (tangent), seen from ``point``."""
@@ -140,5 +188,8 @@ class Window:
         across = above(x, self.x[0]) - above(x, self.x[1])
         for center, width in self.bars:
             across = across - (above(x, center - width / 2) - above(x, center + width / 2))
-        share = across * (above(z, self.z[0]) - above(z, self.z[1]))
+        along = above(z, self.z[0]) - above(z, self.z[1])
+        for center, width in self.slats:
+            along = along - (above(z, center - width / 2) - above(z, center + width / 2))
+        share = across * along
         return np.where(s > 0, share, 0).astype(np.float32)

@@ -1,18 +1,21 @@
-"""From a world to frames: nearest surface, share of the sun seen, image formation, surface flow.
+"""From a world to frames: nearest surface, share of the light seen, image formation.
 
 Samples are the rays of the picture, S = H·W·supersample²; a layer's time axis is 1 wherever nothing moves.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from data_pipelines.light_scenes import water
 from data_pipelines.light_scenes.geometry import MISS, Plane
 from data_pipelines.light_scenes.parameters import ClipSize
 from data_pipelines.light_scenes.world import World
 
 SAMPLES_PER_PIECE = 2**15
+SKY_DEPTH = np.float32(1e4)
+"""Depth in meters that stands for the sky's."""
 _LIFT = np.float32(2e-3)
 
 
@@ -21,7 +24,8 @@ class Traced:
     """What the camera's rays meet, float32; T' is T, or 1 where nothing moves.
 
     ``points``, unit ``normal``, ``albedo`` and the rays' ``direction`` are ``[3, T', S]``; ``depth`` in
-    meters and ``object_id`` (int8, index into ``World.things``) are ``[T', S]``.
+    meters and ``object_id`` (int8, index into ``World.things``, -1 the sky) are ``[T', S]``. ``surface`` is the water
+    among it.
     """
 
     points: np.ndarray
@@ -30,6 +34,7 @@ class Traced:
     direction: np.ndarray
     depth: np.ndarray
     object_id: np.ndarray
+    surface: water.Surface | None = None
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,12 @@ class Layers:
     Attributes:
       traced: points, normals, depth and object ids.
       albedo: ``[3, T', S]``.
-      direct: ``[3, T, S]`` irradiance of the unshadowed sun (``[3, T, 1]`` zeros without one).
-      ambient: ``[3, T, S]`` irradiance of sky and surroundings.
+      direct: ``[3, T, S]`` irradiance of the unshadowed sun or lamp (``[3, T, 1]`` zeros without one).
+      ambient: ``[3, T, S]`` irradiance of sky and surroundings; where a thing glows, or at the sky, its own light.
       specular: ``[3, T, S]``, or ``[3, 1, 1]`` zeros where nothing is glossy.
-      visibility: ``[T, S]`` share of the sun seen, 0 to 1 (soft penumbra).
+      visibility: ``[T, S]`` share of the sun or lamp seen, 0 to 1 (soft penumbra).
       linear: ``[3, T, S]`` linear RGB.
+      glints: ``[3, T, S]`` the part of ``specular`` that water mirrors of the sun; None without water.
     """
 
     traced: Traced
@@ -55,6 +61,51 @@ class Layers:
     specular: np.ndarray
     visibility: np.ndarray
     linear: np.ndarray
+    glints: np.ndarray | None = None
+
+
+def nearest(
+    world: World, origin: np.ndarray, direction: np.ndarray, grid: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first surface along rays from ``origin [3, T' or 1, 1]`` along ``direction [3, T', S]``.
+
+    ``grid`` (rows, columns) says that these are the camera's own rays in row-major order: things are then looked for
+    only where they can be.
+
+    Returns ray parameters ``[T', S]`` (inf at the sky), normals ``[3, T', S]`` and indices into ``World.things``
+    ``[T', S]`` (-1 at the sky).
+    """
+    frames, samples = direction.shape[1:]
+    depth = np.full((frames, samples), MISS, np.float32)
+    normal = np.zeros((3, frames, samples), np.float32)
+    object_id = np.full((frames, samples), -1, np.int8)
+    windows = {} if grid is None else _windows(world, frames, grid)
+    for index, thing in enumerate(world.things):
+        parts = [direction, depth, normal, object_id]
+        if grid is not None and index in windows:
+            rows, columns = windows[index]
+            parts = [part.reshape(*part.shape[:-1], *grid)[..., rows, columns] for part in parts]
+        rays, nearest_depth, nearest_normal, nearest_id = parts
+        s, n = thing.shape.intersect(origin, rays.reshape(3, frames, -1))
+        nearer = (s < nearest_depth.reshape(frames, -1)).reshape(nearest_depth.shape)
+        np.copyto(nearest_depth, s.reshape(nearest_depth.shape), where=nearer)
+        n = np.broadcast_to(n, (3, *s.shape)).reshape(nearest_normal.shape)
+        np.copyto(nearest_normal, n, where=nearer)
+        np.copyto(nearest_id, np.int8(index), where=nearer)
+    return depth, normal, object_id
+
+
+def _windows(world: World, frames: int, grid: tuple[int, int]) -> dict[int, tuple[slice, slice]]:
+    """Rows and columns of the camera's rays that can meet each of the things that are no planes."""
+    bounds = {
+        index: thing.shape.bounds() for index, thing in enumerate(world.things) if not isinstance(thing.shape, Plane)
+    }
+    if not bounds:
+        return {}
+    low, high = (
+        np.stack([np.broadcast_to(ends[end], (3, frames)) for ends in bounds.values()], -1) for end in (0, 1)
+    )
+    return dict(zip(bounds, world.camera.windows(low, high, *grid), strict=True))
 
 
 def trace(world: World, height: int, width: int, supersample: int) -> Traced:
@@ -62,25 +113,34 @@ def trace(world: World, height: int, width: int, supersample: int) -> Traced:
     direction = world.camera.rays(height, width, supersample)
     if not world.stands_still and direction.shape[1] == 1:
         direction = np.broadcast_to(direction, (3, world.frames, direction.shape[2]))
-    origin = np.asarray(world.camera.position, np.float32).reshape(3, 1, 1)
-    depth = np.full(direction.shape[1:], MISS, np.float32)
-    normal = np.zeros(direction.shape, np.float32)
-    object_id = np.full(direction.shape[1:], -1, np.int8)
-    for index, thing in enumerate(world.things):
-        s, n = thing.shape.intersect(origin, direction)
-        nearer = s < depth
-        depth = np.where(nearer, s, depth)
-        normal = np.where(nearer, n, normal)
-        object_id = np.where(nearer, np.int8(index), object_id)
-    if (object_id < 0).any():
-        raise ValueError("a ray leaves the scene without meeting a surface; close the world with planes")
+    origin = world.camera.origin().astype(np.float32)[:, :, None]
+    depth, normal, object_id = nearest(world, origin, direction, (height * supersample, width * supersample))
+    beyond = object_id < 0
+    if beyond.any():
+        if world.sky is None:
+            raise ValueError("a ray leaves the scene without meeting a surface; close the world with planes")
+        depth = np.where(beyond, SKY_DEPTH, depth)
+        normal = np.where(beyond, -direction / np.sqrt(_dot(direction, direction)), normal)
     points = origin + depth * direction
-    albedo = np.zeros(direction.shape, np.float32)
+    albedo = np.ones(direction.shape, np.float32)
+    surface = None
     for index, thing in enumerate(world.things):
+        here = object_id == index
         center = getattr(thing.shape, "center", None)
-        local = points if center is None else points - center.astype(np.float32)[:, :, None]
-        albedo = np.where(object_id == index, thing.material.albedo(local), albedo)
-    return Traced(points, normal, albedo, direction, depth, object_id)
+        if center is None or not thing.material.waves:
+            local = points
+        else:
+            local = points - center.astype(np.float32)[:, :, None]
+        np.copyto(albedo, thing.material.albedo(local), where=here)
+        if thing.ripples is None or not here.any():
+            continue
+        seen = np.flatnonzero(here.any(0))
+        samples = slice(int(seen[0]), int(seen[-1]) + 1)
+        pixel = 2 * world.camera.half_width / (width * supersample)
+        surface = water.Surface.seen(
+            thing.ripples, samples, points[..., samples], direction[..., samples], depth[..., samples], pixel
+        )
+    return Traced(points, normal, albedo, direction, depth, object_id, surface)
 
 
 def _sun_disc(toward: np.ndarray, radius: float, samples: np.ndarray, count: int) -> np.ndarray:
@@ -98,20 +158,30 @@ def _sun_disc(toward: np.ndarray, radius: float, samples: np.ndarray, count: int
     return (toward[:, :, None] + disc).astype(np.float32)[:, :, samples]
 
 
+def _lamp_disc(center: np.ndarray, radius: float, samples: np.ndarray, count: int) -> np.ndarray:
+    """Points ``[3, T, samples]`` of a level disc around ``center [3, T]``, spread like ``_sun_disc``'s directions."""
+    order = np.arange(count)
+    r = np.sqrt((order + 0.5) / count) * radius
+    angle = order * np.pi * (3 - np.sqrt(5))
+    disc = np.stack([r * np.cos(angle), r * np.sin(angle), np.zeros(count)])
+    return (center[:, :, None] + disc[:, None]).astype(np.float32)[:, :, samples]
+
+
 def visibility(
     world: World, points: np.ndarray, normal: np.ndarray, size: ClipSize, radius: float
 ) -> np.ndarray:
-    """Share of the sun ``[T, S]`` float32 seen from ``points [3, T', S]``; ``radius`` 0 gives a hard edge.
+    """Share of the light ``[T, S]`` float32 seen from ``points [3, T', S]``; ``radius`` 0 gives a hard edge.
 
     Each of a pixel's samples looks at its own points of the sun's disc; together they are as many as the
     penumbra, which widens with the picture, needs to look smooth.
     """
-    toward = world.light.toward_sun.T
+    light = world.light
+    toward = light.toward_sun.T if light.position is None else light.position.T
     lifted = points + _LIFT * normal
     share = np.ones((toward.shape[1], points.shape[2]), np.float32)
     if world.window is not None:
         share = world.window.lets_through(lifted, toward[:, :, None].astype(np.float32), np.tan(radius))
-    casters = [thing.shape for thing in world.things if not isinstance(thing.shape, Plane)]
+    casters = world.casters
     if not casters or not world.light.direct.any():
         return share
     per_pixel = size.supersample**2
@@ -122,12 +192,15 @@ def visibility(
     seen = np.zeros_like(share)
     for turn in range(passes):
         if radius > 0:
-            rays = _sun_disc(toward, radius, sub + turn * per_pixel, passes * per_pixel)
+            disc = _sun_disc if world.light.position is None else _lamp_disc
+            rays = disc(toward, radius, sub + turn * per_pixel, passes * per_pixel)
         else:
             rays = toward[:, :, None].astype(np.float32)
-        blocked = casters[0].blocks(lifted, rays)
+        if world.light.position is not None:
+            rays = rays - lifted
+        blocked = casters[0].blocks(lifted, rays, world.light.reach)
         for shape in casters[1:]:
-            blocked = blocked | shape.blocks(lifted, rays)
+            blocked = blocked | shape.blocks(lifted, rays, world.light.reach)
         seen += ~blocked
     return share * (seen / np.float32(passes))
 
@@ -137,19 +210,67 @@ def render_layers(world: World, size: ClipSize, traced: Traced | None = None) ->
     traced = trace(world, size.height, size.width, size.supersample) if traced is None else traced
     normal = traced.normal
     light = world.light
-    toward = light.toward_sun.T.astype(np.float32)[:, :, None]  # [3, T, 1]
+    toward = light.to_center(traced.points)  # [3, T, 1], or [3, T, S] to a lamp
     soft = visibility(world, traced.points, normal, size, light.sun_radius)
     upward = normal[2] * np.float32(0.5) + np.float32(0.5)  # [T', S]
     rgb = (light.sky, light.ground, light.direct)
     sky, ground, direct = (a.T.astype(np.float32)[:, :, None] for a in rgb)  # [3, T, 1]
     ambient = ground + upward * (sky - ground)
+    if light.position is not None:
+        square = _dot(toward, toward)
+        toward = toward / np.sqrt(square)
+        direct = direct / square
+    specular = _specular(world, traced, toward, direct, soft)
     if direct.any():
         facing = np.maximum(_dot(normal, toward), 0)  # [T, S]
         direct = facing * direct
-    specular = _specular(world, traced, toward, soft)
+    glints = None
+    if traced.surface is not None:
+        normal, specular, glints = _water(world, traced, toward, specular, soft)
+        traced = replace(traced, normal=normal)
+    direct, ambient = _own_light(world, traced, direct, ambient)
     albedo = traced.albedo
     linear = albedo * (direct * soft + ambient) + specular
-    return Layers(traced, albedo, direct, ambient, specular, soft, linear)
+    return Layers(traced, albedo, direct, ambient, specular, soft, linear, glints)
+
+
+def _own_light(world: World, traced: Traced, direct: np.ndarray, ambient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``direct`` and ``ambient`` with the sky and what glows as their own light."""
+    for index, thing in enumerate(world.things):
+        if thing.glow is not None:
+            here = traced.object_id == index
+            direct = np.where(here, np.float32(0), direct)
+            ambient = np.where(here, thing.glow.astype(np.float32).reshape(3, 1, 1), ambient)
+    beyond = traced.object_id < 0
+    if world.sky is not None and beyond.any():
+        columns = np.flatnonzero(beyond.any(0))
+        samples = slice(int(columns[0]), int(columns[-1]) + 1)
+        here, shape = beyond[:, samples], (3, world.frames, beyond.shape[1])
+        direct, ambient = (np.array(np.broadcast_to(a, shape)) for a in (direct, ambient))
+        direct[:, :, samples] = np.where(here, 0, direct[:, :, samples])
+        radiance = world.sky.radiance(-traced.normal[:, :, samples])
+        ambient[:, :, samples] = np.where(here, radiance, ambient[:, :, samples])
+    return direct, ambient
+
+
+def _water(world: World, traced: Traced, toward: np.ndarray, specular: np.ndarray, soft: np.ndarray) -> tuple[
+        np.ndarray, np.ndarray, np.ndarray]:
+    """Normals, specular light and glints alone, each ``[3, T, S]``, with what the water mirrors."""
+    assert traced.surface is not None and world.sky is not None
+    index, thing = next((i, thing) for i, thing in enumerate(world.things) if thing.ripples is not None)
+    assert thing.ripples is not None
+    samples = traced.surface.samples
+    sun = world.light.direct.T.astype(np.float32)[:, :, None]
+    image, glints, tilted = water.reflect(traced.surface, thing.ripples, world.sky, toward, sun)
+    shape = (3, world.frames, traced.points.shape[2])
+    here = (traced.object_id == index)[:, samples]
+    normal, specular = (np.array(np.broadcast_to(a, shape)) for a in (traced.normal, specular))
+    alone = np.zeros(shape, np.float32)
+    alone[:, :, samples] = np.where(here, glints * soft[:, samples], 0)
+    specular[:, :, samples] += np.where(here, image, 0)
+    specular += alone
+    normal[:, :, samples] = np.where(here, tilted, normal[:, :, samples])
+    return normal, specular, alone
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -172,8 +293,13 @@ def render_pieces(world: World, size: ClipSize) -> Iterator[tuple[slice, Layers]
         yield frames, render_layers(world.at(frames), size, traced)
 
 
-def _specular(world: World, traced: Traced, toward: np.ndarray, soft: np.ndarray) -> np.ndarray:
-    """Blinn-Phong highlights of the sun, ``[3, T, S]`` (``[3, 1, 1]`` of zeros where nothing is glossy)."""
+def _specular(
+    world: World, traced: Traced, toward: np.ndarray, irradiance: np.ndarray, soft: np.ndarray
+) -> np.ndarray:
+    """Blinn-Phong highlights of the light, ``[3, T, S]`` (``[3, 1, 1]`` of zeros where nothing is glossy).
+
+    ``toward`` are unit vectors to it, ``irradiance`` is that of a surface which faces it; both ``[3, T, 1 or S]``.
+    """
     glossy = [index for index, thing in enumerate(world.things) if thing.material.specular]
     if not glossy:
         return np.zeros((3, 1, 1), np.float32)
@@ -183,32 +309,13 @@ def _specular(world: World, traced: Traced, toward: np.ndarray, soft: np.ndarray
         # Only where the thing is seen in any frame: highlights are rare and powers are dear.
         seen = np.flatnonzero((traced.object_id == index).any(0))
         direction, normal = traced.direction[:, :, seen], traced.normal[:, :, seen]
-        half = toward - direction / np.sqrt(_dot(direction, direction))
+        here = toward if toward.shape[2] == 1 else toward[:, :, seen]
+        half = here - direction / np.sqrt(_dot(direction, direction))
         cosine = np.maximum(_dot(normal, half) / np.sqrt(_dot(half, half)), 0)
         value = np.float32(material.specular) * cosine ** np.float32(material.shininess)
-        lit = (_dot(normal, toward) > 0) & (traced.object_id[:, seen] == index)
+        lit = (_dot(normal, here) > 0) & (traced.object_id[:, seen] == index)
         lobe[:, seen] += value * lit * soft[:, seen]
-    return lobe * world.light.direct.T.astype(np.float32)[:, :, None]
-
-
-def surface_flow(world: World, size: ClipSize) -> np.ndarray:
-    """Motion ``[T-1, H, W, 2]`` float32 of the surface at each pixel's center, in pixels from frame t to t+1.
-
-    Light that slides over a surface has no part in it.
-    """
-    shape = (world.frames - 1, size.height, size.width, 2)
-    if world.stands_still or world.frames < 2:
-        return np.zeros(shape, np.float32)
-    traced = trace(world, size.height, size.width, 1)
-    points = traced.points[:, :-1].astype(np.float64)
-    moved = points.copy()
-    for index, thing in enumerate(world.things):
-        if any(thing.velocity):
-            step = np.asarray(thing.velocity).reshape(3, 1, 1) / size.fps
-            moved += step * (traced.object_id[:-1] == index)
-    before, after = (world.at(frames).camera for frames in (slice(0, -1), slice(1, None)))
-    flow = after.project(moved, size.height, size.width) - before.project(points, size.height, size.width)
-    return flow.transpose(1, 2, 0).reshape(shape).astype(np.float32)
+    return lobe * irradiance
 
 
 def to_pixels(samples: np.ndarray, size: ClipSize) -> np.ndarray:

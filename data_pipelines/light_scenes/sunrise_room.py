@@ -1,8 +1,10 @@
 """`sunrise_room`: low sun through a window behind the viewer; its patch of light slides over wall and floor.
 
 At sunrise the exposure rises and the light goes from blue to warm; a sunset is the same scene played the
-other way round. Which way the patch slides is independent of that.
+other way round. Which way the patch slides is independent of that. Behind blinds the patch is cut into stripes.
 """
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from data_pipelines.light_scenes.parameters import ClipSize, Draw
 from data_pipelines.light_scenes.world import Light, Material, Thing, Wave, World
 
 SUN_RADIUS = 0.022
+BLINDS_SUN_RADIUS = 0.008  # a softer sun would wash out the stripes
 DEPTH = 4.0  # meters from the window to the wall opposite
 CAMERA_Y = 0.4
 PEAK = 0.62  # linear luminance of the patch at its brightest
@@ -91,3 +94,24 @@ def world(draw: Draw, size: ClipSize, exposure_change: int, sweep: int) -> World
         half_width=half_width,
     )
     return World(things, camera, light, window, dict(draw.log))
+
+
+def with_blinds(draw: Draw, size: ClipSize, exposure_change: int, sweep: int) -> World:
+    """The room behind blinds: their slats, level or upright, cut the patch into stripes."""
+    room = world(draw, size, exposure_change, sweep)
+    assert room.window is not None
+    low, high = room.window.x
+    # Wider than a bare window: stripes have to stay apart at 64 pixels.
+    stretch = draw.value("blind_width", 1.25, 1.5)
+    middle, half = (low + high) / 2, (high - low) / 2 * stretch
+    upright = draw.chance(0.5)
+    count = 5 if draw.chance(0.5) else 6
+    share = draw.value("slat_share", 0.42, 0.54)
+    x, z = (middle - half, middle + half), room.window.z
+    start, length = (x[0], x[1] - x[0]) if upright else (z[0], z[1] - z[0])
+    # Light at both ends: a slat, a gap, a slat between the first and the last gap.
+    period = length / (count - share)
+    slats = tuple((start + period * (i + 1 - share / 2), period * share) for i in range(count - 1))
+    window = Window(room.window.offset, x, z, bars=slats if upright else (), slats=() if upright else slats)
+    light = replace(room.light, sun_radius=BLINDS_SUN_RADIUS)
+    return replace(room, window=window, light=light, parameters=dict(draw.log))

@@ -7,7 +7,12 @@ import numpy as np
 from data_pipelines.light_scenes.colour import LUMINANCE_FLOOR
 
 STILL = 0.5
-"""A pixel stands still if the median over time of its surface flow is below this many pixels per frame."""
+"""A pixel stands still if the median over time of its surface flow is below this many pixels per frame, in a picture
+whose longer side has 64 pixels or fewer, or that share of a larger one."""
+
+
+GATE = 0.15
+"""Deviations in stops that are left out under a moving camera: textures that slide over the pixels make such."""
 
 
 @dataclass(frozen=True)
@@ -18,23 +23,26 @@ class Sweep:
     mass: float
 
 
-def sweep_of(luminance: np.ndarray, flow: np.ndarray, fps: float) -> Sweep:
+def sweep_of(luminance: np.ndarray, flow: np.ndarray, fps: float, gate: float = 0.0) -> Sweep:
     """Sweep of linear luminance ``[T, H, W]`` with surface flow ``[T-1, H, W, 2]`` in pixels per frame.
 
     Per frame, the deviation is abs(log2(frame / temporal median)) after the frame's median over pixels is
-    taken out; the rate is the slope of its horizontal centroid, frames weighted by their mass. ``mass``
-    counts moving pixels as 0. A clip of one frame, or without still pixels, has rate and mass 0.
+    taken out; the rate is the slope of its horizontal centroid, frames weighted by their mass. Moving pixels,
+    and deviations up to ``gate`` stops, count as 0. A clip of one frame, or without still pixels, has rate and
+    mass 0.
     """
-    frames, _, width = luminance.shape
+    frames, height, width = luminance.shape
     if frames < 2:
         return Sweep(0.0, 0.0)
-    still = np.median(np.sqrt((flow.astype(np.float32) ** 2).sum(-1)), 0) < STILL
+    still = np.median(np.sqrt((flow.astype(np.float32) ** 2).sum(-1)), 0) < STILL * max(1.0, max(height, width) / 64)
     if not still.any():
         return Sweep(0.0, 0.0)
     stops = np.log2(luminance.astype(np.float32) + np.float32(LUMINANCE_FLOOR))
     stops = stops - np.median(stops, 0)
     stops = stops - np.median(stops[:, still], 1)[:, None, None]
     deviation = np.abs(stops) * still
+    if gate:
+        deviation = np.where(deviation > gate, deviation, 0)
     mass = deviation.sum((1, 2), dtype=np.float64)
     if mass.sum() <= 1e-6 * deviation.size:
         return Sweep(0.0, float(mass.sum() / deviation.size))

@@ -1,11 +1,12 @@
-"""What a scene is made of: surfaces with their material, a camera, a sun and an ambient light."""
+"""What a scene is made of: surfaces with their material, a camera, a sun or a lamp, and an ambient light."""
 
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from data_pipelines.light_scenes.camera import Camera
-from data_pipelines.light_scenes.geometry import Box, Cylinder, Plane, Window
+from data_pipelines.light_scenes.geometry import Box, Cylinder, Plane, Sphere, Window
+from data_pipelines.light_scenes.water import Ripples, Sky
 
 
 @dataclass(frozen=True)
@@ -48,29 +49,52 @@ class Material:
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape with its material. ``velocity`` ``[3]`` in m/s is what the shape's center moves by."""
+    """A shape with its material.
 
-    shape: Plane | Box | Cylinder
+    Attributes:
+      shape: its ``center [3, T]`` has one entry unless it moves.
+      casts: whether it throws a shadow (a lamp's own post does not).
+      glow: ``[3]`` linear RGB that it gives off: it is then seen as this light alone.
+      ripples: waves that tilt its normals; of a water surface.
+    """
+
+    shape: Plane | Box | Cylinder | Sphere
     material: Material
-    velocity: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    casts: bool = True
+    glow: np.ndarray | None = None
+    ripples: Ripples | None = None
+
+    @property
+    def moves(self) -> bool:
+        return not isinstance(self.shape, Plane) and self.shape.center.shape[1] > 1
 
     def at(self, frames: slice) -> "Thing":
         """The thing over some of the frames."""
-        if isinstance(self.shape, Plane) or self.shape.center.shape[1] == 1:
-            return self
-        return replace(self, shape=replace(self.shape, center=self.shape.center[:, frames]))
+        thing = self if self.ripples is None else replace(self, ripples=self.ripples.at(frames))
+        if isinstance(thing.shape, Plane) or not thing.moves:
+            return thing
+        return replace(thing, shape=replace(thing.shape, center=thing.shape.center[:, frames]))
+
+    def steps(self) -> np.ndarray:
+        """What the shape moves by from each frame to the next, ``[3, T-1]`` meters, ``[3, 1]`` if it is still."""
+        if isinstance(self.shape, Plane) or not self.moves:
+            return np.zeros((3, 1))
+        return np.diff(self.shape.center, axis=1)
 
 
 @dataclass(frozen=True)
 class Light:
-    """The light of a clip of ``T`` frames.
+    """The light of a clip of ``T`` frames: a sun, or a lamp where ``position`` is given.
 
     Attributes:
-      toward_sun: ``[T, 3]`` unit vectors from the scene to the sun.
-      direct: ``[T, 3]`` linear RGB irradiance of the sun on a surface facing it.
+      toward_sun: ``[T, 3]`` unit vectors from the scene to the light (from the foot of what it is watched for, if
+        that is a lamp).
+      direct: ``[T, 3]`` linear RGB irradiance on a surface that faces the sun; of a lamp, at a distance of 1 m.
       sky, ground: ``[T, 3]`` ambient irradiance on a surface that faces up / down; linear between.
       kelvin: ``[T]`` color temperature of the light.
-      sun_radius: angular radius of the sun, radians (larger than the real one: soft edges at 64 pixels).
+      sun_radius: angular radius of the sun, radians (larger than the real one: soft edges at 64 pixels); radius of
+        the lamp, a level disc, in meters.
+      position: ``[T, 3]`` of the lamp, meters; its light falls with the square of the distance.
     """
 
     toward_sun: np.ndarray
@@ -79,6 +103,7 @@ class Light:
     ground: np.ndarray
     kelvin: np.ndarray
     sun_radius: float
+    position: np.ndarray | None = None
 
     def at(self, frames: slice) -> "Light":
         """The light over some of the frames."""
@@ -89,18 +114,40 @@ class Light:
             ground=self.ground[frames],
             kelvin=self.kelvin[frames],
             sun_radius=self.sun_radius,
+            position=None if self.position is None else self.position[frames],
         )
+
+    def to_center(self, points: np.ndarray) -> np.ndarray:
+        """From ``points [3, T', S]`` to the light's center, float32: ``[3, T, S]`` meters to a lamp (whose rays end at
+        1), ``[3, T, 1]`` unit vectors to a sun."""
+        if self.position is None:
+            return self.toward_sun.T.astype(np.float32)[:, :, None]
+        return self.position.T.astype(np.float32)[:, :, None] - points
+
+    @property
+    def reach(self) -> np.float32:
+        """Parameter at which a ray along ``to_center`` ends."""
+        return np.float32(np.inf if self.position is None else 1.0)
 
 
 @dataclass(frozen=True)
 class World:
-    """A scene over ``T`` frames; ``window`` is the only way in for the sun where there is one."""
+    """A scene over ``T`` frames.
+
+    Attributes:
+      window: the only way in for the sun, where there is one.
+      sky: what a ray that meets no surface sees; without it the world has to be closed.
+      foot: ``[3, T]`` (``[3, 1]`` if still) meters where the caster that the scene is about stands.
+      parameters: what was drawn, as (value, low, high).
+    """
 
     things: tuple[Thing, ...]
     camera: Camera
     light: Light
     window: Window | None = None
     parameters: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    sky: Sky | None = None
+    foot: np.ndarray | None = None
 
     @property
     def frames(self) -> int:
@@ -109,14 +156,20 @@ class World:
     @property
     def stands_still(self) -> bool:
         """Whether camera and things keep their places, so that one tracing serves every frame."""
-        return len(self.camera.yaw) == 1 and not any(any(thing.velocity) for thing in self.things)
+        return self.camera.stands_still and not any(thing.moves for thing in self.things)
+
+    @property
+    def casters(self) -> list[Box | Cylinder | Sphere]:
+        """The shapes that throw shadows; planes enclose the scene and throw none."""
+        return [thing.shape for thing in self.things if thing.casts and not isinstance(thing.shape, Plane)]
 
     def at(self, frames: slice) -> "World":
         """The world over some of the frames."""
-        yaw = self.camera.yaw if len(self.camera.yaw) == 1 else self.camera.yaw[frames]
         return replace(
             self,
             things=tuple(thing.at(frames) for thing in self.things),
-            camera=replace(self.camera, yaw=yaw),
+            camera=self.camera.at(frames),
             light=self.light.at(frames),
+            sky=None if self.sky is None else self.sky.at(frames),
+            foot=self.foot if self.foot is None or self.foot.shape[1] == 1 else self.foot[:, frames],
         )

@@ -13,7 +13,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from wanjax.light.motion import Motion, dis_motion, given_motion, warp
+from wanjax.light.flashes import FlashTracker
+from wanjax.light.flicker import FlickerTracker
+from wanjax.light.ground_truth import SceneTracker, slope, slope_errors
+from wanjax.light.motion import Motion, dis_motion, given_motion
 from wanjax.light.photometry import (
     LUMINANCE_FLOOR,
     linear_to_srgb,
@@ -26,6 +29,7 @@ from wanjax.light.sweep import Sweep, SweepTracker
 
 __all__ = [
     "EXPOSURE_THRESHOLD",
+    "GROUND_TRUTH",
     "SWEEP_MASS_THRESHOLD",
     "SWEEP_RATE_THRESHOLD",
     "UNITS",
@@ -41,6 +45,7 @@ UNITS = {
     "local_flicker": "stops",
     "common_flicker": "stops",
     "flicker_peak": "ratio",
+    "flash_rate": "1/s",
     "exposure_slope": "stops/s",
     "cct_jitter": "mired",
     "cct_drift": "mired/s",
@@ -51,8 +56,16 @@ UNITS = {
     "exposure_slope_error": "stops/s",
     "cct_slope_error": "mired/s",
     "sweep_rate_error": "frame widths/s",
+    "shadow_iou": "",
+    "shadow_angle_error": "degrees",
+    "shadow_length_error": "relative",
+    "patch_error": "pixels",
+    "glint_lag": "frames",
 }
 """Unit of every metric that :func:`measure` returns, in the order they are reported."""
+
+GROUND_TRUTH = frozenset(name for name in UNITS if name.endswith("_error")) | {"shadow_iou", "glint_lag"}
+"""Those that are absent where no truth states them. The best value is 1 of ``shadow_iou`` and 0 of the others."""
 
 EXPOSURE_THRESHOLD = 0.25
 """Steady: the exposure's slope is smaller than this many stops per second."""
@@ -66,7 +79,6 @@ SWEEP_RATE_THRESHOLD = 0.02
 WORKING_SIDE = 256
 """Longer side in pixels at which motion and local change are looked at."""
 
-_PEAK_FLOOR = 0.01  # stops; keeps flicker_peak from dividing by the stillness of a still clip
 _JUMP = 0.1  # threshold of the original light-consistency penalty, in luma
 
 
@@ -79,12 +91,19 @@ class LightCurves:
       log_luminance: [T] in stops.
       mired: [T].
       sweep: where the light that moves stands, at its own times.
+      acceleration: [T] signed second difference of ``log_luminance`` in stops, 0 at the first and last frame.
+      flicker_map: [h, w] at the working size (no side above :data:`WORKING_SIDE`), in stops: mean over time of the
+        absolute second difference of log-luminance along motion that a neighbourhood shares
+        (:mod:`wanjax.light.flicker`), over the frames where it was seen before and after; its mean over the frame
+        is about ``local_flicker``. 0 where it never was, and for T < 3.
     """
 
     seconds: np.ndarray
     log_luminance: np.ndarray
     mired: np.ndarray
     sweep: Sweep
+    acceleration: np.ndarray
+    flicker_map: np.ndarray
 
 
 def measure(
@@ -103,17 +122,23 @@ def measure(
         from t+1 to t). With forward alone the backward one is its splatted inverse and holes count as
         occluded. None: DIS flow at no more than 256 pixels (none for frames with a side below 12 pixels).
       truth: the scene's record. Of it are read ``exposure_slope`` (stops/s; else the slope of
-        ``log_luminance`` [T]), ``cct_slope`` (mired/s) and ``sweep_rate`` (frame widths/s); what is absent is
-        left out.
+        ``log_luminance`` [T]), ``cct_slope`` (mired/s) and ``sweep_rate`` (frame widths/s). Of a clip with the
+        scene's own layout also, one entry per frame, as arrays or iterables: ``visibility`` [T, H, W] in [0, 1] (or
+        uint8), the share of the key light that arrives; ``direct``, ``ambient``, ``specular`` [T, H, W, 3] linear,
+        reflected light of the key light as if nothing were in its way, of its surroundings, and highlights;
+        ``shadowed`` [T, H, W, 3], ``direct`` with its shadows, which tells the visibility of pixels at borders better;
+        ``foot`` [T, 2], (x, y) in pixels where the caster stands; ``glint`` [T, H, W], the highlights to follow, else
+        the luminance of ``specular``, else ``glint`` [T], their mean over the frame. What is absent is left out.
 
     Returns:
-      Finite floats under the names and in the units of :data:`UNITS`. Errors against ground truth are
-      absolute differences, absent without it. Too short a clip (T < 3 for flicker, T < 2 for slopes) reads 0,
-      and 1 in ``vbench_temporal_flickering``.
+      Finite floats under the names and in the units of :data:`UNITS`. Errors against ground truth have no sign and
+      are absent without it: ``shadow_iou`` and ``patch_error`` want ``visibility``, ``direct`` and ``ambient``, the
+      shadow's angle and length ``foot`` too, ``glint_lag`` ``glint`` or ``specular``. Too short a clip (T < 3 for
+      flicker, T < 2 for slopes) reads 0, and 1 in ``vbench_temporal_flickering``.
 
     Raises:
       ValueError: no frames, frames of another shape, type or size than the first, values that are not finite,
-        fewer or more flows than pairs of frames.
+        fewer or more flows than pairs of frames, fewer or more passes than frames.
     """
     return curves_and_metrics(video, fps=fps, flow=flow, truth=truth)[1]
 
@@ -128,7 +153,7 @@ def curves_and_metrics(
     """What :func:`measure` returns, with the tracks over time it came from; takes the same arguments."""
     if not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps = {fps}: expected frames per second above 0")
-    tracks = _Tracks()
+    tracks = _Tracks(FlashTracker(fps), SceneTracker(truth or {}))
     frames = _frames(video)
     tracks.start(next(frames))
     motions: Iterator[Motion] | None = None
@@ -147,14 +172,19 @@ def curves_and_metrics(
         raise ValueError(
             f"flow: more given than the {tracks.count - 1} pairs of frames; one for each pair is needed"
         )
+    exposure = np.array(tracks.exposure)
+    acceleration = np.zeros(len(exposure))
+    acceleration[1:-1] = np.diff(exposure, n=2)
     curves = LightCurves(
         np.arange(tracks.count) / fps,
-        np.array(tracks.exposure),
+        exposure,
         np.array(tracks.mired),
         tracks.sweep.result(fps, exact_flow=flow is not None),
+        acceleration,
+        tracks.flicker.map,
     )
     metrics = _summary(tracks, curves, fps)
-    metrics |= _errors(metrics, truth, fps)
+    metrics |= _errors(metrics, truth or {}, fps) | tracks.scene.metrics()
     return curves, {name: float(metrics[name]) for name in UNITS if name in metrics}
 
 
@@ -183,29 +213,28 @@ class _View:
 
     pixels: np.ndarray  # [H, W, 3] float32 or uint8 sRGB
     grey: np.ndarray  # [h, w] uint8, for optical flow
-    smooth: np.ndarray  # [h, w] low-passed log-luminance
+    stops: np.ndarray  # [h, w] log-luminance
 
 
 @dataclass
 class _Tracks:
     """One number or map per frame, filled in one pass."""
 
+    flashes: FlashTracker
+    scene: SceneTracker
     count: int = 0
     exposure: list[float] = field(default_factory=list)
     mired: list[float] = field(default_factory=list)
-    local: list[float] = field(default_factory=list)
-    common: list[float] = field(default_factory=list)
-    peak: list[float] = field(default_factory=list)
     pixel_change: list[float] = field(default_factory=list)
     luma_penalty: list[float] = field(default_factory=list)
+    flicker: FlickerTracker = field(default_factory=FlickerTracker)
     sweep: SweepTracker = field(default_factory=SweepTracker)
     _last: _View | None = None
-    _older: np.ndarray | None = None  # low-passed log-luminance of the frame before the last
-    _motion: Motion | None = None  # from that frame to the last
 
     def start(self, frame: np.ndarray) -> None:
-        self._last, stops = self._look(frame)
-        self.sweep.add(stops, None)
+        self._last = self._look(frame)
+        self.flicker.add(self._last.stops, None)
+        self.sweep.add(self._last.stops, None)
 
     @property
     def working_shape(self) -> tuple[int, int]:
@@ -215,59 +244,49 @@ class _Tracks:
 
     def add(self, frame: np.ndarray, motion: Motion | None) -> None:
         """Adds a frame; ``motion`` is from the frame before to it, None to have it estimated."""
-        view, stops = self._look(frame)
-        last = self._last
+        view, last = self._look(frame), self._last
         assert last is not None
         if motion is None:
             motion = dis_motion(last.grey, view.grey)
-        if self._older is not None and self._motion is not None:
-            second = (
-                warp(view.smooth, motion.forward) - 2 * last.smooth + warp(self._older, self._motion.backward)
-            )
-            valid = second[motion.seen_next & self._motion.seen_before]
-            size = np.abs(valid)
-            self.local.append(size.mean(dtype=np.float64) if valid.size else 0.0)
-            self.common.append(abs(float(np.median(valid))) if valid.size else 0.0)
-            self.peak.append(float(np.percentile(size, 99)) if valid.size else 0.0)
         self._compare(last.pixels, view.pixels)
-        self.sweep.add(stops, motion.forward)
-        self._last, self._older, self._motion = view, last.smooth, motion
+        self.flicker.add(view.stops, motion)
+        self.sweep.add(view.stops, motion.forward)
+        self._last = view
 
-    def _look(self, frame: np.ndarray) -> tuple[_View, np.ndarray]:
-        """The view of a frame, and its log-luminance [h, w]; its exposure and colour are noted."""
+    def _look(self, frame: np.ndarray) -> _View:
+        """The view of a frame; what needs no other frame is noted."""
         self.count += 1
         linear = _LINEAR_OF_BYTE[frame] if frame.dtype == np.uint8 else srgb_to_linear(frame)
-        mean = linear.mean(axis=(0, 1), dtype=np.float64)
+        mean = np.array(cv2.mean(linear)[:3])  # summed in float64, many times as fast as numpy's over two axes
         self.exposure.append(float(np.log2(luminance(mean) + LUMINANCE_FLOOR)))
         self.mired.append(float(mired(mean)))
-        y = _working(luminance(linear))
-        stops = np.log2(y + np.float32(LUMINANCE_FLOOR))
+        full = luminance(linear)
+        self.scene.add(full)
+        y = _working(full)
+        self.flashes.add(y)
         grey = np.round(255 * linear_to_srgb(y)).astype(np.uint8)
-        sigma = max(1.0, max(y.shape) / 64)
-        smooth = cv2.GaussianBlur(stops, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
-        return _View(frame, grey, smooth), stops
+        return _View(frame, grey, np.log2(y + np.float32(LUMINANCE_FLOOR)))
 
     def _compare(self, before: np.ndarray, after: np.ndarray) -> None:
         """The two measures in use elsewhere, both blind to motion."""
         scale = 255.0 if before.dtype == np.uint8 else 1.0
         change = cv2.absdiff(before, after)
-        self.pixel_change.append(change.mean(dtype=np.float64) / scale)
-        step = np.abs(luma_rec601(after / np.float32(scale)) - luma_rec601(before / np.float32(scale)))
-        self.luma_penalty.append(float((step + np.maximum(step - _JUMP, 0)).mean(dtype=np.float64)))
+        self.pixel_change.append(float(np.mean(cv2.mean(change)[:3])) / scale)
+        step = cv2.absdiff(_luma(after), _luma(before))
+        self.luma_penalty.append((cv2.mean(step)[0] + cv2.mean(np.maximum(step - _JUMP * scale, 0))[0]) / scale)
 
 
 def _summary(tracks: _Tracks, curves: LightCurves, fps: float) -> dict[str, float]:
     return {
         "frames": tracks.count,
         "global_flicker": _acceleration(curves.log_luminance),
-        "local_flicker": _mean(tracks.local),
-        "common_flicker": _mean(tracks.common),
-        "flicker_peak": max(tracks.peak) / max(float(np.median(tracks.peak)), _PEAK_FLOOR)
-        if tracks.peak
-        else 0.0,
-        "exposure_slope": _slope(curves.log_luminance, fps),
+        "local_flicker": _mean(tracks.flicker.local),
+        "common_flicker": _mean(tracks.flicker.common),
+        "flicker_peak": tracks.flicker.peak,
+        "flash_rate": tracks.flashes.rate,
+        "exposure_slope": slope(curves.log_luminance, fps),
         "cct_jitter": _acceleration(curves.mired),
-        "cct_drift": _slope(curves.mired, fps),
+        "cct_drift": slope(curves.mired, fps),
         "sweep_rate": curves.sweep.rate,
         "sweep_mass": curves.sweep.mass,
         "vbench_temporal_flickering": 1.0 - _mean(tracks.pixel_change),
@@ -275,22 +294,11 @@ def _summary(tracks: _Tracks, curves: LightCurves, fps: float) -> dict[str, floa
     }
 
 
-def _errors(metrics: Mapping[str, float], truth: Mapping[str, Any] | None, fps: float) -> dict[str, float]:
-    """Absolute differences from ground truth, of what the truth states."""
-    stated = dict(truth or {})
-    if "exposure_slope" not in stated and "log_luminance" in stated:
-        stated["exposure_slope"] = _slope(np.asarray(stated["log_luminance"], np.float64), fps)
+def _errors(metrics: Mapping[str, float], truth: Mapping[str, Any], fps: float) -> dict[str, float]:
     measured = {"exposure_slope": metrics["exposure_slope"], "cct_slope": metrics["cct_drift"]}
     # A centroid of next to nothing wanders; a clip without a sweep has rate 0.
     measured["sweep_rate"] = metrics["sweep_rate"] if metrics["sweep_mass"] >= SWEEP_MASS_THRESHOLD else 0.0
-    errors = {}
-    for name, value in measured.items():
-        if stated.get(name) is not None:
-            expected = float(stated[name])
-            if not math.isfinite(expected):
-                raise ValueError(f"truth: {name} = {expected}: expected a finite number")
-            errors[f"{name}_error"] = abs(value - expected)
-    return errors
+    return slope_errors(measured, truth, fps)
 
 
 def _frames(video: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -314,7 +322,7 @@ def _frames(video: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
                 f"frame {index}: {list(frame.shape)} {frame.dtype}, but the first frame is "
                 f"{list(first.shape)} {first.dtype}; give frames of one size and type"
             )
-        yield frame
+        yield np.ascontiguousarray(frame)
     if first is None:
         raise ValueError("video: no frames; a clip needs at least one")
 
@@ -332,16 +340,14 @@ def _acceleration(values: np.ndarray) -> float:
     return float(np.abs(np.diff(values, n=2)).mean()) if len(values) > 2 else 0.0
 
 
-def _slope(values: np.ndarray, fps: float) -> float:
-    """Least-squares slope per second; 0 for fewer than two values."""
-    if len(values) < 2:
-        return 0.0
-    seconds = (np.arange(len(values)) - (len(values) - 1) / 2) / fps
-    return float(seconds @ values / (seconds @ seconds))
+def _luma(pixels: np.ndarray) -> np.ndarray:
+    """Rec. 601 luma [H, W] float32 of frames [H, W, 3], on their own scale."""
+    return cv2.transform(pixels.astype(np.float32), _LUMA)
 
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
+_LUMA = luma_rec601(np.eye(3, dtype=np.float32))[None]  # [1, 3]
 _LINEAR_OF_BYTE = srgb_to_linear(np.arange(256, dtype=np.float32) / 255).astype(np.float32)

@@ -1,0 +1,75 @@
+"""Frames per second that the scenes are rendered at, per family, on one core.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.light_scenes_speed [--clips 8] [--size 64] [--passes]
+
+Each clip is another scene; seconds are those of this process (not the clock's), so that other work on the machine
+counts little. The last line is for a table of results. Measured before:
+
+| date | processor | what | frames/s per core: least (family), median over families |
+|---|---|---|---|
+| 2026-11-25 | AMD EPYC, busy (load 6 on 2 cores) | video, 64x64 | 267 (street_lamp/moving), 477 |
+| 2026-11-25 | AMD EPYC, busy (load 6 on 2 cores) | video and all passes, 64x64 | 82 (street_lamp/moving), 141 |
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import pathlib
+import platform
+import statistics
+import time
+
+from data_pipelines.light_scenes import ALL, ClipSize, ClipSpec, render_clip
+from data_pipelines.light_scenes.families import signs_of
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
+
+
+def frames_per_second(kind: str, clips: int, size: ClipSize, passes: bool) -> float:
+    """Frames per second of ``clips`` scenes of a family, after one that is not counted."""
+    family, _, variant = kind.partition("/")
+    signs = dict.fromkeys(signs_of(family), 1)
+    seconds = 0.0
+    for scene in range(clips + 1):
+        spec = ClipSpec(family, scene, variant=variant, **signs)
+        start = time.process_time()
+        clip = render_clip(spec, size)
+        if passes:
+            _ = clip.passes
+        if scene:
+            seconds += time.process_time() - start
+    return clips * size.frames / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=8, help="scenes per family")
+    parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
+    parser.add_argument("--passes", action="store_true", help="render every pass as well as the video")
+    arguments = parser.parse_args()
+    size = ClipSize(height=arguments.size, width=arguments.size)
+    rates = {}
+    for kind in ALL:
+        rates[kind] = frames_per_second(kind, arguments.clips, size, arguments.passes)
+        print(f"{kind:22s} {rates[kind]:6.0f} frames/s", flush=True)
+    what = "video and all passes" if arguments.passes else "video"
+    load = f", load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
+    print(
+        f"{datetime.date.today()}, {processor()}, {what}, {arguments.size}x{arguments.size}, "
+        f"{arguments.clips} clips per family{load}: least {min(rates.values()):.0f} ({min(rates, key=rates.get)}), "
+        f"median {statistics.median(rates.values()):.0f} frames/s per core"
+    )
+
+
+if __name__ == "__main__":
+    main()
