@@ -26,11 +26,16 @@ def get_config() -> ml_collections.ConfigDict:
     ))
     config.data = ml_collections.ConfigDict(dict(
         source="light_scenes", data_dir="runs/data", cache_dir="runs/cache/light_scenes_tiny",
-        frames=17, height=64, width=64, fps=8.0, batch=16, caption_dropout=0.1,
+        frames=17, height=64, width=64, fps=8.0, batch=16, caption_dropout=0.1, visibility_cell=4,
     ))
     config.objective = ml_collections.ConfigDict(dict(
         velocity=dict(weight=1.0),
         light=dict(weight=0.1, pools=("frame", 4), orders=(1, 2)),
+        # off; docs/objectives.md says what each costs and whether it has the minimum of velocity
+        light_consistency=dict(weight=0.0, mode="relative", threshold=0.1),
+        temporal_luminance=dict(weight=0.0, every=4, clips=0, cut=0.5),
+        shadow=dict(weight=0.0, head=dict(depths=(1 / 3, 1 / 2, 2 / 3), width=32, kernel=3)),
+        change_weight=dict(weight=0.0, strength=1.0, limit=4.0),
     ))
     config.optimizer = ml_collections.ConfigDict(dict(
         name="muon", muon_rms=1.0, learning_rate=2e-3, warmup_steps=100, decay="cosine", final_fraction=0.05,

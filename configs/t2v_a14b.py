@@ -30,11 +30,16 @@ def get_config() -> ml_collections.ConfigDict:
     ))
     config.data = ml_collections.ConfigDict(dict(
         source="light_scenes", data_dir="data", cache_dir="cache/t2v_a14b",
-        frames=81, height=480, width=832, fps=16.0, batch=64, caption_dropout=0.1,
+        frames=81, height=480, width=832, fps=16.0, batch=64, caption_dropout=0.1, visibility_cell=4,
     ))
     config.objective = ml_collections.ConfigDict(dict(
         velocity=dict(weight=1.0),
         light=dict(weight=0.0, pools=("frame", 4), orders=(1, 2)),  # needs luminance.json beside the codec: fit it once
+        # off; docs/objectives.md says what each costs and whether it has the minimum of velocity
+        light_consistency=dict(weight=0.0, mode="relative", threshold=0.1),
+        temporal_luminance=dict(weight=0.0, every=4, clips=0, cut=0.5),
+        shadow=dict(weight=0.0, head=dict(depths=(1 / 3, 1 / 2, 2 / 3), width=32, kernel=3)),
+        change_weight=dict(weight=0.0, strength=1.0, limit=4.0),
     ))
     config.optimizer = ml_collections.ConfigDict(dict(
         learning_rate=1e-5, warmup_steps=500, decay="constant", final_fraction=0.0, b1=0.9, b2=0.99, eps=1e-8,

@@ -44,10 +44,14 @@ class DataError(RuntimeError):
 
 
 class ClipSource(Protocol):
-    """Where clips come from: examples with ``video`` uint8 [T, H, W, 3] and one string per name in ``captions``."""
+    """Where clips come from: examples with ``video`` uint8 [T, H, W, 3] and one string per name in ``captions``.
+
+    With a ``visibility_cell`` above 0 also ``visibility`` uint8 [T, H, W].
+    """
 
     captions: tuple[str, ...]
     size: tuple[int, int, int]  # T, H, W
+    visibility_cell: int
     fingerprint: Mapping[str, Any]
 
     def split(self, name: str) -> Sequence[Mapping[str, Any]]:
@@ -63,6 +67,7 @@ def ensure_cache(
     vae_fingerprint: str,
     text: TextEncoder,
     splits: Sequence[str] = SPLITS,
+    visibility_cell: int = 0,
     clips_per_shard: int = CLIPS_PER_SHARD,
 ) -> LatentCache:
     """Opens the cache of these clips, after encoding what is not there yet.
@@ -74,9 +79,12 @@ def ensure_cache(
       source: where the clips are; a DataConfig is opened with ``open_source``.
       vae_fingerprint: changes whenever the codec's weights do.
       splits: what must be there in the end; splits already in the cache stay.
+      visibility_cell: refuses, before anything is encoded, a cache without visibility in cells of so many pixels; 0
+        takes any.
 
     Raises:
-      CacheError: if the folder belongs to another codec, text encoder or data set, naming what changed.
+      CacheError: if the folder belongs to another codec, text encoder or data set, naming what changed, or lacks the
+        visibility that is asked for.
       DataError: if a clip cannot be read or has another size than the config says.
       OSError: if the disk is full; finished files are kept.
     """
@@ -85,11 +93,13 @@ def ensure_cache(
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         manifest = _plan(folder, clips, vae, vae_params, vae_fingerprint, text, splits, clips_per_shard)
+        if visibility_cell:
+            latent_cache.check_visibility(folder, manifest, visibility_cell)
         if any(not shard.bytes for shards in manifest.splits.values() for shard in shards):
             for leftover in folder.glob(".*.array_record.*"):
                 leftover.unlink()
             latent_cache.write_null_text(folder, text.embed([""])[0])
-            encoder = _Encoder(clips, vae, vae_params, text)
+            encoder = _Encoder(clips, vae, vae_params, text, manifest.visibility_cell)
             for split in manifest.splits:
                 manifest = _encode_split(folder, manifest, split, clips, encoder)
     return LatentCache(folder)
@@ -107,7 +117,7 @@ def _plan(folder: pathlib.Path, clips: ClipSource, vae: WanVAE, vae_params: Any,
         encode = functools.partial(vae.apply, method="encode")
         _, f, h, w, c = jax.eval_shape(encode, {"params": vae_params}, video).shape
         manifest = Manifest(vae_fingerprint, text.fingerprint, dict(clips.fingerprint), clips.captions, (f, h, w, c),
-                            text.width, {})
+                            text.width, {}, clips.visibility_cell)
     planned = {name: tuple(s if (folder / s.file).exists() else dataclasses.replace(s, bytes=0) for s in shards)
                for name, shards in manifest.splits.items()}
     for split in splits:
@@ -144,10 +154,10 @@ def _encode_split(folder: pathlib.Path, manifest: Manifest, split: str, clips: C
 class _Encoder:
     """Runs codec and text encoder; one compiled program, whatever the number of clips."""
 
-    def __init__(self, clips: ClipSource, vae: WanVAE, params: Any, text: TextEncoder):
+    def __init__(self, clips: ClipSource, vae: WanVAE, params: Any, text: TextEncoder, visibility_cell: int):
         pixels = int(np.prod(clips.size))
         method = "encode" if pixels <= _PIXELS_IN_ONE_PIECE else "encode_chunked"
-        self._clips, self._params, self._text = clips, params, text
+        self._clips, self._params, self._text, self._cell = clips, params, text, visibility_cell
         self._batch = max(1, min(16, _PIXELS_PER_CALL // pixels))
 
         @jax.jit
@@ -161,6 +171,7 @@ class _Encoder:
         videos: list[np.ndarray] = []
         captions: list[str] = []
         latents: list[np.ndarray] = []
+        seen: list[np.ndarray | None] = []
         for i in numbers:
             example = examples[i]
             video = np.asarray(example["video"])
@@ -168,6 +179,7 @@ class _Encoder:
                 raise DataError(f"clip {i} is {video.dtype} {video.shape}, config.data says uint8 "
                                 f"{(*self._clips.size, 3)} (frames, height, width, 3)")
             videos.append(video)
+            seen.append(latent_cache.visibility_cells(example["visibility"], self._cell) if self._cell else None)
             captions += [_string(example[name]) for name in self._clips.captions]
             if len(videos) == self._batch or i == numbers[-1]:
                 # the last call is filled up, so that it does not compile a second program
@@ -178,8 +190,8 @@ class _Encoder:
         distinct = list(dict.fromkeys(captions))
         embeddings = dict(zip(distinct, self._text.embed(distinct), strict=True))
         width = len(self._clips.captions)
-        return [Clip(latent, tuple(embeddings[caption] for caption in captions[n * width : (n + 1) * width]))
-                for n, latent in enumerate(latents)]
+        return [Clip(latent, tuple(embeddings[caption] for caption in captions[n * width : (n + 1) * width]), visible)
+                for n, (latent, visible) in enumerate(zip(latents, seen, strict=True))]
 
 
 def _string(value: Any) -> str:
@@ -198,7 +210,7 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def open_source(config: DataConfig) -> ClipSource:
+def open_source(config: DataConfig) -> TFDSSource:
     """The data set that a config names: ``light_scenes`` is rendered if it is not there yet, others must be prepared.
 
     ``light_scenes:all`` has every family, ``light_scenes:street_lamp,water_glitter`` those named (docs/data.md).
@@ -242,7 +254,8 @@ class TFDSSource:
             raise DataError(f"data set {builder.info.full_name} has no feature {', '.join(missing)}, only "
                             f"{', '.join(sorted(features))}: docs/data.md names what is needed")
         self.size = (config.frames, config.height, config.width)
-        self._builder, self._fps = builder, config.fps
+        self.visibility_cell = config.visibility_cell if "visibility" in features else 0
+        self.builder, self._fps = builder, config.fps
         self.fingerprint = {
             "name": builder.info.full_name,
             "clip": f"{config.frames} x {config.height} x {config.width} at {config.fps:g} fps",
@@ -256,15 +269,15 @@ class TFDSSource:
         Raises:
           DataError: for an unknown split or an unreadable file.
         """
-        info = self._builder.info
+        info = self.builder.info
         if name not in info.splits:
             raise DataError(f"data set {info.full_name} has no split {name!r}, only {', '.join(sorted(info.splits))}")
-        wanted = ("video", "fps", *self.captions)
+        wanted = ("video", "fps", *self.captions, *["visibility"] * bool(self.visibility_cell))
         unread = {feature: tfds.decode.SkipDecoding() for feature in info.features if feature not in wanted}
         try:
-            records = self._builder.as_data_source(name, decoders=unread)
+            records = self.builder.as_data_source(name, decoders=unread)
         except (NotImplementedError, RuntimeError, ValueError, OSError) as error:
-            raise DataError(f"cannot open split {name!r} of {info.full_name} in {self._builder.data_dir}: "
+            raise DataError(f"cannot open split {name!r} of {info.full_name} in {self.builder.data_dir}: "
                             f"{error}") from error
         return _Examples(records, info.splits[name], self._fps)
 

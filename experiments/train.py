@@ -21,7 +21,7 @@ from wanjax import data, partition, text, warm_start
 from wanjax.checkpoint import CheckpointError, Checkpoints
 from wanjax.latent_cache import CacheError, LatentCache
 from wanjax.models.dit import WanDiT
-from wanjax.objectives import Objective, make_objective
+from wanjax.objectives import Decoder, Objective, make_objective
 from wanjax.preview import make_preview
 from wanjax.run_log import RunLog
 from wanjax.train import EXPERTS, Diverged, Expert, Stopped, train_expert
@@ -36,12 +36,28 @@ def run(experiment: config_lib.Experiment, workdir: str) -> None:
     mesh = partition.make_mesh(sizes)
     with Workdir(workdir, experiment):
         codec = codec_lib.open_codec(experiment.codec)
-        objective = make_objective(experiment.objective, codec.luminance.m if codec.luminance else None)
+        objectives = {name: objective_for(name, experiment, codec) for name in experiment.train.experts}
         encoder = text.load_text_encoder_for(experiment.text)
         cache = encode.ensure_cache(experiment.data.cache_dir, source=experiment.data, vae=codec.model,
-                                    vae_params=codec.params, vae_fingerprint=codec.fingerprint, text=encoder)
-        for name in experiment.train.experts:
+                                    vae_params=codec.params, vae_fingerprint=codec.fingerprint, text=encoder,
+                                    visibility_cell=_visibility_cell(experiment))
+        for name, objective in objectives.items():
             _train(name, experiment, mesh, objective, codec, cache, pathlib.Path(workdir) / name)
+
+
+def objective_for(name: str, experiment: config_lib.Experiment, codec: codec_lib.Codec) -> Objective:
+    """What the expert "high" or "low" minimises; says which terms of the config are not for it."""
+    config = experiment.objective.of(name)
+    for left_out in sorted({*experiment.objective.active} - {*config.active}):
+        print(f"{name} expert: config.objective.{left_out} applies to the low-noise expert alone and is left out here",
+              flush=True)
+    decoder = Decoder(lambda params, x: codec.model.apply({"params": params}, x, method="decode"), codec.params)
+    return make_objective(config, codec.luminance.m if codec.luminance else None, decoder)
+
+
+def _visibility_cell(experiment: config_lib.Experiment) -> int:
+    """Pixels a side of the cells of visibility that the objective needs; 0 for none."""
+    return experiment.data.visibility_cell if "shadow" in experiment.objective.active else 0
 
 
 def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh, objective: Objective,
@@ -51,7 +67,8 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batches = data.make_loader(cache.folder, "train", batch=experiment.data.batch, text_length=experiment.text.length,
                                caption_dropout=experiment.data.caption_dropout, null_text=cache.null_text,
-                               seed=experiment.data.seed + EXPERTS.index(name), **processes)
+                               seed=experiment.data.seed + EXPERTS.index(name),
+                               visibility_cell=_visibility_cell(experiment), **processes)
     validation = data.validation_batches(cache.folder, "validation", batch=experiment.data.batch,
                                          text_length=experiment.text.length, **processes)
     preview = make_preview(name, model, codec, validation[0], experiment.sample, seed=experiment.seed)
@@ -61,7 +78,8 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
             print(f"{name} expert: continues the weights of {warm_start.find_experts(config.init_from)}", flush=True)
             return warm_start.initial_params(config.init_from, name, experiment.model, mesh)
     expert = Expert(name, model, objective, experiment.optimizer, config, mesh, experiment.seed, params, batches,
-                    validation, preview, lambda b: data.to_global(b, partition.batch_sharding(mesh)))
+                    validation, preview, lambda b: data.to_global(b, partition.batch_sharding(mesh)),
+                    experiment.shadow_head(model))
     with (RunLog(folder, name=f"{name} expert", steps=steps, log_every=config.log_every) as log,
           Checkpoints(folder / "checkpoints", experiment=experiment, expert=name, keep=config.keep) as checkpoints):
         if checkpoints.latest == steps:

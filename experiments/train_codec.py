@@ -10,6 +10,7 @@ second only rewrites ``luminance.json`` in the codec's folder.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from absl import app, flags, logging
 
 from data_pipelines.light_scenes import ALL, FAMILIES, ClipSize, ClipSpec, parse_families, render_clip, signs_of
 from wanjax import codec_finish, codec_training, hub
+from wanjax.codec import find_codec
 from wanjax.codec_training import CodecTrainingConfig
 from wanjax.light.luminance import LuminanceFit, cell_luminance, fit_luminance
 from wanjax.light.photometry import luminance, srgb_to_linear
@@ -187,7 +189,10 @@ def main(argv: list[str]) -> None:
     if FLAGS.fit_luminance:
         if not FLAGS.checkpoint:
             raise app.UsageError("--fit_luminance needs --checkpoint, the codec's folder")
-        found = fit_again(Path(FLAGS.checkpoint), families=families, fit_clips=FLAGS.fit_clips)
+        try:
+            found = fit_again(find_codec(FLAGS.checkpoint), families=families, fit_clips=FLAGS.fit_clips)
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: --checkpoint {FLAGS.checkpoint}: {error}")
         print(f"luminance.json: R2 {found.r2:.4f} on {found.fitted_on}")
         return
     if not FLAGS.workdir:

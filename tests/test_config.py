@@ -54,6 +54,18 @@ def test_the_real_model_is_counted_without_allocating_it():
     ({"objective.velocity.weight": 0.0, "objective.light.weight": 0.0}, ["every weight is 0"]),
     ({"objective.light.weight": ((100, 0.1), (0, 0.0))}, ["light.weight", "rising steps"]),
     ({"data.frames": 5}, ["orders", "2 latent frames"]),
+    ({"objective.temporal_luminance.weight": 0.1, "train.expert": "high"}, ["temporal_luminance", "'high'", "'low'"]),
+    ({"objective.temporal_luminance.weight": 0.1, "objective.velocity.weight": 0.0, "objective.light.weight": 0.0},
+     ["temporal_luminance is the only term", "give another term a weight"]),
+    ({"objective.temporal_luminance.weight": 0.1, "objective.temporal_luminance.clips": 3},
+     ["temporal_luminance.clips = 3", "divides the 16 clips"]),
+    ({"objective.temporal_luminance.cut": 0.6}, ["config.objective.temporal_luminance", "cut = 0.6"]),
+    ({"objective.light_consistency.mode": "both"}, ["'both'", "'relative' or 'absolute'"]),
+    ({"objective.light_consistency.weight": 0.1, "data.frames": 1}, ["light_consistency", "config.data.frames = 1"]),
+    ({"objective.change_weight.limit": 0.5}, ["config.objective.change_weight", "limit = 0.5"]),
+    ({"objective.shadow.weight": 0.1, "model.layers": 2}, ["objective.shadow.head", "blocks (1, 1, 1)"]),
+    ({"objective.shadow.head.kernel": 2}, ["kernel = 2", "odd"]),
+    ({"data.visibility_cell": 3}, ["config.data.visibility_cell = 3", "divides the codec's stride 8"]),
     ({"data.caption_dropout": 1.0}, ["config.data.caption_dropout", "[0, 1)"]),
 ])
 def test_what_cannot_work_is_named(overrides, words):
@@ -88,3 +100,14 @@ def test_mesh_sizes_fill_the_devices():
 def test_differences_name_the_fields():
     a, b = (config.to_dict(config.load(TINY, {"model.width": w})) for w in (64, 128))
     assert config.differences(a, b) == {"config.model.width": (64, 128)}
+
+
+def test_a_config_of_an_older_version_is_completed_with_the_defaults_of_what_is_new():
+    new = config.to_dict(config.load(TINY))
+    old = config.to_dict(config.load(TINY))
+    for term in ("light_consistency", "temporal_luminance", "shadow", "change_weight"):
+        del old["objective"][term]
+    del old["data"]["visibility_cell"]
+    assert config.differences(config.completed(old), new) == {}
+    new["objective"]["shadow"]["weight"] = 0.5
+    assert config.differences(config.completed(old), new) == {"config.objective.shadow.weight": (0.0, 0.5)}

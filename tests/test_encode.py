@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.encode import DataError, ensure_cache, open_source
 from wanjax import hub
-from wanjax.data import DataConfig, make_loader
+from wanjax.data import DataConfig, make_loader, validation_batches
 from wanjax.latent_cache import CacheError, LatentCache
 from wanjax.models.vae import WanVAE
 from wanjax.models.vae_config import VAEConfig
@@ -56,6 +57,7 @@ class FakeClips:
     seed: int = 0
     captions: tuple[str, ...] = ("caption_en", "caption_zh")
     size: tuple[int, int, int] = (T, H, W)
+    visibility_cell: int = 0
     reads: list[int] = dataclasses.field(default_factory=list)
 
     @property
@@ -79,7 +81,10 @@ class _Examples:
             raise KeyboardInterrupt
         self.clips.reads.append(i)
         video = np.random.default_rng(i).integers(0, 256, (T, H, W, 3), np.uint8)
-        return {"video": video, "caption_en": f"clip number {i}".encode(), "caption_zh": f"第 {i} 个"}
+        example = {"video": video, "caption_en": f"clip number {i}".encode(), "caption_zh": f"第 {i} 个"}
+        if self.clips.visibility_cell:
+            example["visibility"] = video[..., 0]
+        return example
 
 
 def cached(folder, clips=None, **changes):
@@ -113,6 +118,51 @@ def test_a_cache_feeds_the_loader(tmp_path):
     batch = next(make_loader(tmp_path, "train", batch=2, seed=0, text_length=6, caption_dropout=0.1,
                              null_text=cache.null_text))
     assert batch["latents"].shape == (2, 3, 2, 2, 3) and batch["text"].shape == (2, 6, 4)
+
+
+def test_visibility_is_averaged_over_cells_and_the_frames_of_a_latent(tmp_path):
+    cache = cached(tmp_path, FakeClips(visibility_cell=4), visibility_cell=4)
+    assert cache.manifest.visibility_cell == 4
+    for i, clip in enumerate(cache.split("train")):
+        seen = FakeClips().split("train")[i]["video"][..., 0].astype(np.float64)
+        cells = seen.reshape(T, H // 4, 4, W // 4, 4).mean((2, 4))
+        expected = np.stack([cells[0], cells[1:5].mean(0), cells[5:].mean(0)])
+        assert clip.visibility.dtype == np.uint8 and clip.visibility.shape == (3, 4, 4)
+        np.testing.assert_allclose(clip.visibility, expected, atol=0.51)
+    loader = {"batch": 2, "text_length": 6}
+    plain, seeing = (validation_batches(tmp_path, "validation", visibility_cell=cell, **loader)[0] for cell in (0, 4))
+    assert "visibility" not in plain and seeing["visibility"].shape == (2, 3, 4, 4)
+    np.testing.assert_array_equal(seeing["visibility"][1] * 255, cache.split("validation")[1].visibility)
+    np.testing.assert_array_equal(plain["latents"], seeing["latents"])
+    more = next(make_loader(tmp_path, "train", seed=0, caption_dropout=0, null_text=cache.null_text, visibility_cell=4,
+                            **loader))
+    assert more["visibility"].dtype == np.float32 and 0 <= more["visibility"].min() < more["visibility"].max() <= 1
+
+
+def test_visibility_that_is_not_there_is_refused_before_encoding_with_the_remedy(tmp_path):
+    clips = FakeClips()
+    with pytest.raises(CacheError, match="no feature 'visibility'.*config.objective.shadow.weight to 0"):
+        cached(tmp_path, clips, visibility_cell=4)
+    assert clips.reads == []
+    cached(tmp_path / "other", FakeClips(visibility_cell=8))
+    with pytest.raises(CacheError, match="cells of 8 pixels, config.data.visibility_cell = 4.*cache_dir"):
+        cached(tmp_path / "other", FakeClips(visibility_cell=8), visibility_cell=4)
+
+
+def test_a_cache_of_the_version_without_visibility_is_served_where_none_is_needed(tmp_path):
+    cached(tmp_path, splits=("train",))
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["visibility_cell"]
+    path.write_text(json.dumps(manifest | {"version": 1}))
+    again = FakeClips(visibility_cell=4)
+    cache = cached(tmp_path, again)  # goes on with the other split, in the cache's own way
+    assert again.reads == [0, 1, 2] and cache.manifest.version == 1
+    assert cache.split("train")[0].visibility is None and cache.split("validation")[0].visibility is None
+    with pytest.raises(CacheError, match="made by a version that did not store it.*config.data.cache_dir"):
+        cached(tmp_path, again, visibility_cell=4)
+    with pytest.raises(CacheError, match="holds no visibility, which the shadow term needs"):
+        validation_batches(tmp_path, "validation", batch=1, text_length=6, visibility_cell=4)
 
 
 def test_the_codec_is_compiled_once(tmp_path):

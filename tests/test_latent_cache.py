@@ -40,6 +40,18 @@ def test_every_clip_comes_back_bit_for_bit(tmp_path):
             np.testing.assert_array_equal(a, b)
 
 
+def test_visibility_comes_back_and_hardly_adds_to_a_record():
+    rng = np.random.default_rng(0)
+    plain = Clip(rng.standard_normal((5, 8, 8, 16), np.float32), (rng.standard_normal((40, 64), np.float32),) * 2)
+    seeing = plain._replace(visibility=rng.integers(0, 256, (5, 16, 16), np.uint8))
+    records = [latent_cache.encode_record(clip) for clip in (plain, seeing)]
+    assert latent_cache.decode_record(records[0]).visibility is None
+    back = latent_cache.decode_record(records[1])
+    np.testing.assert_array_equal(back.visibility, seeing.visibility)
+    assert back.visibility.dtype == np.uint8 and len(back.texts) == 2
+    assert len(records[1]) < 1.05 * len(records[0])
+
+
 def test_the_manifest_comes_back_equal(tmp_path):
     cache = make_cache(tmp_path, make_clips(5))
     assert latent_cache.read_manifest(tmp_path) == cache.manifest

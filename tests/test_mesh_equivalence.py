@@ -15,6 +15,7 @@ from wanjax import partition
 from wanjax.models import rows
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows.dit import dit_rows
+from wanjax.models.shadow_head import KEY, ShadowHead, ShadowHeadConfig
 
 CONFIG = DiTConfig(width=48, heads=4, layers=2, ffn=64, in_channels=4, out_channels=4, freq_dim=24, text_dim=20)
 MESHES = {
@@ -22,6 +23,7 @@ MESHES = {
     "data=2,fsdp=2,tensor=2, recomputing all": ({"data": 2, "fsdp": 2, "tensor": 2}, "full"),
     "fsdp=4,seq=2, keeping linear layers": ({"fsdp": 4, "seq": 2}, "dots"),
 }
+HEAD = ShadowHeadConfig(depths=(0.5, 1.0), width=8)
 
 
 def _batch():
@@ -32,18 +34,27 @@ def _batch():
             "text": rng.standard_normal((8, 5, CONFIG.text_dim)).astype(np.float32)}
 
 
-def _loss_and_gradients(model, params, batch):
+def _table(model, head):
+    return (*dit_rows(model.config), *(head.rows if head else ()))
+
+
+def _loss_and_gradients(model, params, batch, head=None):
     """Loss and gradients as numpy; params placed where the mesh wants them, the gradients too."""
 
     def loss(params, batch):
         sigma = batch["timestep"][:, None, None, None, None] / 1000
         noisy = (1 - sigma) * batch["x0"] + sigma * batch["noise"]
-        velocity = model.apply({"params": params}, noisy, batch["timestep"], batch["text"])
-        return jnp.mean(jnp.square(velocity - (batch["noise"] - batch["x0"])))
+        inputs, extra = (noisy, batch["timestep"], batch["text"]), 0.0
+        if head is None:
+            velocity = model.apply({"params": params}, *inputs)
+        else:
+            velocity, states = model.apply_with_taps({"params": params}, *inputs, taps=head.taps)
+            extra = jnp.mean(jnp.square(head.apply(params[KEY], states, noisy.shape[1:4])))
+        return jnp.mean(jnp.square(velocity - (batch["noise"] - batch["x0"]))) + extra
 
     placed = None
     if model.mesh is not None:
-        table = dit_rows(model.config)
+        table = _table(model, head)
         placed = partition.shardings(model.mesh, rows.logical_axes(table), rows.shapes(table, jnp.float32))
         params = jax.device_put(params, placed)
         batch = jax.device_put(batch, partition.batch_sharding(model.mesh))
@@ -64,10 +75,9 @@ def alone(params):
     return _loss_and_gradients(WanDiT(CONFIG), params, _batch())
 
 
-def _assert_same(found, expected):
+def _assert_same(found, expected, head=None):
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
-    table = dit_rows(CONFIG)
-    for row in table:
+    for row in _table(WanDiT(CONFIG), head):
         one, many = rows.pick(expected[1], row), rows.pick(found[1], row)
         norm = np.linalg.norm(one)
         assert norm > 0, row.path
@@ -79,6 +89,16 @@ def test_loss_and_every_gradient_agree_with_one_device(name, params, alone):
     sizes, remat = MESHES[name]
     model = WanDiT(dataclasses.replace(CONFIG, remat=remat), partition.make_mesh(sizes))
     _assert_same(_loss_and_gradients(model, params, _batch()), alone)
+
+
+def test_a_shadow_head_reads_the_same_states_on_every_mesh(params):
+    rng, results = np.random.default_rng(6), []
+    for mesh in (None, partition.make_mesh({"fsdp": 2, "seq": 2, "tensor": 2})):
+        head = ShadowHead(HEAD, WanDiT(dataclasses.replace(CONFIG, remat="full"), mesh))
+        if not results:
+            own = rows.tree(head.rows, lambda row: 0.3 * rng.standard_normal(row.full_shape).astype(np.float32))
+        results.append(_loss_and_gradients(head.model, {**params, **own}, _batch(), head))
+    _assert_same(results[1], results[0], head)
 
 
 def test_per_token_timesteps_are_sharded_with_their_tokens(params):

@@ -16,7 +16,10 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from wanjax import checkpoint, config, objectives, optim, partition, train
+from wanjax.models import rows
 from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.models.rows.dit import dit_rows
+from wanjax.models.shadow_head import KEY, ShadowHeadConfig
 from wanjax.run_log import RunLog
 
 MODEL = DiTConfig(width=16, heads=2, layers=2, ffn=32, in_channels=4, out_channels=4, freq_dim=16, text_dim=8)
@@ -25,11 +28,14 @@ OPTIMIZER = optim.OptimizerConfig(learning_rate=1e-2, warmup_steps=2, ema_decay=
 OBJECTIVE = objectives.ObjectiveConfig(light=objectives.LightTerm(0.1, pools=("frame",), orders=(1,)))
 
 
+DECODER = objectives.Decoder(lambda params, x: jnp.tanh(x @ params), np.eye(4, 3, dtype=np.float32))
+
+
 class Batches:
     """Endless random batches whose position is a number."""
 
-    def __init__(self, poison_at=None, stop_at=None):
-        self.position, self.poison_at, self.stop_at = 0, poison_at, stop_at
+    def __init__(self, poison_at=None, stop_at=None, visibility=False):
+        self.position, self.poison_at, self.stop_at, self.visibility = 0, poison_at, stop_at, visibility
 
     def __next__(self):
         rng = np.random.default_rng(self.position)
@@ -39,7 +45,10 @@ class Batches:
         latents = rng.standard_normal((4, *SHAPE), np.float32)
         if self.position == self.poison_at:
             latents[0, 0, 0, 0, 0] = np.nan
-        return {"latents": latents, "text": rng.standard_normal((4, 3, 8), np.float32)}
+        batch = {"latents": latents, "text": rng.standard_normal((4, 3, 8), np.float32)}
+        if self.visibility:
+            batch["visibility"] = (latents[..., :1] > 0).repeat(2, 2).repeat(2, 3)[..., 0].astype(np.float32)
+        return batch
 
     def get_state(self):
         return {"position": self.position}
@@ -56,15 +65,19 @@ def make_mesh(sizes):
 
 
 def run(folder, *, steps=6, batches=None, keep=3, every=2, accumulate=1, on_step=None, sizes=ALONE,
-        optimizer=OPTIMIZER):
+        optimizer=OPTIMIZER, experiment=None):
+    """Trains with ``OBJECTIVE``, or with that of an experiment whose model is ``MODEL``."""
     mesh = make_mesh(sizes)
+    model = WanDiT(MODEL, mesh)
     settings = train.TrainConfig(expert="high", steps_high=steps, checkpoint_every=every, keep=keep, validate_every=3,
                                  validation_bins=2, log_every=2, accumulate=accumulate)
-    objective = objectives.make_objective(OBJECTIVE, np.ones(4, np.float32))
-    expert = train.Expert("high", WanDiT(MODEL, mesh), objective, optimizer,
+    terms = experiment.objective if experiment else OBJECTIVE
+    objective = objectives.make_objective(terms, np.ones(4, np.float32), DECODER)
+    expert = train.Expert("high", model, objective, optimizer,
                           settings, mesh, 0, None, batches or Batches(), [next(Batches())], None,
-                          lambda b: jax.device_put(b, partition.batch_sharding(mesh)))
-    experiment = config.load("configs/light_scenes_tiny.py")
+                          lambda b: jax.device_put(b, partition.batch_sharding(mesh)),
+                          experiment.shadow_head(model) if experiment else None)
+    experiment = experiment or config.load("configs/light_scenes_tiny.py")
     with (RunLog(folder, name="high", steps=steps, log_every=2, progress=False) as log,
           checkpoint.Checkpoints(folder / "checkpoints", experiment=experiment, expert="high", keep=keep) as saved):
         return train.train_expert(expert, saved, log, on_step=on_step)
@@ -125,6 +138,43 @@ def test_a_truncated_newest_checkpoint_is_named_and_passed_over(whole, tmp_path,
     assert str(newest) in caplog.text and "going on from the one before" in caplog.text
     assert int(resumed.step) == 6 and [x["step"] for x in lines(tmp_path) if "loss" in x] == [1, 2, 3, 4, 5, 6]
     assert (tmp_path / "unreadable_4").is_dir()
+
+
+def every_term():
+    """An experiment with all terms on, which trains ``MODEL``."""
+    experiment = config.load("configs/light_scenes_tiny.py")
+    terms = objectives.ObjectiveConfig(
+        light=objectives.LightTerm(0.1, pools=("frame",), orders=(1,)),
+        light_consistency=objectives.LightConsistencyTerm(0.1),
+        temporal_luminance=objectives.TemporalLuminanceTerm(0.1, every=2),
+        shadow=objectives.ShadowTerm(((0, 0.5), (4, 1.0)), ShadowHeadConfig(depths=(0.5, 1.0), width=4)),
+        change_weight=objectives.ChangeWeightTerm(0.1))
+    text = dataclasses.replace(experiment.text, model=dataclasses.replace(experiment.text.model, d_model=8, d_kv=8,
+                                                                          num_heads=1))
+    return dataclasses.replace(experiment, model=MODEL, text=text, objective=terms)
+
+
+def test_with_every_term_the_head_is_saved_with_the_state_and_sampling_leaves_it_out(tmp_path):
+    experiment = every_term()
+    state = run(tmp_path, batches=Batches(visibility=True), experiment=experiment, accumulate=2, steps=2)
+    steps = [line for line in lines(tmp_path) if "loss" in line]
+    terms = {f"loss/{name}" for name in experiment.objective.active}
+    assert [terms - set(line) for line in steps] == [{"loss/temporal_luminance"}, set()]
+    assert np.any(state.params[KEY]["out"]["kernel"]) and np.any(state.ema[KEY]["out"]["kernel"])
+
+    model = WanDiT(MODEL, make_mesh(ALONE))
+    head = experiment.shadow_head(model)
+    shapes = train.state_shapes(model, train.make_optimizer(OPTIMIZER, 2, model, head), model.mesh, head=head)
+    with checkpoint.Checkpoints(tmp_path / "checkpoints", experiment=experiment, expert="high", keep=3) as saved:
+        restored, position = saved.restore(shapes)
+    chex.assert_trees_all_equal(restored, state)
+    assert position == {"position": 2}
+
+    opened = checkpoint.open_run(tmp_path / "checkpoints/2", "raw")
+    chex.assert_trees_all_equal(opened.shadow_heads["high"], jax.device_get(state.params[KEY]))
+    assert "without its shadow head" in opened.description
+    alone = jax.tree.structure(rows.shapes(dit_rows(MODEL), "float32"))
+    assert jax.tree.structure(opened.experts["high"]) == alone
 
 
 def test_another_mesh_goes_on_from_the_same_bits(tmp_path):

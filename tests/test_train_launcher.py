@@ -6,7 +6,9 @@ import time
 import numpy as np
 import pytest
 
+from experiments import train
 from tests import launching
+from wanjax import codec, config
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,17 @@ def test_wrong_input_is_one_error_and_leaves_no_checkpoint(source, cache, tmp_pa
     for word in words:
         assert word in output
     assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_a_term_that_is_not_for_an_expert_is_left_out_and_said(capsys):
+    experiment = config.load(launching.ROOT / "configs/light_scenes_tiny.py",
+                             {"objective.temporal_luminance.weight": 0.1})
+    opened = codec.open_codec(experiment.codec)
+    assert train.objective_for("high", experiment, opened).names == ("velocity", "light")
+    assert "high expert: config.objective.temporal_luminance applies to the low-noise expert" in capsys.readouterr().out
+    low = train.objective_for("low", experiment, opened)
+    assert low.names == ("velocity", "light", "temporal_luminance") and not capsys.readouterr().out
+    assert low.decoder.apply(low.decoder.params, np.zeros((1, 2, 2, 2, 16), np.float32)).shape == (1, 5, 16, 16, 3)
 
 
 CUT_DOWN = {

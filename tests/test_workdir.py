@@ -35,6 +35,16 @@ def test_another_config_is_refused_field_by_field(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
 
 
+def test_a_run_of_an_older_version_goes_on_with_the_defaults_of_what_is_new(tmp_path):
+    older = config.to_dict(config.load(TINY))
+    del older["objective"]["shadow"], older["data"]["visibility_cell"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    with Workdir(tmp_path, config.load(TINY)):
+        pass
+    with pytest.raises(WorkdirError, match=r"config.objective.shadow.weight: 0.0 there, 0.5 asked for"):
+        Workdir(tmp_path, config.load(TINY, {"objective.shadow.weight": 0.5})).__enter__()
+
+
 def test_what_does_not_change_the_result_may_change(tmp_path):
     for every in (10, 20):
         with Workdir(tmp_path, config.load(TINY, {"train.checkpoint_every": every, "mesh.data": every // 10})):

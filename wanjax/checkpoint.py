@@ -20,8 +20,9 @@ from orbax.checkpoint import v1 as ocp
 from wanjax import config as config_lib
 from wanjax import partition
 from wanjax.models import rows
-from wanjax.models.rows.dit import dit_rows
-from wanjax.train import EXPERTS, TrainState
+from wanjax.models.dit import WanDiT
+from wanjax.models.shadow_head import KEY as SHADOW_HEAD
+from wanjax.train import EXPERTS, TrainState, network_rows
 
 # what orbax and its storage raise on files that are missing, short or altered
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)
@@ -156,12 +157,14 @@ class Run:
       experts: {"high": params, "low": params}, those that are there.
       steps: {"high": step, ...}.
       description: one line that says what was found.
+      shadow_heads: {"high": params, ...} of the experts whose shadow head was trained along.
     """
 
     config: config_lib.Experiment
     experts: Mapping[str, Any]
     steps: Mapping[str, int]
     description: str
+    shadow_heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
@@ -187,16 +190,20 @@ def open_run(path: str | os.PathLike[str], weights: str = "ema", mesh: jax.shard
     if not found:
         raise CheckpointError(f"{str(path)!r} holds no checkpoint: expected a --workdir of experiments.train, "
                               "its high/ or low/ folder, or the folder of one step")
-    experts, steps, experiment, said = {}, {}, None, []
+    experts, heads, steps, experiment, said = {}, {}, {}, None, []
     part = {"ema": "ema", "raw": "params"}[weights]
     for candidates in found:
         run, params, folder = _newest_readable(candidates, part, mesh)
         expert = run["expert"]
+        if SHADOW_HEAD in params:
+            heads[expert] = params.pop(SHADOW_HEAD)
         experts[expert], steps[expert] = params, int(run["step"])
         said.append(f"{expert} expert at step {run['step']}")
         experiment = experiment or config_lib.from_dict(run["experiment"])
     assert experiment is not None
-    return Run(experiment, experts, steps, f"wanjax run {experiment.name!r} in {path}: {', '.join(said)} ({weights})")
+    apart = "; without its shadow head, which sampling and other layouts have no use for" if heads else ""
+    return Run(experiment, experts, steps,
+               f"wanjax run {experiment.name!r} in {path}: {', '.join(said)} ({weights}){apart}", heads)
 
 
 def _newest_readable(folders: list[pathlib.Path], part: str, mesh: jax.sharding.Mesh | None
@@ -206,7 +213,8 @@ def _newest_readable(folders: list[pathlib.Path], part: str, mesh: jax.sharding.
         try:
             run = ocp.load_checkpointables(folder, {"run": None})["run"]
             experiment = config_lib.from_dict(run["experiment"])
-            table = dit_rows(experiment.model)
+            model = WanDiT(experiment.model)
+            table = network_rows(model, experiment.shadow_head(model))
             shapes = rows.shapes(table, "float32")
             target = mesh or partition.make_mesh(dict.fromkeys(partition.AXES, 1), devices=jax.devices()[:1])
             placed = partition.shardings(target, rows.logical_axes(table), shapes)

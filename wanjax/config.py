@@ -21,7 +21,8 @@ import ml_collections
 
 from wanjax.data import DataConfig
 from wanjax.generate import SampleConfig
-from wanjax.models.dit import DiTConfig
+from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.models.shadow_head import ShadowHead
 from wanjax.objectives import ObjectiveConfig
 from wanjax.optim import OptimizerConfig
 from wanjax.text import TextConfig
@@ -84,6 +85,12 @@ class Experiment:
     mesh: MeshConfig
     train: TrainConfig
     sample: SampleConfig
+
+    def shadow_head(self, model: WanDiT) -> ShadowHead | None:
+        """The head that the objective's shadow term trains beside ``model``; None where the term is off."""
+        if "shadow" not in self.objective.active:
+            return None
+        return ShadowHead(self.objective.shadow.head, model, CODEC_STRIDES[1] // self.data.visibility_cell)
 
 
 def load(path_to_config: str | pathlib.Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -160,13 +167,34 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "c
     return out
 
 
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``to_dict`` result, possibly of an older version, with the defaults of the fields that it lacks."""
+    return json.loads(json.dumps(_completed(Experiment, values)))
+
+
+def _completed(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    out, hints = dict(values), typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        section = dataclasses.is_dataclass(hints[field.name])
+        if field.name not in out:
+            if field.default is not dataclasses.MISSING:
+                out[field.name] = field.default
+            elif field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+                out[field.name] = dataclasses.asdict(default) if section else default
+        elif section and isinstance(out[field.name], Mapping):
+            out[field.name] = _completed(hints[field.name], out[field.name])
+    return out
+
+
 def validate(experiment: Experiment) -> None:
     """Refuses combinations that cannot work.
 
     Raises:
       ConfigError: naming every problem found.
     """
-    problems = [*_data_problems(experiment), *_model_problems(experiment), *_train_problems(experiment)]
+    problems = [*_data_problems(experiment), *_model_problems(experiment), *_train_problems(experiment),
+                *_objective_problems(experiment)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -185,6 +213,9 @@ def _data_problems(e: Experiment) -> list[str]:
                        f"{patch}); use {near} or {near + stride}")
     if not 0.0 <= d.caption_dropout < 1.0:
         out.append(f"config.data.caption_dropout = {d.caption_dropout}: expected a probability in [0, 1)")
+    if d.visibility_cell < 1 or CODEC_STRIDES[1] % d.visibility_cell:
+        out.append(f"config.data.visibility_cell = {d.visibility_cell}: expected a number of pixels that divides the "
+                   f"codec's stride {CODEC_STRIDES[1]}")
     if d.fps <= 0:
         out.append(f"config.data.fps = {d.fps}: expected frames per second > 0")
     micro, shards = e.train.accumulate, _batch_shards(e.mesh)
@@ -228,6 +259,32 @@ def _train_problems(e: Experiment) -> list[str]:
     if e.objective.light.orders and max(e.objective.light.orders) >= 1 + (e.data.frames - 1) // CODEC_STRIDES[0]:
         out.append(f"config.objective.light.orders = {e.objective.light.orders}: {e.data.frames} frames have "
                    f"{1 + (e.data.frames - 1) // CODEC_STRIDES[0]} latent frames, too few for that difference")
+    return out
+
+
+def _objective_problems(e: Experiment) -> list[str]:
+    out, o = [], e.objective
+    for name in ("light_consistency", "temporal_luminance", "change_weight"):
+        if name in o.active and e.data.frames < 2:
+            out.append(f"config.objective.{name} has a weight, but config.data.frames = {e.data.frames}: one frame "
+                       "does not change; lengthen the clips or set the weight to 0")
+    if "temporal_luminance" in o.active and e.train.expert == "high":
+        out.append("config.objective.temporal_luminance has a weight, but config.train.expert = 'high': at high noise "
+                   "there is no picture to compare; train 'low' (or 'both', where it applies to 'low'), or set the "
+                   "weight to 0")
+    elif o.active == ("temporal_luminance",) and (e.train.expert == "both" or o.temporal_luminance.every > 1):
+        out.append("config.objective.temporal_luminance is the only term with a weight, but it is neither for the "
+                   f"high-noise expert nor for every step (every = {o.temporal_luminance.every}): give another term a "
+                   "weight")
+    clips, micro = o.temporal_luminance.clips, e.data.batch // e.train.accumulate
+    if "temporal_luminance" in o.active and clips and micro % clips:
+        out.append(f"config.objective.temporal_luminance.clips = {clips}: expected a number that divides the {micro} "
+                   "clips of a micro-batch (config.data.batch / config.train.accumulate), or 0 for all")
+    if "shadow" in o.active:
+        try:
+            o.shadow.head.taps(e.model.layers)
+        except ValueError as error:
+            out.append(f"config.objective.shadow.head.{error}")
     return out
 
 
@@ -291,5 +348,5 @@ def _tuple(args: tuple[Any, ...], hint: Any, value: Any, where: str) -> tuple[An
     return tuple(_convert(kind, v, f"{where}[{i}]") for i, (kind, v) in enumerate(zip(kinds, value, strict=True)))
 
 
-__all__ = ["ConfigError", "Experiment", "MeshConfig", "differences", "from_config_dict", "from_dict",
+__all__ = ["ConfigError", "Experiment", "MeshConfig", "completed", "differences", "from_config_dict", "from_dict",
            "load", "override", "read", "to_dict", "validate"]

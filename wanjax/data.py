@@ -16,7 +16,7 @@ import grain
 import jax
 import numpy as np
 
-from wanjax.latent_cache import CacheError, Clips, LatentCache
+from wanjax.latent_cache import CacheError, Clips, LatentCache, check_visibility
 
 Batch = dict[str, np.ndarray]
 
@@ -33,6 +33,7 @@ class DataConfig:
       frames, height, width, fps: size of a clip, T × H × W pixels, and its frames per second.
       batch: clips per step, over all devices.
       caption_dropout: probability that a clip is shown without its caption (for classifier-free guidance).
+      visibility_cell: side, in pixels, of the cells that the light's visibility is averaged over (``shadow`` term).
       seed: of order, captions and dropout.
     """
 
@@ -45,6 +46,7 @@ class DataConfig:
     fps: float = 8.0
     batch: int = 32
     caption_dropout: float = 0.1
+    visibility_cell: int = 4
     seed: int = 0
 
 
@@ -62,6 +64,7 @@ def make_loader(
     text_length: int,
     caption_dropout: float,
     null_text: np.ndarray,
+    visibility_cell: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     repeat: bool = True,
@@ -71,7 +74,7 @@ def make_loader(
     ``next()`` gives ``{"latents": [b, F, h, w, C], "text": [b, L, E]}``, float32, text zero-padded to ``text_length``
     (= L), b = batch / process_count: rows process_index·b … of the global batch. ``get_state()`` and ``set_state()``
     (and orbax, which stores the iterator as a checkpointable) keep the position: restored, the iterator gives
-    bit-identical batches.
+    bit-identical batches. With a ``visibility_cell`` also ``"visibility"`` [b, F, H/cell, W/cell] float32 in [0, 1].
 
     Args:
       cache_dir: a folder made by ``data_pipelines.encode``.
@@ -81,11 +84,13 @@ def make_loader(
       caption_dropout: probability of the empty caption.
       text_length: L.
       null_text: embedding [n, E] of the empty caption (``LatentCache.null_text``).
+      visibility_cell: pixels along a side of the visibility's cells; 0: no visibility is given.
       process_index: which of the ``process_count`` groups of rows this process holds.
       repeat: without end, over epochs; else one epoch, leaving out the last clips that do not fill a batch.
 
     Raises:
       CacheError: naming the damaged file, or the caption that is longer than ``text_length``; also from ``next()``.
+        If visibility is asked for and the cache has none, or in other cells.
       ValueError: if the batch cannot be divided among the processes or is larger than one epoch (no repeat).
     """
     if batch % process_count:
@@ -94,7 +99,7 @@ def make_loader(
     clips, captions = cache.split(split), cache.manifest.captions
     if not repeat and batch > len(clips):
         raise ValueError(f"batch = {batch} is larger than split {split!r} of {cache_dir}, which has {len(clips)} clips")
-    read = _Reader(cache, clips, text_length, null_text)
+    read = _Reader(cache, clips, text_length, null_text, visibility_cell)
     rows = _rows(batch, process_index, process_count)
 
     def pick(clip: int, rng: np.random.Generator) -> _Pick:
@@ -115,6 +120,7 @@ def validation_batches(
     batch: int,
     text_length: int,
     limit: int | None = None,
+    visibility_cell: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> list[Batch]:
@@ -136,7 +142,7 @@ def validation_batches(
     if count < batch:
         raise ValueError(f"split {split!r} of {cache_dir} has {len(clips)} clips, of which {count} are asked for: too "
                          f"few for one batch of {batch}. Make the batch smaller or the split larger")
-    read = _Reader(cache, clips, text_length, cache.null_text)
+    read = _Reader(cache, clips, text_length, cache.null_text, visibility_cell)
     rows = _rows(batch, process_index, process_count)
     return [read([_Pick(start + row, (start + row) % len(captions)) for row in rows])
             for start in range(0, count - batch + 1, batch)]
@@ -157,12 +163,15 @@ def _rows(batch: int, process_index: int, process_count: int) -> range:
 class _Reader:
     """Reads picked clips into one batch."""
 
-    def __init__(self, cache: LatentCache, clips: Clips, length: int, null_text: np.ndarray):
+    def __init__(self, cache: LatentCache, clips: Clips, length: int, null_text: np.ndarray, visibility_cell: int):
+        if visibility_cell:
+            check_visibility(cache.folder, cache.manifest, visibility_cell)
         width = cache.manifest.text_width
         if null_text.ndim != 2 or null_text.shape[1] != width:
             raise ValueError(f"null_text has shape {null_text.shape}, the captions of {cache.folder} are {width} wide: "
                              "expected [n, E] from the same text encoder")
         self._clips, self._captions, self._length, self._null_text = clips, cache.manifest.captions, length, null_text
+        self._with_visibility = bool(visibility_cell)
 
     def __call__(self, picks: Sequence[_Pick]) -> Batch:
         clips = [self._clips[pick.clip] for pick in picks]
@@ -174,4 +183,7 @@ class _Reader:
                 raise CacheError(f"clip {pick.clip}: {name} has {len(tokens)} tokens, config.text.length is "
                                  f"{self._length}: raise it or shorten the caption")
             row[: len(tokens)] = tokens
-        return {"latents": np.stack([clip.latents for clip in clips]), "text": text}
+        batch = {"latents": np.stack([clip.latents for clip in clips]), "text": text}
+        if self._with_visibility:
+            batch["visibility"] = np.stack([clip.visibility for clip in clips]).astype(np.float32) / 255
+        return batch

@@ -8,8 +8,10 @@ Latents and caption embeddings do not change while a model trains, so each clip 
     train-00000-of-00008.array_record       clips in the order of their source, one record per clip
 
 A record holds the bytes of one safetensors file: ``latents`` [F, h, w, C] float32, normalised, and ``text_0``,
-``text_1``, … [n, E] float32, the clip's captions in the order of ``Manifest.captions``, without padding. Records and
-files are hashed by ArrayRecord, so a damaged file is noticed when it is read.
+``text_1``, … [n, E] float32, the clip's captions in the order of ``Manifest.captions``, without padding. Where the data
+has it, ``visibility`` [F, H/cell, W/cell] uint8 is how much of the key light is seen, 255 = all, averaged over cells of
+``Manifest.visibility_cell`` pixels and over the frames of a latent (frame 0 alone, then groups of 4). Records and files
+are hashed by ArrayRecord, so a damaged file is noticed when it is read.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ import safetensors.numpy
 from array_record.python.array_record_module import ArrayRecordWriter
 from grain.sources import ArrayRecordDataSource
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no visibility; it is still read and gone on with
+READABLE_VERSIONS = (1, 2)
 MANIFEST = "manifest.json"
 NULL_TEXT = "null_text.safetensors"
 # one record per group: clips are read in random order, and float latents do not compress
@@ -41,10 +44,12 @@ class CacheError(RuntimeError):
 
 
 class Clip(NamedTuple):
-    """One record. ``latents`` [F, h, w, C] float32; ``texts`` one [n, E] float32 array per caption."""
+    """One record. ``latents`` [F, h, w, C] float32; ``texts`` one [n, E] float32 array per caption; ``visibility``
+    [F, H/cell, W/cell] uint8, or None."""
 
     latents: np.ndarray
     texts: tuple[np.ndarray, ...]
+    visibility: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Manifest:
       latent_shape: (F, h, w, C).
       text_width: E.
       splits: the files of each split.
+      visibility_cell: side in pixels of the cells of the records' visibility; 0: they have none.
       version: format of the folder.
     """
 
@@ -78,6 +84,7 @@ class Manifest:
     latent_shape: tuple[int, int, int, int]
     text_width: int
     splits: Mapping[str, tuple[Shard, ...]]
+    visibility_cell: int = 0
     version: int = FORMAT_VERSION
 
     def clips(self, split: str) -> int:
@@ -99,13 +106,32 @@ def encode_record(clip: Clip) -> bytes:
     """The bytes of one record."""
     tensors = {"latents": np.ascontiguousarray(clip.latents, np.float32)}
     tensors |= {f"text_{i}": np.ascontiguousarray(text, np.float32) for i, text in enumerate(clip.texts)}
+    if clip.visibility is not None:
+        tensors["visibility"] = np.ascontiguousarray(clip.visibility, np.uint8)
     return safetensors.numpy.save(tensors)
 
 
 def decode_record(record: bytes) -> Clip:
     """Inverts ``encode_record``."""
     tensors = safetensors.numpy.load(record)
-    return Clip(tensors["latents"], tuple(tensors[f"text_{i}"] for i in range(len(tensors) - 1)))
+    latents, visibility = tensors.pop("latents"), tensors.pop("visibility", None)
+    return Clip(latents, tuple(tensors[f"text_{i}"] for i in range(len(tensors))), visibility)
+
+
+def visibility_cells(visibility: np.ndarray, cell: int) -> np.ndarray:
+    """Visibility per latent frame and cell.
+
+    Args:
+      visibility: uint8 [T, H, W], 255 = the light is seen in full; T = 4n + 1, H and W multiples of ``cell``.
+      cell: pixels.
+
+    Returns:
+      [F, H/cell, W/cell] uint8, rounded means.
+    """
+    frames, height, width = visibility.shape
+    cells = visibility.reshape(frames, height // cell, cell, width // cell, cell).mean((2, 4), dtype=np.float32)
+    rest = cells[1:].reshape(-1, 4, *cells.shape[1:]).mean(1)
+    return np.round(np.concatenate([cells[:1], rest])).astype(np.uint8)
 
 
 def write_shard(path: pathlib.Path, clips: Sequence[Clip]) -> Shard:
@@ -163,8 +189,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     path = pathlib.Path(folder) / MANIFEST
     try:
         values = json.loads(path.read_text())
-        if values["version"] != FORMAT_VERSION:
-            raise CacheError(f"{path} has format version {values['version']}, this wanjax reads {FORMAT_VERSION}: "
+        if values["version"] not in READABLE_VERSIONS:
+            raise CacheError(f"{path} has format version {values['version']}, this wanjax reads {READABLE_VERSIONS}: "
                              f"delete {path.parent} and run the encoder again")
         splits = {name: tuple(Shard(**shard) for shard in shards) for name, shards in values.pop("splits").items()}
         captions, shape = tuple(values.pop("captions")), tuple(values.pop("latent_shape"))
@@ -197,6 +223,24 @@ def check(
         raise CacheError(f"the latent cache {os.fspath(folder)} does not belong to this config. Changed:\n  "
                          + "\n  ".join(changed)
                          + "\nSet config.data.cache_dir to a new folder, or delete this one, and it is encoded again")
+
+
+def check_visibility(folder: str | os.PathLike[str], manifest: Manifest, cell: int) -> None:
+    """Refuses a cache whose records have no visibility, or in cells of another size than ``cell`` pixels.
+
+    Raises:
+      CacheError: saying what to do.
+    """
+    if manifest.visibility_cell == cell:
+        return
+    remedy = "Set config.data.cache_dir to a new folder, or delete this one, and it is encoded again"
+    if manifest.visibility_cell:
+        raise CacheError(f"the latent cache {os.fspath(folder)} holds visibility in cells of "
+                         f"{manifest.visibility_cell} pixels, config.data.visibility_cell = {cell}. {remedy}")
+    why = ("it was made by a version that did not store it" if manifest.version == 1 else
+           "the data that it was made from has no feature 'visibility' (docs/data.md)")
+    raise CacheError(f"the latent cache {os.fspath(folder)} holds no visibility, which the shadow term needs: {why}. "
+                     f"{remedy if manifest.version == 1 else 'Set config.objective.shadow.weight to 0'}")
 
 
 class LatentCache:

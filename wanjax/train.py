@@ -23,6 +23,8 @@ from wanjax import optim, partition, rectified_flow
 from wanjax.models import rows
 from wanjax.models.dit import WanDiT
 from wanjax.models.rows.dit import dit_rows
+from wanjax.models.shadow_head import KEY as SHADOW_HEAD
+from wanjax.models.shadow_head import ShadowHead
 from wanjax.objectives import Objective, Prediction
 from wanjax.optim import OptimizerConfig
 
@@ -89,7 +91,8 @@ class TrainConfig:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "ema", "opt_state"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: int32 scalar; params, ema: the transformer's tree in float32; opt_state: of the optax chain."""
+    """step: int32 scalar; params, ema: the transformer's tree in float32, with the shadow head's beside it where one is
+    trained; opt_state: of the optax chain."""
 
     step: jax.Array
     params: Any
@@ -105,10 +108,15 @@ class Stopped(Exception):
     """The run was asked to stop; its state is saved."""
 
 
+def network_rows(model: WanDiT, head: ShadowHead | None = None) -> tuple[rows.Row, ...]:
+    """Rows of everything that is trained."""
+    return (*dit_rows(model.config), *(head.rows if head else ()))
+
+
 def state_shapes(model: WanDiT, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh,
-                 params_dtype: str = "float32") -> TrainState:
+                 params_dtype: str = "float32", head: ShadowHead | None = None) -> TrainState:
     """Shapes, dtypes and shardings of the state, without allocating anything."""
-    table = dit_rows(model.config)
+    table = network_rows(model, head)
     params = rows.shapes(table, params_dtype)
     params_sharding = partition.shardings(mesh, rows.logical_axes(table), params)
     shapes = jax.eval_shape(functools.partial(_first_state, optimizer), params)
@@ -124,11 +132,20 @@ def state_shapes(model: WanDiT, optimizer: optax.GradientTransformation, mesh: j
 
 
 def init_state(model: WanDiT, optimizer: optax.GradientTransformation, shapes: TrainState, key: jax.Array,
-               params: Any | None = None) -> TrainState:
-    """The first state, made where it will live; ``params`` continues given weights instead of random ones."""
+               params: Any | None = None, head: ShadowHead | None = None) -> TrainState:
+    """The first state, made where it will live.
+
+    ``params`` continues given weights of the transformer instead of random ones; the head always starts anew.
+    """
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
+
+    def beside(k: jax.Array) -> dict[str, Any]:
+        return {SHADOW_HEAD: head.init(jax.random.fold_in(k, 1))} if head else {}
+
     if params is None:
-        return jax.jit(lambda k: _first_state(optimizer, model.init(k)["params"]), out_shardings=shardings)(key)
+        return jax.jit(lambda k: _first_state(optimizer, {**model.init(k)["params"], **beside(k)}),
+                       out_shardings=shardings)(key)
+    params = {**params, **beside(key)}
     params = jax.tree.map(lambda p, x: jax.device_put(jnp.asarray(p, x.dtype), x.sharding), params, shapes.params)
     return jax.jit(functools.partial(_first_state, optimizer), out_shardings=shardings)(params)
 
@@ -138,56 +155,64 @@ def _first_state(optimizer: optax.GradientTransformation, params: Any) -> TrainS
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 
-def decay_mask(model: WanDiT) -> Any:
+def decay_mask(model: WanDiT, head: ShadowHead | None = None) -> Any:
     """True for matrices: the tensors that weight decay applies to."""
     return jax.tree.map(lambda axes: len([a for a in axes if a != "layers"]) >= 2,
-                        rows.logical_axes(dit_rows(model.config)), is_leaf=lambda x: isinstance(x, tuple))
+                        rows.logical_axes(network_rows(model, head)), is_leaf=lambda x: isinstance(x, tuple))
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, model: WanDiT) -> optax.GradientTransformation:
-    """The optimizer of a transformer; see :func:`wanjax.optim.make_optimizer`."""
-    axes = rows.logical_axes(dit_rows(model.config))
+def make_optimizer(config: OptimizerConfig, steps: int, model: WanDiT, head: ShadowHead | None = None
+                   ) -> optax.GradientTransformation:
+    """The optimizer of a transformer and its head; see :func:`wanjax.optim.make_optimizer`."""
+    axes = rows.logical_axes(network_rows(model, head))
     stacked = jax.tree_util.tree_map_with_path(
         lambda path, a: a[0] == "layers" and len(a) == 3 and path[-1].key == "kernel", axes,
         is_leaf=lambda x: isinstance(x, tuple))
-    return optim.make_optimizer(config, steps, decay_mask(model), stacked)
+    return optim.make_optimizer(config, steps, decay_mask(model, head), stacked)
 
 
 def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.GradientTransformation, *,
-                    timesteps: tuple[float, float], shift: float, accumulate: int,
-                    ema_decay: float) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """One optimizer step: ``step(state, {"latents": [B,F,h,w,C], "text": [B,L,E]}, key) -> (state, metrics)``.
+                    timesteps: tuple[float, float], shift: float, accumulate: int, ema_decay: float,
+                    head: ShadowHead | None = None) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """One optimizer step: ``step(state, {"latents": [B,F,h,w,C], "text": [B,L,E]}, key, ...) -> (state, metrics)``.
 
-    Pure; jit it with the state donated. Metrics are float32 scalars: the objective's, and ``grad_norm``.
+    Pure; jit it with the state donated. ``decoder_params`` come last where the objective has a decoder; with a ``head``
+    the batch holds "visibility" too. Metrics are float32 scalars: the objective's, and ``grad_norm``.
     """
 
-    def loss(params: Any, step: jax.Array, x0: jax.Array, text: jax.Array, noise: jax.Array, timestep: jax.Array
-             ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(params: Any, step: jax.Array, decoder_params: Any, x0: jax.Array, text: jax.Array, noise: jax.Array,
+             timestep: jax.Array, visibility: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
         sigma = timestep / 1000.0
         noised = jnp.asarray(rectified_flow.add_noise(x0, noise, sigma))
         target = jnp.asarray(rectified_flow.velocity_target(x0, noise))
-        velocity = model.apply({"params": params}, noised, timestep, text)
-        return objective(Prediction(velocity, target, x0, sigma), step)
+        if head is None:
+            velocity, logits = model.apply({"params": params}, noised, timestep, text), None
+        else:
+            velocity, states = model.apply_with_taps({"params": params}, noised, timestep, text, taps=head.taps)
+            f, h, w = x0.shape[1:4]
+            logits = head.apply(params[SHADOW_HEAD], states, (f, h, w))
+        return objective(Prediction(velocity, target, x0, sigma, logits, visibility, decoder_params), step)
 
     value_and_grad = jax.value_and_grad(lambda *args: loss(*args), has_aux=True)
 
-    def step_fn(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
+    def step_fn(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array, decoder_params: Any = None
                 ) -> tuple[TrainState, dict[str, jax.Array]]:
-        x0, text = batch["latents"], batch["text"]
+        x0, text, visibility = batch["latents"], batch["text"], batch.get("visibility")
         noise_key, time_key = jax.random.split(jax.random.fold_in(key, state.step))
         noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
         timestep = rectified_flow.sample_timesteps(time_key, x0.shape[0], shift=shift, low=timesteps[0],
                                                    high=timesteps[1])
         if accumulate == 1:
-            (_, metrics), grads = value_and_grad(state.params, state.step, x0, text, noise, timestep)
+            (_, metrics), grads = value_and_grad(state.params, state.step, decoder_params, x0, text, noise, timestep,
+                                                 visibility)
         else:
             def micro(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, dict[str, jax.Array]]:
-                (_, metrics), grads = value_and_grad(state.params, state.step, *part)
+                (_, metrics), grads = value_and_grad(state.params, state.step, decoder_params, *part)
                 return jax.tree.map(jnp.add, total, grads), metrics
 
             # interleaved, so that every device's own clips are split, and none moves
             parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0),
-                                 (x0, text, noise, timestep))
+                                 (x0, text, noise, timestep, visibility))
             grads, metrics = jax.lax.scan(micro, jax.tree.map(jnp.zeros_like, state.params), parts)
             grads, metrics = jax.tree.map(lambda g: g / accumulate, grads), jax.tree.map(jnp.mean, metrics)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -253,6 +278,8 @@ class Expert:
       batches: endless; ``get_state``/``set_state`` give and take its position.
       validation: held-out batches, in a fixed order.
       preview: EMA weights -> an image [*, *, 3] uint8, or None.
+      to_global: a batch of this process's rows -> arrays over the mesh.
+      head: trained along where the objective has the shadow term; the batches then hold "visibility".
     """
 
     name: str
@@ -267,6 +294,7 @@ class Expert:
     validation: Sequence[Mapping[str, np.ndarray]]
     preview: Callable[[Any], np.ndarray] | None
     to_global: Callable[[Mapping[str, np.ndarray]], Mapping[str, jax.Array]]
+    head: ShadowHead | None = None
 
 
 def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step: Callable[[], None] | None = None
@@ -278,14 +306,15 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
       Stopped: after SIGTERM or SIGINT, when the step is finished and its state saved.
     """
     config, steps, span = expert.config, expert.config.steps(expert.name), expert.config.timesteps(expert.name)
-    optimizer = make_optimizer(expert.optimizer_config, steps, expert.model)
-    shapes = state_shapes(expert.model, optimizer, expert.mesh)
+    optimizer = make_optimizer(expert.optimizer_config, steps, expert.model, expert.head)
+    shapes = state_shapes(expert.model, optimizer, expert.mesh, head=expert.head)
     key = jax.random.fold_in(jax.random.key(expert.seed), EXPERTS.index(expert.name))
     init_key, step_key, validation_key = jax.random.split(key, 3)
 
     restored = checkpoints.restore(shapes)
     if restored is None:
-        state = init_state(expert.model, optimizer, shapes, init_key, expert.params() if expert.params else None)
+        state = init_state(expert.model, optimizer, shapes, init_key, expert.params() if expert.params else None,
+                           expert.head)
     else:
         state, position = restored
         expert.batches.set_state(position)
@@ -293,16 +322,27 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
     log.cut(done)
 
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    train_step = jax.jit(make_train_step(expert.model, expert.objective, optimizer, timesteps=span, shift=config.shift,
-                                         accumulate=config.accumulate, ema_decay=expert.optimizer_config.ema_decay),
-                         donate_argnums=0, out_shardings=(shardings, None))
+    programs: dict[tuple[str, ...], Callable[..., tuple[TrainState, dict[str, jax.Array]]]] = {}
+
+    def program(step: int) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+        objective = expert.objective.at(step)
+        if objective.names not in programs:
+            programs[objective.names] = jax.jit(
+                make_train_step(expert.model, objective, optimizer, timesteps=span, shift=config.shift,
+                                accumulate=config.accumulate, ema_decay=expert.optimizer_config.ema_decay,
+                                head=expert.head), donate_argnums=0, out_shardings=(shardings, None))
+        return programs[objective.names]
+
     validate = make_validation(expert.model, timesteps=span, bins=config.validation_bins)
+
+    decoder = expert.objective.decoder
+    decoder_params = None if decoder is None else jax.device_put(decoder.params, partition.replicated(expert.mesh))
 
     waiting: tuple[int, dict[str, jax.Array]] | None = None
     with _stop_signal() as stop:
         for step in range(done + 1, steps + 1):
             batch = expert.to_global(next(expert.batches))
-            state, metrics = train_step(state, batch, step_key)
+            state, metrics = program(step)(state, batch, step_key, decoder_params)
             if waiting:  # read one step late, so that the device never waits for the log
                 log.step(waiting[0], _finite(expert.name, *waiting, checkpoints.latest))
             waiting = (step, metrics)

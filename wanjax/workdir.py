@@ -62,7 +62,7 @@ class Workdir:
         file, new = self.path / "config.json", config_lib.to_dict(self._experiment)
         if file.exists():
             try:
-                old = json.loads(file.read_text())
+                old = config_lib.completed(json.loads(file.read_text()))
             except json.JSONDecodeError as error:
                 raise WorkdirError(f"{file} is damaged ({error}): move the folder away to start over") from error
             changed = {k: v for k, v in config_lib.differences(old, new).items() if not k.startswith(FREE)}

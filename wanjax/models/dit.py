@@ -30,6 +30,7 @@ from wanjax.models.timestep import timestep_features
 __all__ = ["DiTConfig", "WanDiT", "timestep_features"]
 
 _GATHERED = "gathered_parameter"
+_OUTSIDE = ("patch_embedding", "text_embedding", "time_embedding", "time_projection")
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -262,7 +263,31 @@ class WanDiT:
             ValueError: shapes that do not fit the config or each other, or do not divide over the mesh.
         """
         self._check(np.shape(latents), np.shape(timestep), np.shape(text))
-        return _forward(self, variables["params"], latents, timestep, text)
+        return _forward(self, (), variables["params"], latents, timestep, text)[0]
+
+    def apply_with_taps(
+        self, variables: Mapping[str, Any], latents: jax.Array, timestep: jax.Array, text: jax.Array, *,
+        taps: tuple[int, ...],
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:  # fmt: skip
+        """What :meth:`apply` gives, and the hidden states after some of the blocks; no others are kept.
+
+        Args:
+            variables, latents, timestep, text: as for :meth:`apply`.
+            taps: numbers of blocks, each from 1 to the number of layers, after which the state is wanted.
+
+        Returns:
+            The velocity, and one float32 [B, N, D] per tap.
+
+        Raises:
+            ValueError: a tap outside the stack, or as :meth:`apply`.
+        """
+        wrong = [tap for tap in taps if not 1 <= tap <= self.config.layers]
+        if wrong or not taps:
+            raise ValueError(f"taps {taps}: expected numbers of blocks from 1 to {self.config.layers}")
+        self._check(np.shape(latents), np.shape(timestep), np.shape(text))
+        velocity, states = _forward(self, tuple(taps), variables["params"], latents, timestep, text)
+        assert states is not None
+        return velocity, tuple(states)
 
     def _check(self, latents: tuple[int, ...], timestep: tuple[int, ...], text: tuple[int, ...]) -> None:
         c = self.config
@@ -282,22 +307,25 @@ class WanDiT:
             raise ValueError(f"{tokens} tokens do not divide over the mesh axis seq of size {self.mesh.shape['seq']}")
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(model: WanDiT, params: Any, latents: Any, timestep: Any, text: Any) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _forward(
+    model: WanDiT, taps: tuple[int, ...], params: Any, latents: Any, timestep: Any, text: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """The velocity, and the states [taps, B, N, D] (None without taps)."""
     c = model.config
     grid = c.grid(latents.shape[1:4])
     timestep = jnp.asarray(timestep, jnp.float32)
     timestep = timestep if timestep.ndim == 2 else timestep[:, None]
-    outside = {name: value for name, value in params.items() if name not in ("blocks", "head")}
+    outside = {name: params[name] for name in _OUTSIDE}
     patches = _patchify(jnp.asarray(latents), c.patch)
     patches, timestep, text = _over_clips(model, patches), _over_clips(model, timestep), _over_clips(model, text)
     embedded = _Embeddings(c).apply({"params": outside}, patches, timestep, text)
     x, text, time, projected = cast(tuple[jax.Array, jax.Array, jax.Array, jax.Array], embedded)
     text, time, projected = _over_clips(model, text), _over_clips(model, time), _over_clips(model, projected)
     angles = tuple(jnp.asarray(table) for table in rope.tables(grid, c.head_dim))
-    x = _stack(model, params["blocks"], x, text, projected, angles)
+    x, states = _stack(model, taps, params["blocks"], x, text, projected, angles)
     out = cast(jax.Array, _Head(c).apply({"params": params["head"]}, x, time))
-    return _unpatchify(out, grid, c.patch)
+    return _unpatchify(out, grid, c.patch), states
 
 
 def _over_clips(model: WanDiT, x: Any) -> jax.Array:
@@ -305,12 +333,14 @@ def _over_clips(model: WanDiT, x: Any) -> jax.Array:
     return partition.constrain(jnp.asarray(x), model.mesh, partition.BATCH)
 
 
-def _stack(model: WanDiT, blocks: Any, x: jax.Array, text: jax.Array, time: jax.Array, angles: Any) -> jax.Array:
-    """All blocks: x [B, N, D], text [B, L, D], time [B, 1 or N, 6, D] -> [B, N, D]."""
+def _stack(
+    model: WanDiT, taps: tuple[int, ...], blocks: Any, x: jax.Array, text: jax.Array, time: jax.Array, angles: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """All blocks: x [B, N, D], text [B, L, D], time [B, 1 or N, 6, D] -> [B, N, D], and the states after ``taps``."""
     mesh = model.mesh
     manual = () if mesh is None else tuple(a for a in ("data", "fsdp", "seq") if mesh.shape[a] > 1)
     if mesh is None or not manual:
-        return _scan(model.config, blocks, x, text, time, angles, specs=None, manual=())
+        return _scan(model.config, taps, blocks, x, text, time, angles, specs=None, manual=())
     axes = rows.logical_axes(dit_rows(model.config))["blocks"]
     specs = jax.tree.map(
         lambda names, w: _manual_part(partition.spec(mesh, names, w.shape), manual),
@@ -319,10 +349,10 @@ def _stack(model: WanDiT, blocks: Any, x: jax.Array, text: jax.Array, time: jax.
     batch = tuple(a for a in partition.BATCH if a in manual) or None
     seq = "seq" if "seq" in manual else None
     per_shard = jax.shard_map(
-        lambda b, *args: _scan(model.config, b, *args, specs=specs, manual=manual),
+        lambda b, *args: _scan(model.config, taps, b, *args, specs=specs, manual=manual),
         mesh=mesh,
         in_specs=(specs, P(batch, seq), P(batch), P(batch, seq if time.shape[1] > 1 else None), P(seq)),
-        out_specs=P(batch, seq),
+        out_specs=(P(batch, seq), P(None, batch, seq) if taps else None),
         axis_names=set(manual),
     )
     return per_shard(blocks, x, text, time, angles)
@@ -340,9 +370,9 @@ def _names(entry: Any) -> tuple[str, ...]:
 
 
 def _scan(
-    config: DiTConfig, blocks: Any, x: jax.Array, text: jax.Array, time: jax.Array, angles: Any, *,
-    specs: Any, manual: tuple[str, ...],
-) -> jax.Array:  # fmt: skip
+    config: DiTConfig, taps: tuple[int, ...], blocks: Any, x: jax.Array, text: jax.Array, time: jax.Array,
+    angles: Any, *, specs: Any, manual: tuple[str, ...],
+) -> tuple[jax.Array, jax.Array | None]:  # fmt: skip
     """The stack on one shard; ``specs`` says how the stacked parameters are sharded over ``manual`` axes."""
     block = Block(config, seq_axis="seq" if "seq" in manual else None)
 
@@ -356,7 +386,19 @@ def _scan(
     elif manual:  # even then a gathered block is not kept: it would undo the sharding of the parameters
         keep = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
         body = jax.checkpoint(body, policy=keep, prevent_cse=False)
-    return jax.lax.scan(body, x, blocks)[0]
+    if not taps:
+        return jax.lax.scan(body, x, blocks)[0], None
+
+    # Added, not selected: the backward pass then keeps one number per layer and tap, and no state. It stands outside
+    # the rematerialised body for the same reason.
+    def tapped(carry: tuple[jax.Array, jax.Array], own: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
+        (x, states), (block_params, here) = carry, own
+        x, _ = body(x, block_params)
+        return (x, states + here[:, None, None, None] * x), None
+
+    here = np.asarray([[layer + 1 == tap for tap in taps] for layer in range(config.layers)], np.float32)
+    states = jnp.stack([jnp.zeros_like(x)] * len(taps))
+    return jax.lax.scan(tapped, (x, states), (blocks, here))[0]
 
 
 def _gather(config: DiTConfig, manual: tuple[str, ...], w: jax.Array, spec: P) -> jax.Array:

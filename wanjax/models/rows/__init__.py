@@ -72,8 +72,8 @@ class Row:
         path: keys of our nested parameter dict.
         shape: our shape, without the layer axis.
         axes: logical axis of each entry of ``shape`` (names of :data:`wanjax.partition.RULES`, None = never sharded).
-        diffusers: name in the diffusers layout, ``{i}`` for the layer.
-        official: name in the official layout, ``{i}`` for the layer.
+        diffusers: name in the diffusers layout, ``{i}`` for the layer; "" if other software does not have it.
+        official: name in the official layout, ``{i}`` for the layer, likewise.
         layout: key of :data:`LAYOUTS`, the change from the foreign array to ours.
         stacked: number of layers, 0 for a tensor that is not stacked.
     """
@@ -81,8 +81,8 @@ class Row:
     path: tuple[str, ...]
     shape: Shape
     axes: tuple[str | None, ...]
-    diffusers: str
-    official: str
+    diffusers: str = ""
+    official: str = ""
     layout: str = "same"
     stacked: int = 0
 
@@ -93,7 +93,7 @@ class Row:
         if self.layout not in LAYOUTS:
             raise ValueError(f"row {name}: layout {self.layout!r} is not one of {sorted(LAYOUTS)}")
         for foreign in (self.diffusers, self.official):
-            if ("{i}" in foreign) != bool(self.stacked):
+            if foreign and ("{i}" in foreign) != bool(self.stacked):
                 raise ValueError(f"row {name}: {foreign!r} must contain '{{i}}' exactly when the row is stacked")
 
     @property
@@ -111,6 +111,8 @@ class Row:
         if names not in NAMES:
             raise ValueError(f"naming {names!r} is not one of {NAMES}")
         name: str = getattr(self, names)
+        if not name:
+            raise ValueError(f"row {'/'.join(self.path)} has no name in the {names} layout: it is ours alone")
         return tuple(name.replace("{i}", str(i)) for i in range(self.stacked)) if self.stacked else (name,)
 
 
