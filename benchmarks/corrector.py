@@ -1,6 +1,6 @@
 """The corrector beside ffmpeg's deflicker filter, on the same clips with the same flicker.
 
-    python benchmarks/corrector.py --videos '../shared/clips/*.mp4' --out benchmarks/corrector_results.json
+    python benchmarks/corrector.py --videos '../shared/clips/*.mp4' --out benchmarks/results/corrector.json
 
 G is a frame's log2 mean linear luminance (+ 0.001). Per clip:
 
