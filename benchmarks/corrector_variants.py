@@ -1,6 +1,6 @@
 """What each part of the corrector is worth, and which periods it takes away.
 
-    python benchmarks/corrector_variants.py --videos '../shared/clips/*.mp4' --out benchmarks/results/corrector_variants.json
+    python benchmarks/corrector_variants.py --out benchmarks/results/corrector_variants.json
 
 Every variant replaces one part by the simpler thing. Clips are at a quarter of their size; removed and moved as in
 benchmarks/corrector.py. Periods: a made-up pan of 81 frames at 16 frames per second under gains of several kinds.

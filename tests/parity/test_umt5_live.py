@@ -21,7 +21,7 @@ def test_features_are_transformers():
     features = jax.jit(UMT5Encoder(umt5_case.CONFIG).apply)(variables, *umt5_case.inputs())
     expected = umt5_record.outputs()
     np.testing.assert_allclose(features, expected, atol=2e-5, rtol=0)
-    # the recording is of this case; PyTorch itself rounds differently on other processors (2e-6 seen), so not to the bit
+    # the recording is of this case, up to PyTorch's own rounding, which differs between processors (2e-6 seen)
     np.testing.assert_allclose(load_file(umt5_case.RECORDED)["features"], expected[:, ::9], atol=5e-6, rtol=0)
 
 
