@@ -20,6 +20,7 @@ from wanjax.light.losses import shadow_loss
 from wanjax.light.luminance import LuminanceFit, cell_luminance
 from wanjax.light.photometry import luminance, srgb_to_linear
 from wanjax.models.shadow_head import ShadowHead
+from wanjax.uncertainty import bootstrap_interval
 
 Batches = Sequence[Mapping[str, np.ndarray]]
 CLASSES = ("shadow", "lit", "rarer")
@@ -193,8 +194,8 @@ def fit_thresholds(light: np.ndarray, visibility: np.ndarray) -> dict[str, float
     return {c: float(candidates[int(np.argmax([_mean(score[c]) for score in scores]))]) for c in CLASSES}
 
 
-def compare(seen: Seen, thresholds: Mapping[str, Mapping[str, float]], families: Sequence[str] = (), *,
-            seed: int = 0) -> dict[str, Any]:
+def compare(seen: Seen, thresholds: Mapping[str, Mapping[str, float]], families: Sequence[str] = ()
+            ) -> dict[str, Any]:
     """Scores of head and baselines on the same clips, with 95 % intervals from a bootstrap over clips.
 
     Args:
@@ -218,22 +219,22 @@ def compare(seen: Seen, thresholds: Mapping[str, Mapping[str, float]], families:
         raise ValueError(f"none of the {len(counted)} held-out clips holds both shadow and light: take more clips, or "
                          "another split")
     everything = np.ones(len(counted), bool)
-    found = _summary(scores, seen.visibility, thresholds, everything, seed)
+    found = _summary(scores, seen.visibility, thresholds, everything)
     groups = {family: np.asarray([f == family for f in families]) for family in dict.fromkeys(families)}
-    found["families"] = {family: _summary(scores, seen.visibility, thresholds, chosen, seed)
+    found["families"] = {family: _summary(scores, seen.visibility, thresholds, chosen)
                          for family, chosen in groups.items() if (chosen & counted).any()}
     return found
 
 
 def _summary(scores: Mapping[str, Mapping[str, np.ndarray]], visibility: np.ndarray,
-             thresholds: Mapping[str, Mapping[str, float]], chosen: np.ndarray, seed: int) -> dict[str, Any]:
+             thresholds: Mapping[str, Mapping[str, float]], chosen: np.ndarray) -> dict[str, Any]:
     """Means and intervals over the chosen clips that count."""
     counts = chosen & np.isfinite(scores["head"]["shadow"])
-    draws = np.random.default_rng(seed).integers(counts.sum(), size=(_RESAMPLES, counts.sum()))
 
     def interval(values: np.ndarray) -> dict[str, float]:
-        low, high = np.quantile(values[counts][draws].mean(1), (0.025, 0.975))
-        return {"mean": float(values[counts].mean()), "low": float(low), "high": float(high)}
+        mean = float(values[counts].mean())
+        low, high = bootstrap_interval(values[counts], draws=_RESAMPLES) or (mean, mean)
+        return {"mean": mean, "low": low, "high": high}
 
     head = scores["head"]
     return {
