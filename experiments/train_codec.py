@@ -9,6 +9,7 @@ second only rewrites ``luminance.json`` in the codec's folder.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -131,6 +132,21 @@ def export(
     return found
 
 
+def start_from(folder: Path, config: VAEConfig) -> Mapping[str, Any]:
+    """Parameters of the codec in ``folder``; its latents' statistics are left, new ones are fitted after training.
+
+    Raises:
+        ValueError: it has other sizes than ``config``.
+    """
+    model, params = hub.load_vae(folder, dtype="float32")  # some of it may be stored in float16
+    unnormalised = dataclasses.replace(
+        model.config, latents_mean=config.latents_mean, latents_std=config.latents_std
+    )
+    if unnormalised != config:
+        raise ValueError(f"{folder}: a codec with {unnormalised}; expected {config}")
+    return jax.device_get(params)
+
+
 def fit_again(folder: Path, *, families: Sequence[str], fit_clips: int) -> LuminanceFit:
     """Fit the luminance vector of the codec in ``folder`` and rewrite its luminance.json."""
     model, params = hub.load_vae(folder)
@@ -148,6 +164,7 @@ def run(
     clips: int,
     held_out: int,
     fit_clips: int,
+    init_from: Path | None = None,
 ) -> Path:
     """Train in ``workdir`` (or go on there) and export; returns the codec's folder.
 
@@ -156,6 +173,10 @@ def run(
         clips: rendered training clips of each family.
         held_out: held-out clips of each family that are measured.
         fit_clips: training clips of each family for latent statistics and luminance.
+        init_from: codec's folder whose weights a new run starts from; by default a fitted linear transform.
+
+    Raises:
+        ValueError: ``init_from`` is a codec of other sizes than ``config``.
     """
 
     def report(step: int, figures: Mapping[str, float]) -> None:
@@ -164,12 +185,13 @@ def run(
         with open(workdir / "metrics.jsonl", "a") as file:
             file.write(line + "\n")
 
+    first = None if init_from is None else start_from(init_from, config)
     sample = rendered(families, "train", fit_clips)
     params = codec_training.train(
         WanVAE(config),
         training,
         Augmented(training_clips(workdir, families, clips)),
-        start=sample[:: max(len(sample) // 12, 1)],
+        start=sample[:: max(len(sample) // 12, 1)] if first is None else first,
         workdir=workdir,
         held_out={name: rendered([name], "test", held_out) for name in families},
         report=report,
@@ -199,7 +221,11 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--workdir is needed")
     training = CodecTrainingConfig(steps=FLAGS.steps, full_steps=min(FLAGS.full_steps, FLAGS.steps))
     sizes = {"families": families, "clips": FLAGS.clips, "held_out": FLAGS.held_out, "fit_clips": FLAGS.fit_clips}
-    run(Path(FLAGS.workdir), tiny_config(FLAGS.base_dim), training, **sizes)
+    try:
+        first = find_codec(FLAGS.init_from) if FLAGS.init_from else None
+        run(Path(FLAGS.workdir), tiny_config(FLAGS.base_dim), training, **sizes, init_from=first)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
 
 
 def entry() -> None:
@@ -211,6 +237,7 @@ def entry() -> None:
     flags.DEFINE_integer("clips", 240, "Rendered training clips of each family.", lower_bound=1)
     flags.DEFINE_integer("held_out", 4, "Held-out clips of each family that are measured.", lower_bound=1)
     flags.DEFINE_integer("base_dim", 8, "Channels at full resolution.", lower_bound=8)
+    flags.DEFINE_string("init_from", None, "Codec folder whose weights a new run starts from.")
     flags.DEFINE_bool("fit_luminance", False, "Only fit the luminance vector of --checkpoint.")
     flags.DEFINE_string("checkpoint", None, "Codec folder, for --fit_luminance.")
     flags.DEFINE_integer("fit_clips", 20, "Training clips of each family for latent statistics and luminance.")

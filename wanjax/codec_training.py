@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import chex
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -115,12 +116,20 @@ def make_optimizer(config: CodecTrainingConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule, b1=0.9, b2=0.98))
 
 
-def init_state(model: WanVAE, config: CodecTrainingConfig, clips: np.ndarray) -> CodecState:
-    """State before the first step: the linear transform fitted to ``clips`` (uint8 [n, T, H, W, 3]).
+def init_state(model: WanVAE, config: CodecTrainingConfig, start: np.ndarray | Params) -> CodecState:
+    """State before the first step.
 
-    From random weights, a run of 1,100 steps at learning rate 4e-3 had learned shapes, but greys only.
+    Args:
+        start: parameters, or uint8 clips [n, T, H, W, 3] to which a linear transform is fitted. (From random weights,
+          a run of 1,100 steps at learning rate 4e-3 had learned shapes, but greys only.)
+
+    Raises:
+        ValueError: parameters of another shape than the model's.
     """
-    start = linear_start(model.config, clips, logvar=config.initial_logvar, seed=config.seed)
+    if isinstance(start, np.ndarray):
+        start = linear_start(model.config, start, logvar=config.initial_logvar, seed=config.seed)
+    else:
+        chex.assert_trees_all_equal_shapes(start, jax.eval_shape(model.init, jax.random.key(0))["params"])
     return _state_of(config, jax.tree.map(jnp.array, start))
 
 
@@ -223,7 +232,7 @@ def train(
     config: CodecTrainingConfig,
     clips: ClipSource,
     *,
-    start: np.ndarray,
+    start: np.ndarray | Params,
     workdir: Path,
     held_out: Mapping[str, np.ndarray],
     report: Callable[[int, Mapping[str, float]], None],
@@ -231,7 +240,7 @@ def train(
     """Train (or go on with the run in ``workdir``) and return the averaged parameters.
 
     Args:
-        start: uint8 clips [n, T, H, W, 3], a dozen, to which the first weights of a new run are fitted.
+        start: of a new run, as :func:`init_state` takes it: parameters, or about a dozen clips.
         held_out: family -> uint8 clips [n, T, H, W, 3], measured every ``evaluate_every`` steps.
         report: called with the step and its figures.
 
