@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
         model=dict(vocab_size=384, d_model=64, d_kv=16, d_ff=128, num_heads=4, num_layers=2),
     ))
     config.data = ml_collections.ConfigDict(dict(
-        source="light_scenes", data_dir="runs/data", cache_dir="runs/cache/light_scenes_tiny",
+        source="light_scenes", train_clips=0, data_dir="runs/data", cache_dir="runs/cache/light_scenes_tiny",
         frames=17, height=64, width=64, fps=8.0, batch=16, caption_dropout=0.1, visibility_cell=4,
     ))
     config.objective = ml_collections.ConfigDict(dict(

@@ -224,7 +224,8 @@ def open_source(config: DataConfig) -> TFDSSource:
             chosen = light_scenes.parse_families(families) if families else light_scenes.FAMILIES
         except ValueError as error:
             raise DataError(f"config.data.source = {config.source!r}: {error}") from error
-        scenes = light_scenes.LightScenesConfig.balanced(frames=config.frames, height=config.height,
+        clips = {"train": config.train_clips} if config.train_clips else {}
+        scenes = light_scenes.LightScenesConfig.balanced(**clips, frames=config.frames, height=config.height,
                                                          width=config.width, fps=config.fps, families=chosen)
         builder = light_scenes.prepare(config.data_dir, config=scenes)
     else:

@@ -65,6 +65,8 @@ def test_the_real_model_is_counted_without_allocating_it():
     ({"objective.change_weight.limit": 0.5}, ["config.objective.change_weight", "limit = 0.5"]),
     ({"objective.shadow.weight": 0.1, "model.layers": 2}, ["objective.shadow.head", "blocks (1, 1, 1)"]),
     ({"objective.shadow.head.kernel": 2}, ["kernel = 2", "odd"]),
+    ({"data.train_clips": -8}, ["config.data.train_clips = -8"]),
+    ({"data.train_clips": 80, "data.source": "my_clips"}, ["config.data.train_clips = 80", "'my_clips'"]),
     ({"data.visibility_cell": 3}, ["config.data.visibility_cell = 3", "divides the codec's stride 8"]),
     ({"data.caption_dropout": 1.0}, ["config.data.caption_dropout", "[0, 1)"]),
 ])

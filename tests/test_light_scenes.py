@@ -299,6 +299,14 @@ def test_builder_round_trip(tmp_path, capsys) -> None:
     capsys.readouterr()
     light_scenes.prepare(tmp_path, config=config)
     assert "is there" in capsys.readouterr().out
+    # Its test clips are those of a config with other numbers of training clips; its training clips are not.
+    larger = dataclasses.replace(config, train=32, validation=16)
+    same = light_scenes.open_split(tmp_path, "test", config=larger)
+    np.testing.assert_array_equal(same[3]["video"], render_clip(plan("test", 16)[3], config.size()).video)
+    for other, split in ((larger, "train"), (dataclasses.replace(config, seed=1), "test")):
+        with pytest.raises(FileNotFoundError, match="with the same sizes"):
+            light_scenes.open_split(tmp_path, split, config=other)
+
 
 
 def test_a_data_set_that_is_not_there_is_named(tmp_path) -> None:

@@ -216,6 +216,11 @@ def _data_problems(e: Experiment) -> list[str]:
     if d.visibility_cell < 1 or CODEC_STRIDES[1] % d.visibility_cell:
         out.append(f"config.data.visibility_cell = {d.visibility_cell}: expected a number of pixels that divides the "
                    f"codec's stride {CODEC_STRIDES[1]}")
+    if d.train_clips < 0:
+        out.append(f"config.data.train_clips = {d.train_clips}: expected a number of clips, or 0 for the default")
+    if d.train_clips and d.source.partition(":")[0] != "light_scenes":
+        out.append(f"config.data.train_clips = {d.train_clips}: only light_scenes are rendered in any number; set it "
+                   f"to 0 for config.data.source = {d.source!r}")
     if d.fps <= 0:
         out.append(f"config.data.fps = {d.fps}: expected frames per second > 0")
     micro, shards = e.train.accumulate, _batch_shards(e.mesh)

@@ -28,6 +28,8 @@ class DataConfig:
     Attributes:
       source: name of a TFDS builder (``"light_scenes"``, ``"name/config:version"``) with the features described in
         docs/data.md, or the folder of a prepared data set.
+      train_clips: training clips that ``light_scenes`` renders, rounded down to whole groups (docs/data.md); 0: its
+        default. Other data sets have the size they have.
       data_dir: where the data set lies or is made.
       cache_dir: where latents and caption embeddings are cached.
       frames, height, width, fps: size of a clip, T × H × W pixels, and its frames per second.
@@ -38,6 +40,7 @@ class DataConfig:
     """
 
     source: str = "light_scenes"
+    train_clips: int = 0
     data_dir: str = "runs/data"
     cache_dir: str = "runs/cache"
     frames: int = 17

@@ -3,7 +3,7 @@
 import fcntl
 import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,14 @@ class LightScenesConfig:
 
     @property
     def name(self) -> str:
-        splits = "_".join(str(getattr(self, split)) for split in SPLITS)
+        return self._name({split: str(getattr(self, split)) for split in SPLITS})
+
+    def pattern(self, split: str) -> str:
+        """A glob of the names of configs with the same clips in ``split``, whatever the sizes of their other splits."""
+        return self._name({name: str(getattr(self, name)) if name == split else "*" for name in SPLITS})
+
+    def _name(self, clips: Mapping[str, str]) -> str:
+        splits = "_".join(clips[split] for split in SPLITS)
         parts = [f"{self.height}x{self.width}x{self.frames}_{self.fps:g}fps_{splits}_seed{self.seed}"
                  f"_ss{self.supersample}"]
         if self.families == ALL:
@@ -287,12 +294,19 @@ def prepare(
 def open_split(data_dir: str | Path, split: str, *, config: LightScenesConfig | None = None) -> Any:
     """A random-access source of one split: ``source[i]`` is a dict of numpy arrays.
 
+    What a split holds does not depend on the sizes of the others: where ``config`` itself is not there, a data set
+    that differs from it only in those is opened.
+
     Raises FileNotFoundError if the data set has not been prepared, ValueError for an unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     builder = LightScenes(scenes=config, data_dir=str(Path(data_dir).expanduser()))
     if not builder.is_prepared():
+        wanted = builder.scenes.pattern(split)
+        for folder in sorted(Path(builder.data_dir).parent.parent.glob(f"{wanted}/{builder.version}")):
+            if (folder / "dataset_info.json").exists():
+                return tfds.builder_from_directory(folder).as_data_source(split)
         raise FileNotFoundError(
             f"light_scenes is not at {builder.data_path}: run `python -m data_pipelines.light_scenes "
             f"--data_dir {data_dir}` with the same sizes, or call data_pipelines.light_scenes.prepare"
