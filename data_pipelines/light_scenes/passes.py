@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_pipelines.light_scenes.colour import LUMINANCE
-from data_pipelines.light_scenes.flow import Flow, shadow_flow, surface_flows, trace_centers
+from data_pipelines.light_scenes.flow import Flow, pixels_of, shadow_flow, surface_flows, trace_centers
 from data_pipelines.light_scenes.parameters import ClipSize
-from data_pipelines.light_scenes.render import Layers, hard_visibility, render_pieces, to_pixels
+from data_pipelines.light_scenes.render import Layers, render_pieces, to_pixels
+from data_pipelines.light_scenes.shadows import hard_visibility
 from data_pipelines.light_scenes.world import World
 
 
@@ -78,8 +79,9 @@ def render_passes(world: World, size: ClipSize) -> Passes:
         pixels = full.reshape(*values.shape[:-2], *grid)
         return np.ascontiguousarray(np.moveaxis(pixels, 0, -1) if values.ndim == 3 else pixels)
 
-    forward, backward = surface_flows(world, centers, size)
-    sliding, known = shadow_flow(world, centers, size)
+    pixels = pixels_of(world, centers, size)
+    forward, backward = surface_flows(world, centers, pixels, size)
+    sliding, known = shadow_flow(world, centers, pixels, size)
     light = world.light
     glints = shading.pop("glints").mean((1, 2), dtype=np.float64) @ LUMINANCE
     return Passes(
