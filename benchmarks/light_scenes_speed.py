@@ -43,9 +43,7 @@ def frames_per_second(kind: str, clips: int, size: ClipSize, passes: bool) -> fl
     for scene in range(clips + 1):
         spec = ClipSpec(family, scene, variant=variant, **signs)
         start = time.process_time()
-        clip = render_clip(spec, size)
-        if passes:
-            _ = clip.passes
+        _ = render_clip(spec, size, passes).passes if passes else render_clip(spec, size)
         if scene:
             seconds += time.process_time() - start
     return clips * size.frames / seconds

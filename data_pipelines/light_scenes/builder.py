@@ -236,7 +236,7 @@ class LightScenes(tfds.core.GeneratorBasedBuilder):
 
 def _numbered_example(numbered: tuple[int, ClipSpec], *, config: LightScenesConfig) -> tuple[int, dict[str, Any]]:
     index, spec = numbered
-    return index, example_of(render_clip(spec, config.size()), config)
+    return index, example_of(render_clip(spec, config.size(), config.passes == "all"), config)
 
 
 def _beam_settings(runner: str, options: Sequence[str]) -> tfds.download.DownloadConfig:

@@ -11,7 +11,7 @@ import numpy as np
 from data_pipelines.light_scenes import water
 from data_pipelines.light_scenes.geometry import dot
 from data_pipelines.light_scenes.parameters import ClipSize
-from data_pipelines.light_scenes.shadows import visibility
+from data_pipelines.light_scenes.shadows import Shadows
 from data_pipelines.light_scenes.trace import Traced, Tracer, trace
 from data_pipelines.light_scenes.world import World
 
@@ -26,6 +26,7 @@ class Layers:
 
     Attributes:
       traced: points, normals, depth and object ids.
+      shadows: what the light does not reach.
       albedo: ``[3, T', S]``.
       direct: ``[3, T, S]`` irradiance of the unshadowed sun or lamp (``[3, T, 1]`` zeros without one).
       ambient: ``[3, T, S]`` irradiance of sky and surroundings; where a thing glows, or at the sky, its own light.
@@ -36,6 +37,7 @@ class Layers:
     """
 
     traced: Traced
+    shadows: Shadows
     albedo: np.ndarray
     direct: np.ndarray
     ambient: np.ndarray
@@ -51,7 +53,8 @@ def render_layers(world: World, size: ClipSize, traced: Traced | None = None) ->
     normal = traced.normal
     light = world.light
     toward = light.to_center(traced.points)  # [3, T, 1], or [3, T, S] to a lamp
-    soft = visibility(world, traced, size, light.sun_radius)
+    shadows = Shadows(world, traced.points, size)
+    soft = shadows.visibility(normal, light.sun_radius)
     upward = normal[2] * np.float32(0.5) + np.float32(0.5)  # [T', S]
     rgb = (light.sky, light.ground, light.direct)
     sky, ground, direct = (a.T.astype(np.float32)[:, :, None] for a in rgb)  # [3, T, 1]
@@ -71,7 +74,7 @@ def render_layers(world: World, size: ClipSize, traced: Traced | None = None) ->
     direct, ambient = _own_light(world, traced, direct, ambient)
     albedo = traced.albedo
     linear = albedo * (direct * soft + ambient) + specular
-    return Layers(traced, albedo, direct, ambient, specular, soft, linear, glints)
+    return Layers(traced, shadows, albedo, direct, ambient, specular, soft, linear, glints)
 
 
 def _own_light(world: World, traced: Traced, direct: np.ndarray, ambient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

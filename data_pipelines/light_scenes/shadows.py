@@ -7,53 +7,53 @@ import numpy as np
 
 from data_pipelines.light_scenes.geometry import Plane, bounds_of, corners
 from data_pipelines.light_scenes.parameters import ClipSize
-from data_pipelines.light_scenes.trace import WHOLE, Traced, Window, cut, is_empty
+from data_pipelines.light_scenes.trace import WHOLE, Window, cut, is_empty
 from data_pipelines.light_scenes.world import World
 
 LIFT = np.float32(2e-3)
 """Meters above its surface that a point looks at the light from, so that the surface does not hide it."""
 
 
-def visibility(world: World, traced: Traced, size: ClipSize, radius: float) -> np.ndarray:
-    """Share of the light ``[T, S]`` float32 that the samples see; ``radius`` 0 gives a hard edge.
+class Shadows:
+    """How much of the light is seen from the points ``[3, T', S]`` that a world's camera sees."""
 
-    Each of a pixel's samples looks at its own points of the sun's disc; together they are as many as the
-    penumbra, which widens with the picture, needs to look smooth.
-    """
-    lifted = traced.points + LIFT * traced.normal
-    light = world.light
-    share = np.ones((world.frames, lifted.shape[2]), np.float32)
-    if world.window is not None:
-        toward = light.toward_sun.T.astype(np.float32)[:, :, None]
-        share = world.window.lets_through(lifted, toward, np.tan(radius))
-    if not world.casters or not light.direct.any():
-        return share
-    grid = (size.height * size.supersample, size.width * size.supersample)
-    windows = shadow_windows(world, grid)
-    rows, columns = (np.arange(n) % size.supersample for n in grid)
-    order = rows[:, None] * size.supersample + columns  # which of its pixel's samples each one is
-    per_pixel = size.supersample**2
-    turns = max(1, max(4, size.width // 16) // per_pixel) if radius > 0 else 1
-    disc = _disc(world, radius, turns * per_pixel)
-    seen = np.zeros_like(share)
-    for turn in range(turns):
-        blocked = np.zeros(share.shape, bool)
-        for caster, window in zip(world.casters, windows, strict=True):
-            if is_empty(window):
-                continue
-            points = cut(lifted, grid, window).reshape(*lifted.shape[:2], -1)
-            rays = disc if radius == 0 else disc[:, :, order[window].reshape(-1) + turn * per_pixel]
-            if light.position is not None:
-                rays = rays - points
-            view = cut(blocked, grid, window)
-            view |= caster.blocks(points, rays, light.reach).reshape(view.shape)
-        seen += ~blocked
-    return share * (seen / np.float32(turns))
+    def __init__(self, world: World, points: np.ndarray, size: ClipSize) -> None:
+        self._world, self._points, self._size = world, points, size
+        self._grid = (size.height * size.supersample, size.width * size.supersample)
+        self._windows = shadow_windows(world, self._grid) if world.light.direct.any() else []
 
+    def visibility(self, normal: np.ndarray, radius: float) -> np.ndarray:
+        """Share of the light ``[T, S]`` float32 seen along ``normal [3, T', S]``; ``radius`` 0 gives a hard edge.
 
-def hard_visibility(world: World, traced: Traced, size: ClipSize) -> np.ndarray:
-    """Whether the light's center is seen from each sample's surface, bool ``[T, S]``."""
-    return visibility(world, traced, size, 0.0) > 0.5
+        Each of a pixel's samples looks at its own points of the sun's disc; together they are as many as the
+        penumbra, which widens with the picture, needs to look smooth.
+        """
+        world, light, k = self._world, self._world.light, self._size.supersample
+        lifted = self._points + LIFT * normal
+        share = np.ones((world.frames, lifted.shape[2]), np.float32)
+        if world.window is not None:
+            toward = light.toward_sun.T.astype(np.float32)[:, :, None]
+            share = world.window.lets_through(lifted, toward, np.tan(radius))
+        if not self._windows:
+            return share
+        rows, columns = (np.arange(n) % k for n in self._grid)
+        order = rows[:, None] * k + columns  # which of its pixel's samples each one is
+        turns = max(1, max(4, self._size.width // 16) // k**2) if radius > 0 else 1
+        disc = _disc(world, radius, turns * k**2)
+        seen = np.zeros_like(share)
+        for turn in range(turns):
+            blocked = np.zeros(share.shape, bool)
+            for caster, window in zip(world.casters, self._windows, strict=True):
+                if is_empty(window):
+                    continue
+                points = cut(lifted, self._grid, window).reshape(*lifted.shape[:2], -1)
+                rays = disc if radius == 0 else disc[:, :, order[window].reshape(-1) + turn * k**2]
+                if light.position is not None:
+                    rays = rays - points
+                view = cut(blocked, self._grid, window)
+                view |= caster.blocks(points, rays, light.reach).reshape(view.shape)
+            seen += ~blocked
+        return share * (seen / np.float32(turns))
 
 
 def shadow_windows(world: World, grid: tuple[int, int]) -> list[Window]:
