@@ -16,8 +16,8 @@ from data_pipelines.light_scenes.clip import Clip, ClipSpec, render_clip
 from data_pipelines.light_scenes.families import ALL, FAMILIES
 from data_pipelines.light_scenes.parameters import SPLITS, ClipSize
 from data_pipelines.light_scenes.passes import Passes
-from data_pipelines.light_scenes.trace import SKY_DEPTH
 from data_pipelines.light_scenes.splits import balanced, group_size, plan
+from data_pipelines.light_scenes.trace import SKY_DEPTH
 
 PASSES = ("basic", "all")
 

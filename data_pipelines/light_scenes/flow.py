@@ -7,7 +7,7 @@ import numpy as np
 from data_pipelines.light_scenes.geometry import MISS, dot
 from data_pipelines.light_scenes.parameters import ClipSize
 from data_pipelines.light_scenes.shadows import LIFT, shadow_windows
-from data_pipelines.light_scenes.trace import WHOLE, Traced, cut, is_empty, trace, windows_of
+from data_pipelines.light_scenes.trace import Traced, cut, is_empty, trace, whole, windows_of
 from data_pipelines.light_scenes.world import World
 
 _DEEPER = 0.003  # share of the depth by which a surface may lie before a point that still counts as seen
@@ -101,9 +101,10 @@ def _seen(world: World, places: np.ndarray, pixels: np.ndarray, size: ClipSize) 
     origin = world.camera.origin()[:, :, None]
     direction, origin = (places - origin).astype(np.float32), origin.astype(np.float32)
     depth, found = np.full(x.shape, MISS, np.float32), np.full(x.shape, -1, np.int8)
-    for index, (rows, columns) in windows_of(world, range(len(world.things)), (size.height, size.width)).items():
+    grid = (size.height, size.width)
+    for index, (rows, columns) in windows_of(world, range(len(world.things)), grid).items():
         near: slice | np.ndarray = slice(None)
-        if (rows, columns) != WHOLE:
+        if (rows, columns) != whole(grid):
             within = (x >= columns.start - 1) & (x <= columns.stop) & (y >= rows.start - 1) & (y <= rows.stop)
             near = np.flatnonzero(within.any(0))
         s, _ = world.things[index].shape.intersect(origin, direction[:, :, near])

@@ -169,8 +169,9 @@ class Sphere:
 
 def bounds_of(shapes: Sequence[Box | Cylinder | Sphere], frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest coordinates ``[3, frames, n]`` of ``n`` shapes."""
-    bounds = [np.broadcast_to(np.stack(shape.bounds()), (2, 3, frames)) for shape in shapes]
-    low, high = np.stack(bounds, -1)
+    low, high = np.empty((2, 3, frames, len(shapes)))
+    for index, shape in enumerate(shapes):
+        low[..., index], high[..., index] = shape.bounds()
     return low, high
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from data_pipelines.light_scenes.geometry import Plane, bounds_of, corners
 from data_pipelines.light_scenes.parameters import ClipSize
-from data_pipelines.light_scenes.trace import WHOLE, Window, cut, is_empty
+from data_pipelines.light_scenes.trace import Window, cut, is_empty, whole
 from data_pipelines.light_scenes.world import World
 
 LIFT = np.float32(2e-3)
@@ -65,7 +65,7 @@ def shadow_windows(world: World, grid: tuple[int, int]) -> list[Window]:
     grounds = [thing.shape.offset for thing in world.things
                if isinstance(thing.shape, Plane) and thing.shape.axis == 2 and thing.shape.sign > 0]
     if not grounds or not world.casters:
-        return [WHOLE] * len(world.casters)
+        return [whole(grid)] * len(world.casters)
     ground = min(grounds) - LIFT
     low, high = bounds_of(world.casters, world.frames)
     low, high = low - LIFT, high + LIFT
@@ -82,7 +82,7 @@ def shadow_windows(world: World, grid: tuple[int, int]) -> list[Window]:
     feet = top - rays * ((top[2] - ground) / np.maximum(rays[2], 1e-3))
     hulls = np.concatenate([top, feet], -1).reshape(*low.shape, -1)
     windows = world.camera.windows(hulls, *grid)
-    return [WHOLE if anywhere else window for anywhere, window in zip(level, windows, strict=True)]
+    return [whole(grid) if anywhere else window for anywhere, window in zip(level, windows, strict=True)]
 
 
 def _disc(world: World, radius: float, count: int) -> np.ndarray:

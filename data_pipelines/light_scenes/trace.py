@@ -15,8 +15,7 @@ from data_pipelines.light_scenes.world import World
 SKY_DEPTH = np.float32(1e4)
 """Depth in meters that stands for the sky's."""
 Window = tuple[slice, slice]
-"""Rows and columns of a grid of samples."""
-WHOLE: Window = (slice(None), slice(None))
+"""Rows and columns of a grid of samples, with starts and stops."""
 Hits = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Ray parameters ``[T', S]``, normals ``[3, T', S]`` and object ids ``[T', S]`` of the nearest surfaces."""
 
@@ -82,13 +81,17 @@ class Tracer:
         points = origin + depth * direction
         for index, window in windows.items():
             thing = world.things[index]
+            rows = np.flatnonzero((cut(object_id, grid, window) == index).any((0, 2))) + window[0].start
+            if not rows.size:
+                continue
+            window = (slice(int(rows[0]), int(rows[-1]) + 1), window[1])
             view = cut(albedo, grid, window)
             local = cut(points, grid, window).reshape(*view.shape[:2], -1)
             if thing.material.waves and not isinstance(thing.shape, Plane):
                 local = local - thing.shape.center.astype(np.float32)[:, :, None]
             paint = np.broadcast_to(thing.material.albedo(local), local.shape).reshape(view.shape)
             np.copyto(view, paint, where=cut(object_id, grid, window) == index)
-            if thing.ripples is not None and (object_id == index).any():
+            if thing.ripples is not None:
                 seen = np.flatnonzero((object_id == index).any(0))
                 samples = slice(int(seen[0]), int(seen[-1]) + 1)
                 pixel = 2 * world.camera.half_width / grid[1]
@@ -118,16 +121,21 @@ def nearest(
     things = list(range(len(world.things)))
     hits = _no_hits(world, things, origin, direction)
     if grid is None:
-        grid, windows = (1, direction.shape[2]), dict.fromkeys(things, WHOLE)
+        grid, windows = (1, direction.shape[2]), dict.fromkeys(things, whole((1, direction.shape[2])))
     else:
         windows = windows_of(world, things, grid)
     _meet(world, origin, direction, hits, windows, grid)
     return hits
 
 
+def whole(grid: tuple[int, int]) -> Window:
+    """The window of all rows and columns."""
+    return slice(0, grid[0]), slice(0, grid[1])
+
+
 def is_empty(window: Window) -> bool:
     """Whether no sample lies in a window."""
-    return any(part.start is not None and part.start >= part.stop for part in window)
+    return any(part.start >= part.stop for part in window)
 
 
 def cut(values: np.ndarray, grid: tuple[int, int], window: Window) -> np.ndarray:
@@ -160,7 +168,7 @@ def _meet(world: World, origin: np.ndarray, direction: np.ndarray, hits: Hits, w
 
 def windows_of(world: World, things: Sequence[int], grid: tuple[int, int]) -> dict[int, Window]:
     """Rows and columns of the camera's rays that can meet each of the things, by their index; no empty ones."""
-    windows = dict.fromkeys(things, WHOLE)
+    windows = dict.fromkeys(things, whole(grid))
     solid = {index: shape for index in things if not isinstance(shape := world.things[index].shape, Plane)}
     if solid:
         frames = max(shape.center.shape[1] for shape in solid.values())
