@@ -1,14 +1,16 @@
 """Every pass of every family: the picture is the sum of its parts, surfaces and shadows go where the flow says."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from data_pipelines.light_scenes import ALL, ClipSize, ClipSpec, build_world, render_clip
+from data_pipelines.light_scenes import ALL, ClipSize, ClipSpec, Passes, build_world, render_clip, shadows
 from data_pipelines.light_scenes.colour import LUMINANCE
 from data_pipelines.light_scenes.families import signs_of
-from data_pipelines.light_scenes.flow import surface_flow, trace_centers
-from data_pipelines.light_scenes.shadows import LIFT
-from data_pipelines.light_scenes.trace import nearest, trace
+from data_pipelines.light_scenes.flow import Flow, surface_flow, trace_centers
+from data_pipelines.light_scenes.shadows import LIFT, Shadows
+from data_pipelines.light_scenes.trace import Tracer, nearest, trace, whole
 
 SMALL = ClipSize(frames=4, height=32, width=32)
 
@@ -132,6 +134,46 @@ def test_nothing_is_lost_by_looking_for_things_only_where_the_camera_can_see_the
         for wanted, found in zip(nearest(world, origin, direction), nearest(world, origin, direction, (64, 64)),
                                  strict=True):
             np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_nothing_is_lost_by_tracing_once_what_stands_still(kind: str) -> None:
+    world = build_world(spec_of(kind, scene=2), SMALL)
+    tracer = Tracer(world, 32, 32, 2)
+    for frames in (slice(0, 3), slice(3, 4)):
+        view, traced = world.at(frames), tracer.at(frames)
+        direction = view.camera.rays(32, 32, 2)
+        depth, normal, object_id = nearest(view, view.camera.origin().astype(np.float32)[:, :, None], direction)
+        met = np.broadcast_to(object_id >= 0, (*normal.shape[1:],))
+        np.testing.assert_array_equal(np.broadcast_to(traced.object_id, met.shape), object_id)
+        np.testing.assert_array_equal(np.broadcast_to(traced.depth, met.shape)[met], depth[met])
+        np.testing.assert_array_equal(np.broadcast_to(traced.normal, normal.shape)[:, met], normal[:, met])
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_nothing_is_lost_by_looking_for_shadows_only_where_they_can_fall(kind: str, monkeypatch) -> None:
+    for scene in range(3):
+        world = build_world(spec_of(kind, scene), SMALL)
+        traced = trace(world, 32, 32, 2)
+        found = Shadows(world, traced.points, SMALL)
+        with monkeypatch.context() as patch:
+            patch.setattr(shadows, "shadow_windows", lambda world, grid: [whole(grid)] * len(world.casters))
+            wanted = Shadows(world, traced.points, SMALL)
+        for soft in (True, False):
+            np.testing.assert_array_equal(
+                found.visibility(traced.normal, soft), wanted.visibility(traced.normal, soft))
+
+
+def test_passes_are_the_same_along_with_the_video_and_after_it(clip) -> None:
+    both = render_clip(clip.spec, SMALL, passes=True)
+    assert both.passes is both.rendered and clip.rendered is None
+    np.testing.assert_array_equal(both.video, clip.video)
+    np.testing.assert_array_equal(both.flow, clip.flow)
+    for field in dataclasses.fields(Passes):
+        one, other = getattr(both.passes, field.name), getattr(clip.passes, field.name)
+        if isinstance(one, Flow):
+            one, other = (np.concatenate([flow.motion, flow.occluded[..., None]], -1) for flow in (one, other))
+        np.testing.assert_array_equal(one, other, err_msg=field.name)
 
 
 def test_flow_of_the_passes_is_that_of_the_data_set(clip) -> None:

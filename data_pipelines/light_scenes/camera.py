@@ -24,8 +24,12 @@ class Camera:
     half_width: float
 
     @property
+    def turns(self) -> bool:
+        return len(self.yaw) > 1
+
+    @property
     def stands_still(self) -> bool:
-        return len(self.yaw) == 1 and self.origin().shape[1] == 1
+        return not self.turns and self.origin().shape[1] == 1
 
     def origin(self) -> np.ndarray:
         """Position ``[3, T']``, T' = 1 unless the camera travels."""
@@ -37,7 +41,7 @@ class Camera:
         return replace(
             self,
             position=self.position if origin.shape[1] == 1 else origin[:, frames],
-            yaw=self.yaw if len(self.yaw) == 1 else self.yaw[frames],
+            yaw=self.yaw[frames] if self.turns else self.yaw,
         )
 
     def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -100,8 +100,7 @@ class Shading:
         for name, samples in colors.items():
             means[name][frames] = _picture(samples, shape, size)
         means["visibility"][frames] = to_pixels(layers.visibility, size)
-        # Whether the light's center is seen.
-        hard = layers.shadows.visibility(layers.traced.normal, 0.0) > 0.5
+        hard = layers.shadows.visibility(layers.traced.normal, soft=False) > 0.5
         means["hard_visibility"][frames] = to_pixels(hard.astype(np.float32), size)
         if layers.glints is not None:
             self._glint.append(_picture(layers.glints, shape, size).mean((1, 2), dtype=np.float64) @ LUMINANCE)

@@ -15,7 +15,7 @@ from data_pipelines.light_scenes.shadows import Shadows
 from data_pipelines.light_scenes.trace import Traced, Tracer, trace
 from data_pipelines.light_scenes.world import World
 
-SAMPLES_PER_PIECE = 2**15
+SAMPLES_PER_PIECE = 2**16
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def render_layers(world: World, size: ClipSize, traced: Traced | None = None) ->
     light = world.light
     toward = light.to_center(traced.points)  # [3, T, 1], or [3, T, S] to a lamp
     shadows = Shadows(world, traced.points, size)
-    soft = shadows.visibility(normal, light.sun_radius)
+    soft = shadows.visibility(normal, soft=True)
     upward = normal[2] * np.float32(0.5) + np.float32(0.5)  # [T', S]
     rgb = (light.sky, light.ground, light.direct)
     sky, ground, direct = (a.T.astype(np.float32)[:, :, None] for a in rgb)  # [3, T, 1]

@@ -22,13 +22,14 @@ class Shadows:
         self._grid = (size.height * size.supersample, size.width * size.supersample)
         self._windows = shadow_windows(world, self._grid) if world.light.direct.any() else []
 
-    def visibility(self, normal: np.ndarray, radius: float) -> np.ndarray:
-        """Share of the light ``[T, S]`` float32 seen along ``normal [3, T', S]``; ``radius`` 0 gives a hard edge.
+    def visibility(self, normal: np.ndarray, soft: bool) -> np.ndarray:
+        """Share of the light ``[T, S]`` float32 seen by surfaces of ``normal [3, T', S]``: ``soft``, or its center's.
 
-        Each of a pixel's samples looks at its own points of the sun's disc; together they are as many as the
+        Each of a pixel's samples looks at its own points of the light's disc; together they are as many as the
         penumbra, which widens with the picture, needs to look smooth.
         """
         world, light, k = self._world, self._world.light, self._size.supersample
+        radius = light.sun_radius if soft else 0.0
         lifted = self._points + LIFT * normal
         share = np.ones((world.frames, lifted.shape[2]), np.float32)
         if world.window is not None:
@@ -77,7 +78,7 @@ def shadow_windows(world: World, grid: tuple[int, int]) -> list[Window]:
     spread = corners(-extent, extent)[:, None]
     center = light.toward_sun.T if light.position is None else light.position.T
     rays = (center[:, :, None] + spread)[:, :, None, None]  # [3, T, 1, 1, 8]
-    rays = rays + np.zeros_like(top) if light.position is None else rays - top  # [3, T, n, 8, 8]
+    rays = np.broadcast_to(rays, (*top.shape[:-1], 8)) if light.position is None else rays - top  # [3, T, n, 8, 8]
     level = (rays[2] < 1e-3).any((0, 2, 3))
     feet = top - rays * ((top[2] - ground) / np.maximum(rays[2], 1e-3))
     hulls = np.concatenate([top, feet], -1).reshape(*low.shape, -1)

@@ -46,6 +46,7 @@ class Tracer:
 
     def __init__(self, world: World, height: int, width: int, supersample: int) -> None:
         self._world, self._size = world, (height, width, supersample)
+        self._rays = None if world.camera.turns else world.camera.rays(height, width, supersample)
         everything, backdrop = range(len(world.things)), world.camera.stands_still
         self._moving = [index for index in everything if not backdrop or world.things[index].moves]
         still = [index for index in everything if index not in self._moving]
@@ -63,7 +64,7 @@ class Tracer:
         grid = (height * supersample, width * supersample)
         origin = world.camera.origin().astype(np.float32)[:, :, None]
         if backdrop is None:
-            direction = world.camera.rays(height, width, supersample)
+            direction = world.camera.rays(height, width, supersample) if self._rays is None else self._rays
             hits = _no_hits(world, things, origin, direction)
             albedo = np.ones(hits[1].shape, np.float32)
             surface = None
