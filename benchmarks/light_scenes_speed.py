@@ -1,6 +1,6 @@
 """Frames per second that the scenes are rendered at, per family, on one core.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.light_scenes_speed [--clips 8] [--size 64] [--passes]
+    OMP_NUM_THREADS=1 python -m benchmarks.light_scenes_speed [--clips 8] [--size 64] [--passes [along|later]]
 
 Each clip is another scene; seconds are those of this process (not the clock's), so that other work on the machine
 counts little. The last line is for a table of results. Measured before:
@@ -35,15 +35,20 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def frames_per_second(kind: str, clips: int, size: ClipSize, passes: bool) -> float:
-    """Frames per second of ``clips`` scenes of a family, after one that is not counted."""
+PASSES = {"": "video", "along": "video and all passes", "later": "video, then all passes"}
+
+
+def frames_per_second(kind: str, clips: int, size: ClipSize, passes: str) -> float:
+    """Frames per second of ``clips`` scenes of a family, after one that is not counted; ``passes`` is of ``PASSES``."""
     family, _, variant = kind.partition("/")
     signs = dict.fromkeys(signs_of(family), 1)
     seconds = 0.0
     for scene in range(clips + 1):
         spec = ClipSpec(family, scene, variant=variant, **signs)
         start = time.process_time()
-        _ = render_clip(spec, size, passes).passes if passes else render_clip(spec, size)
+        clip = render_clip(spec, size, passes == "along")
+        if passes:
+            _ = clip.passes
         if scene:
             seconds += time.process_time() - start
     return clips * size.frames / seconds
@@ -53,14 +58,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=8, help="scenes per family")
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
-    parser.add_argument("--passes", action="store_true", help="render every pass as well as the video")
+    parser.add_argument(
+        "--passes", nargs="?", const="along", default="", choices=("along", "later"),
+        help="render every pass as well: along with the video, or when it is done and they are asked for",
+    )
     arguments = parser.parse_args()
     size = ClipSize(height=arguments.size, width=arguments.size)
     rates = {}
     for kind in ALL:
         rates[kind] = frames_per_second(kind, arguments.clips, size, arguments.passes)
         print(f"{kind:22s} {rates[kind]:6.0f} frames/s", flush=True)
-    what = "video and all passes" if arguments.passes else "video"
+    what = PASSES[arguments.passes]
     load = f", load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
     print(
         f"{datetime.date.today()}, {processor()}, {what}, {arguments.size}x{arguments.size}, "

@@ -77,18 +77,18 @@ def _as_flow(motion: np.ndarray, size: ClipSize) -> np.ndarray:
 def _moved(world: World, traced: Traced, size: ClipSize, way: int) -> tuple[np.ndarray, np.ndarray]:
     """Places ``[3, T-1, S]`` of the surfaces in the other frame, and their pixels ``[2, T-1, S]`` there; float64."""
     first, second = _ends(way)
-    places = traced.points[:, first].astype(np.float64) + way * _steps(world, traced.object_id[first])
+    places = _carried(world, traced.points[:, first], traced.object_id[first], way)
     return places, world.at(second).camera.project(places, size.height, size.width)
 
 
-def _steps(world: World, object_id: np.ndarray) -> np.ndarray:
-    """Motion ``[3, T-1, S]`` (or ``[3, 1, 1]`` zeros) in meters from t to t+1 of the things ``object_id [T-1, S]``."""
-    if not any(thing.moves for thing in world.things):
-        return np.zeros((3, 1, 1))
-    frames = object_id.shape[0]
-    steps = [np.broadcast_to(thing.steps(), (3, frames)) for thing in world.things]
-    table = np.stack([*steps, np.zeros((3, frames))], -1)  # the last is the sky's
-    return table[:, np.arange(frames)[:, None], object_id]
+def _carried(world: World, points: np.ndarray, object_id: np.ndarray, way: int) -> np.ndarray:
+    """Where ``points [3, T-1, S]`` of the things ``object_id [T-1, S]`` are one frame later or earlier; float64."""
+    places = points.astype(np.float64)
+    for index, thing in enumerate(world.things):
+        if thing.moves:
+            frame, sample = np.nonzero(object_id == index)
+            places[:, frame, sample] += way * thing.steps()[:, frame]
+    return places
 
 
 def _seen(world: World, places: np.ndarray, pixels: np.ndarray, size: ClipSize) -> tuple[np.ndarray, np.ndarray]:
@@ -101,12 +101,13 @@ def _seen(world: World, places: np.ndarray, pixels: np.ndarray, size: ClipSize) 
     origin = world.camera.origin()[:, :, None]
     direction, origin = (places - origin).astype(np.float32), origin.astype(np.float32)
     depth, found = np.full(x.shape, MISS, np.float32), np.full(x.shape, -1, np.int8)
+    (left, top), (right, bottom) = pixels.min(1), pixels.max(1)
     grid = (size.height, size.width)
     for index, (rows, columns) in windows_of(world, range(len(world.things)), grid).items():
         near: slice | np.ndarray = slice(None)
         if (rows, columns) != whole(grid):
-            within = (x >= columns.start - 1) & (x <= columns.stop) & (y >= rows.start - 1) & (y <= rows.stop)
-            near = np.flatnonzero(within.any(0))
+            across = (right >= columns.start - 1) & (left <= columns.stop)
+            near = np.flatnonzero(across & (bottom >= rows.start - 1) & (top <= rows.stop))
         s, _ = world.things[index].shape.intersect(origin, direction[:, :, near])
         nearer = s < depth[:, near]
         depth[:, near] = np.where(nearer, s, depth[:, near])
@@ -138,7 +139,7 @@ def shadow_flow(world: World, traced: Traced, pixels: np.ndarray, size: ClipSize
         shadowed, place, points, normal, before, object_id = (
             a[..., some] for a in (shadowed, place, points, normal, before, object_id)
         )
-        surface = points + _steps(world, object_id)  # where the receiving surface is one frame later
+        surface = _carried(world, points, object_id, 1)  # where the receiving surface is one frame later
         light = later.light
         ray = light.toward_sun.T[:, :, None] if light.position is None else light.position.T[:, :, None] - place
         toward, away = dot(normal, ray), dot(normal, place - surface)
