@@ -83,7 +83,7 @@ class Shading:
         colors = ("direct", "shadowed", "ambient", "specular", "albedo")
         self._means = {name: np.empty((*shape, 3), np.float32) for name in colors}
         self._means |= {name: np.empty(shape, np.float32) for name in ("visibility", "hard_visibility")}
-        self._glint: list[np.ndarray] = []
+        self._glint = np.zeros(size.frames)
 
     def add(self, frames: slice, layers: Layers) -> None:
         """Takes the layers of some of the frames."""
@@ -103,7 +103,7 @@ class Shading:
         hard = layers.shadows.visibility(layers.traced.normal, soft=False) > 0.5
         means["hard_visibility"][frames] = to_pixels(hard.astype(np.float32), size)
         if layers.glints is not None:
-            self._glint.append(_picture(layers.glints, shape, size).mean((1, 2), dtype=np.float64) @ LUMINANCE)
+            self._glint[frames] = _picture(layers.glints, shape, size).mean((1, 2), dtype=np.float64) @ LUMINANCE
 
     def passes(self, world: World) -> Passes:
         """All passes, once the layers of every frame were added."""
@@ -137,7 +137,7 @@ class Shading:
             shadow_flow=sliding,
             shadow_flow_known=known,
             foot=foot_track(world, size),
-            glint=np.concatenate(self._glint).astype(np.float32) if self._glint else None,
+            glint=None if centers.surface is None else self._glint.astype(np.float32),
         )
 
 
