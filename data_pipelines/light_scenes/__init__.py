@@ -6,11 +6,13 @@ from data_pipelines.light_scenes.clip import Clip, ClipSpec, build_world, render
 from data_pipelines.light_scenes.families import ALL, FAMILIES, parse_families, signs_of
 from data_pipelines.light_scenes.parameters import SPLITS, ClipSize
 from data_pipelines.light_scenes.passes import Passes
+from data_pipelines.light_scenes.showcase import SCENARIOS, showcase_prompts
 from data_pipelines.light_scenes.splits import heldout_prompts, plan
 
 __all__ = [
     "ALL",
     "FAMILIES",
+    "SCENARIOS",
     "SPLITS",
     "Clip",
     "ClipSize",
@@ -27,5 +29,6 @@ __all__ = [
     "plan",
     "prepare",
     "render_clip",
+    "showcase_prompts",
     "signs_of",
 ]
