@@ -18,8 +18,9 @@ import numpy as np
 from wanjax import report_front, report_tables
 from wanjax.compare import Comparison
 from wanjax.evaluate import ClipResult, Evaluation
-from wanjax.report_clips import MARKED, WORDS, Setting, card, scenario
+from wanjax.report_clips import MARKED, WORDS, Setting, card
 from wanjax.report_media import COPY_FRAMES, heat_legend, heat_scale, strip
+from wanjax.report_scenarios import scenarios
 from wanjax.report_style import SCRIPT, STYLE
 
 __all__ = ["PAGE_LIMIT", "contact_sheet", "render"]
@@ -67,9 +68,9 @@ def render(
         _first(evaluation, first, set(cards)),
         report_tables.compared(comparison) if comparison else "",
         report_tables.families(summary),
-        report_tables.the_estimator(summary["estimator"]),
+        report_tables.the_estimator(summary["estimator"], summary["scored_answers"]),
         report_tables.measures(summary),
-        _scenarios(evaluation, set(cards)),
+        scenarios(evaluation, summary, set(cards)),
         _clips(evaluation, comparison, cards, setting, limit),
         _every(evaluation, comparison, set(cards)),
         _reading(summary, command),
@@ -131,15 +132,6 @@ def _first(evaluation: Evaluation, first: Sequence[tuple[int, str]], shown: set[
 def _name(result: ClipResult) -> str:
     prompt = str(result.facts.get("prompt") or "")
     return f"{result.name} · {prompt[:70]}{'…' if len(prompt) > 70 else ''}" if prompt else result.name
-
-
-def _scenarios(evaluation: Evaluation, shown: set[int]) -> str:
-    groups = evaluation.scenarios()
-    if not groups:
-        return ""
-    parts = [scenario(name, [(i, evaluation.clips[i]) for i in members], shown) for name, members in groups.items()]
-    note = "Clips of one scenario or one caption beside each other, the rendered reference first where there is one."
-    return f'<h2 id="scenarios">Scenarios side by side</h2><p>{note}</p>{"".join(parts)}'
 
 
 def _clips(

@@ -23,6 +23,7 @@ __all__ = [
     "measures",
     "number",
     "plural",
+    "share",
     "signed",
     "table",
     "the_estimator",
@@ -113,8 +114,14 @@ def families(summary: Mapping[str, Any]) -> str:
     return '<h2 id="kinds">By kind of scene</h2>' + table(head, cells, caption="Clips that do what their caption says")
 
 
-def the_estimator(check: Mapping[str, Mapping[str, int]] | None) -> str:
-    """How often the measurement itself is right."""
+def share(score: Mapping[str, Any]) -> str:
+    """The interval of a share of clips, in words."""
+    low, high = score["interval_95"]
+    return f"95 % interval {100 * low:.0f}–{100 * high:.0f} %"
+
+
+def the_estimator(check: Mapping[str, Mapping[str, Any]] | None, scored: Collection[str]) -> str:
+    """How often the measurement itself is right; ``scored`` are the answers that it may score."""
     if not check:
         return ""
     rows = [
@@ -122,12 +129,26 @@ def the_estimator(check: Mapping[str, Mapping[str, int]] | None) -> str:
         for name, c in check.items()
     ]
     head = ["", "rendered clips", "right", "right played backwards"]
-    return (
+    out = (
         '<h2 id="estimator">The estimator itself</h2><p>The same measurement on rendered held-out clips, whose light '
-        "is known. Played backwards, light that moves moves the other way, so none should be right; where nothing "
-        "changes (<code>constant</code>), backwards is right too.</p>"
+        "is known: brightness and sweep. Played backwards, light that moves moves the other way, so none should be "
+        "right; where nothing changes (<code>constant</code>), backwards is right too.</p>"
         + table(head, rows, caption="The estimator on rendered clips")
     )
+    more = []
+    for family, counted in check.items():
+        for name, entry in counted.get("answers", {}).items():
+            controls = "; ".join(f"{c} {k['right']} of {k['of']}" for c, k in entry["controls"].items())
+            right = f"{entry['right']} of {entry['of']}" if entry["of"] else "–"
+            verdict = "scored" if name in scored else "shown, not scored"
+            more.append([name.replace("_", " "), family.replace("_", " "), right, controls or "–", verdict])
+    if more:
+        out += (
+            "<p>What else a caption may state is scored only if it is right on 95 % of these clips or more, all kinds "
+            "together, and of every control, which has it wrong, takes 5 % or less for right.</p>"
+            + table(["", "kind of scene", "right", "controls taken for right", ""], more, caption="Optional answers")
+        )
+    return out
 
 
 def measures(summary: Mapping[str, Any]) -> str:

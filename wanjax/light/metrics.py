@@ -6,7 +6,7 @@ A frame is looked at once and then forgotten: a clip of any length is measured i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from wanjax.light.photometry import (
 from wanjax.light.sweep import Sweep, SweepTracker
 
 __all__ = [
+    "COLOR_THRESHOLD",
     "EXPOSURE_THRESHOLD",
     "GROUND_TRUTH",
     "SWEEP_MASS_THRESHOLD",
@@ -35,6 +36,7 @@ __all__ = [
     "UNITS",
     "LightCurves",
     "classify",
+    "classify_optional",
     "curves_and_metrics",
     "measure",
 ]
@@ -69,6 +71,9 @@ GROUND_TRUTH = frozenset(name for name in UNITS if name.endswith("_error")) | {"
 
 EXPOSURE_THRESHOLD = 0.25
 """Steady: the exposure's slope is smaller than this many stops per second."""
+
+COLOR_THRESHOLD = 10.0
+"""The color stays: the slope of the frame's color temperature is smaller than this many mired per second."""
 
 SWEEP_MASS_THRESHOLD = 0.01
 """No sweep: the light that moves over still surfaces deviates by less than this many stops in the mean."""
@@ -112,6 +117,7 @@ def measure(
     fps: float,
     flow: Any = None,
     truth: Mapping[str, Any] | None = None,
+    look_for: Collection[str] = (),
 ) -> dict[str, float]:
     """Measures the light of one clip.
 
@@ -140,7 +146,7 @@ def measure(
       ValueError: no frames, frames of another shape, type or size than the first, values that are not finite,
         fewer or more flows than pairs of frames, fewer or more passes than frames.
     """
-    return curves_and_metrics(video, fps=fps, flow=flow, truth=truth)[1]
+    return curves_and_metrics(video, fps=fps, flow=flow, truth=truth, look_for=look_for)[1]
 
 
 def curves_and_metrics(
@@ -149,6 +155,7 @@ def curves_and_metrics(
     fps: float,
     flow: Any = None,
     truth: Mapping[str, Any] | None = None,
+    look_for: Collection[str] = (),
 ) -> tuple[LightCurves, dict[str, float]]:
     """What :func:`measure` returns, with the tracks over time it came from; takes the same arguments."""
     if not (math.isfinite(fps) and fps > 0):
@@ -205,6 +212,19 @@ def classify(metrics: Mapping[str, float]) -> dict[str, int]:
         "exposure_change": int(np.sign(slope)) if abs(slope) >= EXPOSURE_THRESHOLD else 0,
         "sweep": int(np.sign(rate)) if sweeps else 0,
     }
+
+
+def classify_optional(metrics: Mapping[str, float]) -> dict[str, int]:
+    """What else a caption could have said of a clip.
+
+    Args:
+      metrics: what :func:`measure` returned.
+
+    Returns:
+      ``color_change``: 1 warmer, -1 cooler, 0 neither (under :data:`COLOR_THRESHOLD`).
+    """
+    drift = metrics["cct_drift"]
+    return {"color_change": int(np.sign(drift)) if abs(drift) >= COLOR_THRESHOLD else 0}
 
 
 @dataclass
