@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from absl import app, flags
 from PIL import Image
 
 from data_pipelines import light_scenes
-from wanjax import compare, evaluate, report
+from wanjax import compare, evaluate, report, scoring
 from wanjax.clip_records import SAMPLES
 
 _VIDEOS = flags.DEFINE_string("videos", None, "Glob of clips to measure (quote it; ** reaches folders below).")
@@ -47,6 +47,13 @@ _REFERENCES_FAMILIES = flags.DEFINE_string(
 )
 _REFERENCE_CLIPS = flags.DEFINE_integer(
     "reference_clips", 32, "Rendered held-out clips the estimator is checked on; 0 for none.", lower_bound=0
+)
+_ESTIMATOR_CLIPS = flags.DEFINE_integer(
+    "estimator_clips",
+    0,
+    "Held-out clips of each family of the clips, and controls, that are rendered to check the estimator on, in place "
+    "of --reference_clips; more is surer, 100 take minutes.",
+    lower_bound=0,
 )
 _AGAINST = flags.DEFINE_string("against", None, "Clips to compare with: a glob, a run, or a folder of samples.")
 _AGAINST_IS = flags.DEFINE_enum(
@@ -100,7 +107,21 @@ def facts_of(example: Mapping[str, Any]) -> dict[str, Any]:
     facts |= {name: int(example[name]) for name in ("exposure_change", "sweep", "glints") if name in example}
     if "cct_slope" in example:
         facts["color_change"] = int(np.sign(example["cct_slope"])) if facts["exposure_change"] else 0
+    if scoring.kind_of(facts) == "street_lamp":
+        facts["shadow_follows"] = 1
     return facts
+
+
+def check(records: Sequence[evaluate.ClipRecord], source: Any) -> dict[str, dict[str, Any]] | None:
+    """The estimator's check that was asked for; None without one."""
+    if _ESTIMATOR_CLIPS.value:
+        kinds = dict.fromkeys(scoring.kind_of(record.facts) for record in records)
+        known = [kind for kind in kinds if kind in light_scenes.ALL]
+        families = known or light_scenes.parse_families(_REFERENCES_FAMILIES.value)
+        return evaluate.check_estimator(light_scenes.rendered_checks(families, _ESTIMATOR_CLIPS.value))
+    if source is not None and _REFERENCE_CLIPS.value:
+        return evaluate.check_estimator(rendered(source, _REFERENCE_CLIPS.value))
+    return None
 
 
 def rendered(source: Any, count: int) -> Iterator[tuple[np.ndarray, float, Mapping[str, Any]]]:
@@ -230,9 +251,7 @@ def run(command: str) -> int:
         title = "Light, measured"
     name = set_name(_NAME.value, _WORKDIR.value or _VIDEOS.value)
     others = records_against(_AGAINST.value, source) if _AGAINST.value else []
-    estimator = None
-    if source is not None and _REFERENCE_CLIPS.value:
-        estimator = evaluate.check_estimator(rendered(source, _REFERENCE_CLIPS.value))
+    estimator = check(records, source)
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -278,8 +297,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --, and a glob needs quotes")
     if bool(_VIDEOS.value) == bool(_WORKDIR.value):
         raise app.UsageError("give either --videos GLOB or --workdir DIR")
-    if flags.FLAGS["references_families"].present and not _REFERENCES.value:
-        raise app.UsageError("--references_families says which data set to open: give --references DATA_DIR too")
+    if flags.FLAGS["references_families"].present and not (_REFERENCES.value or _ESTIMATOR_CLIPS.value):
+        raise app.UsageError("--references_families says which scenes to compare with: give --references DATA_DIR")
+    if flags.FLAGS["reference_clips"].present and _ESTIMATOR_CLIPS.value:
+        raise app.UsageError("--reference_clips and --estimator_clips say what to check the estimator on: give one")
     if not _AGAINST.value:
         for flag in (_AGAINST_IS, _PAIR_BY, _AGAINST_NAME):
             if flags.FLAGS[flag.name].present:

@@ -26,10 +26,11 @@ __all__ = [
 ANSWERS = ("exposure_change", "sweep")
 """What is read off a clip and held against its caption; each is -1, 0 or 1."""
 
-OPTIONAL_ANSWERS: tuple[str, ...] = ("color_change",)
+OPTIONAL_ANSWERS = ("color_change", "glints", "shadow_follows")
 """Also read off a clip whose facts state them other than 0, beside both of :data:`ANSWERS`.
 
-``color_change``: +1 the light turns warmer, -1 cooler.
+``color_change``: +1 the light turns warmer, -1 cooler. ``glints``: +1 those of water run to the right, -1 to the left.
+``shadow_follows``: 1 the shadow of a walker is his.
 """
 
 SAMPLES = "samples.jsonl"

@@ -26,14 +26,13 @@ from wanjax.clip_records import (
     records_of_samples,
     records_of_videos,
 )
+from wanjax.light.answers import COLOR_THRESHOLD, classify_optional
 from wanjax.light.metrics import (
-    COLOR_THRESHOLD,
     EXPOSURE_THRESHOLD,
     SWEEP_MASS_THRESHOLD,
     SWEEP_RATE_THRESHOLD,
     UNITS,
     classify,
-    classify_optional,
 )
 from wanjax.measured import Measured, curves_of, measured
 from wanjax.scoring import check_estimator, kind_of, score, scored_answers, shuffled_control, stated_answers

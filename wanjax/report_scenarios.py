@@ -10,16 +10,14 @@ from wanjax.clip_records import ANSWERS, OPTIONAL_ANSWERS
 from wanjax.evaluate import ClipResult, Evaluation
 from wanjax.light.metrics import UNITS
 from wanjax.report_clips import WORDS, again
-from wanjax.report_tables import LANGUAGES, number, share, table
+from wanjax.report_tables import LANGUAGES, OPTIONAL_NAMES, number, share, table
 
 __all__ = ["ANSWER_NAMES", "scenarios"]
 
 ANSWER_NAMES = {
     "exposure_change": "brightness",
     "sweep": "sweep",
-    "color_change": "color",
-    "glints": "glints",
-    "shadow_follows": "shadow",
+    **OPTIONAL_NAMES,
 }
 """What the answers are called in headers of tables."""
 
@@ -27,6 +25,9 @@ _MEASURES = {
     "exposure_slope": "exposure",
     "cct_drift": "color",
     "sweep_rate": "sweep",
+    "glint_rate": "glints",
+    "shadow_swing": "swing of the shadow",
+    "shadow_passing": "passing of the lamp",
     "global_flicker": "global flicker",
     "common_flicker": "common flicker",
 }
@@ -65,7 +66,8 @@ def _scenario(entry: Mapping[str, Any], members: Sequence[tuple[int, ClipResult]
     said = "".join(f"<li>{html.escape(p)}</li>" for p in prompts if p != name)
     said = f'<ul class="plain">{said}</ul>' if said else ""
     title = html.escape(name if name in prompts else name.replace("_", " "))
-    head = ["", *(ANSWER_NAMES[n] for n in names), *(f"{_MEASURES[m]}, {UNITS[m]}" for m in measures)]
+    units = [f", {UNITS[m]}" if UNITS[m] else "" for m in measures]
+    head = ["", *(ANSWER_NAMES[n] for n in names), *(_MEASURES[m] + u for m, u in zip(measures, units, strict=True))]
     return (
         f'<section class="scenario"><h3 class="caption">{title}</h3>{_verdict(entry)}{said}'
         f'<div class="row">{"".join(figures)}</div>'
@@ -110,8 +112,13 @@ def _right(name: str, entry: Mapping[str, Any]) -> str:
         found = (score or {}).get("answers", {}).get(name)
         return f"{found['correct']} of {found['of']}{words(found)}" if found else ""
 
-    own = counted(entry["score"], lambda found: f" <small>({share(found)})</small>")
+    own = counted(entry["score"], lambda found: f" <small>({_percents(found)})</small>")
     return (own or "–") + _below(counted(entry["rendered"], lambda found: ""))
+
+
+def _percents(score: Mapping[str, Any]) -> str:
+    low, high = score["interval_95"]
+    return f"{100 * low:.0f}–{100 * high:.0f} %"
 
 
 def _mean(name: str, entry: Mapping[str, Any]) -> str:

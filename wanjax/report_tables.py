@@ -15,6 +15,7 @@ from wanjax.report_charts import whisker
 
 __all__ = [
     "LANGUAGES",
+    "OPTIONAL_NAMES",
     "SIGNED",
     "compared",
     "every_clip",
@@ -29,8 +30,10 @@ __all__ = [
     "the_estimator",
 ]
 
-SIGNED = ("exposure_slope", "cct_drift", "sweep_rate")
+SIGNED = ("exposure_slope", "cct_drift", "sweep_rate", "glint_rate", "glint_order")
 LANGUAGES = {"en": "English", "zh": "Chinese"}
+OPTIONAL_NAMES = {"color_change": "color", "glints": "glints", "shadow_follows": "shadow"}
+"""What the optional answers are called in headers of tables."""
 _LISTED = 50  # clips without a partner that are named
 _ROWS = ("global_flicker", "local_flicker", "common_flicker", "flicker_peak", "flash_rate", "exposure_slope",
          "cct_drift", "sweep_rate")  # fmt: skip
@@ -105,12 +108,16 @@ def families(summary: Mapping[str, Any]) -> str:
         return ""
     if summary["score"]:
         rows.append(("all", summary["score"]))
+    more = [name for name in OPTIONAL_NAMES if any(name in score["answers"] for _, score in rows)]
     cells = []
     for name, score in rows:
         low, high = score["interval_95"]
         counts = [score[key] for key in ("of", "correct", "exposure_change", "sweep")]
+        found = [score["answers"].get(key) for key in more]
+        counts += [f"{entry['correct']} of {entry['of']}" if entry else "–" for entry in found]
         cells.append([name.replace("_", " "), *counts, f"{100 * low:.0f}–{100 * high:.0f} %"])
-    head = ["", "clips", "right", "brightness right", "sweep right", "right, 95 % interval"]
+    head = ["", "clips", "right", "brightness right", "sweep right", *(f"{OPTIONAL_NAMES[name]} right" for name in more)]
+    head.append("right, 95 % interval")
     return '<h2 id="kinds">By kind of scene</h2>' + table(head, cells, caption="Clips that do what their caption says")
 
 

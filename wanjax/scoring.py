@@ -14,7 +14,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from wanjax.clip_records import ANSWERS, OPTIONAL_ANSWERS
-from wanjax.light.metrics import classify, classify_optional, measure
+from wanjax.light.answers import classify_optional
+from wanjax.light.metrics import classify, measure
 from wanjax.uncertainty import wilson_interval
 
 __all__ = ["LEAST_RIGHT", "check_estimator", "kind_of", "scored_answers", "score", "shuffled_control", "stated_answers"]
@@ -104,7 +105,8 @@ def scored_answers(estimator: Mapping[str, Mapping[str, Any]] | None) -> frozens
     """The optional answers that the estimator may score: those that :func:`check_estimator` found it right on.
 
     Right on at least :data:`LEAST_RIGHT` of the rendered clips that state the answer, all families together, and taking
-    no more than the rest of the controls for right, each kind for itself. Without a check none is scored.
+    no more than the rest of the controls for right, each kind for itself. What was not checked, or against no control,
+    is not scored.
     """
     passed = set()
     for name in OPTIONAL_ANSWERS:
@@ -115,7 +117,7 @@ def scored_answers(estimator: Mapping[str, Mapping[str, Any]] | None) -> frozens
             for control, counted in entry["controls"].items():
                 controls[control] = controls.get(control, np.zeros(2, int)) + (counted["of"], counted["right"])
         deceived = any(taken > (1 - LEAST_RIGHT) * tried for tried, taken in controls.values())
-        if of and right >= LEAST_RIGHT * of and not deceived:
+        if of and right >= LEAST_RIGHT * of and controls and not deceived:
             passed.add(name)
     return frozenset(passed)
 
