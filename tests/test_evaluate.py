@@ -51,8 +51,8 @@ def workdir(tmp_path) -> Path:
 def rendered(monkeypatch) -> None:
     """Stands in for the data set of rendered scenes."""
     clips = [
-        {"video": patch_of_light(c, s), "fps": FPS, "family": b"sunrise_room" if c else b"sundial", "exposure_change": c}
-        | {"sweep": s}
+        {"video": patch_of_light(c, s), "fps": FPS, "exposure_change": c, "sweep": s}
+        | {"family": b"sunrise_room" if c else b"sundial"}
         for c, s in CELLS
     ]
     monkeypatch.setattr(launcher.light_scenes, "open_split", lambda folder, split, config: clips)

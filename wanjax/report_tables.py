@@ -30,7 +30,8 @@ __all__ = [
     "the_estimator",
 ]
 
-SIGNED = ("exposure_slope", "cct_drift", "sweep_rate", "glint_rate", "glint_order")
+SIGNED = ("exposure_slope", "cct_drift", "sweep_rate", "glint_rate", "glint_order", "shadow_swing",
+          "shadow_swing_fit", "shadow_stretch", "shadow_passing")  # fmt: skip
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 OPTIONAL_NAMES = {"color_change": "color", "glints": "glints", "shadow_follows": "shadow"}
 """What the optional answers are called in headers of tables."""
@@ -116,8 +117,8 @@ def families(summary: Mapping[str, Any]) -> str:
         found = [score["answers"].get(key) for key in more]
         counts += [f"{entry['correct']} of {entry['of']}" if entry else "–" for entry in found]
         cells.append([name.replace("_", " "), *counts, f"{100 * low:.0f}–{100 * high:.0f} %"])
-    head = ["", "clips", "right", "brightness right", "sweep right", *(f"{OPTIONAL_NAMES[name]} right" for name in more)]
-    head.append("right, 95 % interval")
+    named = (f"{OPTIONAL_NAMES[name]} right" for name in more)
+    head = ["", "clips", "right", "brightness right", "sweep right", *named, "right, 95 % interval"]
     return '<h2 id="kinds">By kind of scene</h2>' + table(head, cells, caption="Clips that do what their caption says")
 
 
