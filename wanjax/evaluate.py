@@ -309,17 +309,19 @@ def _notes(file: video.Probe, frames: int) -> tuple[str, ...]:
 def _means(clips: Sequence[ClipResult]) -> dict[str, dict[str, Any]]:
     """Mean of every metric over clips of three or more frames, its 95 % interval, and the references' mean.
 
-    Of slopes and rates it is the mean of the magnitude: left and right would cancel.
+    Of slopes and rates it is the mean of the magnitude: left and right would cancel. A walker's shadow has no left and
+    right, but a right and a wrong way.
     """
     out: dict[str, dict[str, Any]] = {}
     long = [c for c in clips if c.clip.metrics["frames"] >= SHORTEST]
     for name, unit in UNITS.items():
-        values = np.abs([c.clip.metrics[name] for c in long if name in c.clip.metrics])
+        size = float if name.startswith("shadow_") else abs
+        values = np.array([size(c.clip.metrics[name]) for c in long if name in c.clip.metrics])
         if not len(values):
             continue
         out[name] = {"mean": float(values.mean()), "interval_95": bootstrap_interval(values)}
         out[name] |= {"clips": len(values), "unit": unit}
-        known = [abs(c.reference.metrics[name]) for c in long if c.reference and name in c.reference.metrics]
+        known = [size(c.reference.metrics[name]) for c in long if c.reference and name in c.reference.metrics]
         if known:
             out[name]["reference_mean"] = float(np.mean(known))
     return out

@@ -213,6 +213,19 @@ def contact_sheet(evaluation: Evaluation, *, clips: int = 12, across: int = 3) -
     return sheet
 
 
+def _asked_for(metrics: Mapping[str, Any]) -> list[str]:
+    """Explanations of what only some captions state."""
+    items = []
+    if "glint_rate" in metrics:
+        items.append("<b>Glints</b> run the way that most of the motion energy of the water's rows runs.")
+    if "shadow_swing" in metrics:
+        items.append(
+            "<b>A walker's shadow</b> follows if it begins at his feet, swings from behind him to ahead of him as he "
+            "passes the lamp (<code>shadow_passing</code>: where on his way), and grows with the distance from there."
+        )
+    return items
+
+
 def _reading(summary: Mapping[str, Any], command: str) -> str:
     limits = summary["thresholds"]
     items = [
@@ -230,6 +243,7 @@ def _reading(summary: Mapping[str, Any], command: str) -> str:
         f"{limits['sweep_mass']['value']} stops in the mean, or drifts by less than {limits['sweep_rate']['value']} "
         "frame widths per second.",
         "<b>Mired</b> is 10⁶ / kelvin: more is warmer.",
+        *_asked_for(summary["metrics"]),
         "<b>Better</b> means that flicker falls and the light's path is kept: frozen light wins every flicker score.",
         f"Clips play up to {COPY_FRAMES} frames; what is measured is the whole clip.",
     ]

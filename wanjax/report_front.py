@@ -10,8 +10,7 @@ from wanjax.compare import Comparison
 from wanjax.evaluate import SHORTEST, ClipResult, Evaluation
 from wanjax.light.metrics import UNITS
 from wanjax.report_clips import MARKED, WORDS, place_words
-from wanjax.report_scenarios import ANSWER_NAMES
-from wanjax.report_tables import number, plural, signed
+from wanjax.report_tables import OPTIONAL_NAMES, number, plural, signed
 
 __all__ = ["figures", "lead", "look_first", "refused", "verdict"]
 
@@ -95,10 +94,10 @@ def figures(summary: Mapping[str, Any], comparison: Comparison | None) -> str:
 
 
 def _all_right(score: Mapping[str, Any]) -> str:
-    more = [ANSWER_NAMES[name] for name in score["answers"] if name in _ALSO]
+    more = [OPTIONAL_NAMES[name] for name in score["answers"] if name in OPTIONAL_NAMES]
     if not more:
         return "brightness and sweep both right"
-    return f"brightness, sweep and, where it is stated, {' and '.join(more)} right"
+    return f"brightness, sweep and, where stated, {', '.join(more)} right"
 
 
 def refused(files: Sequence[Mapping[str, str]], measured: int) -> str:

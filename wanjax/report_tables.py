@@ -30,8 +30,7 @@ __all__ = [
     "the_estimator",
 ]
 
-SIGNED = ("exposure_slope", "cct_drift", "sweep_rate", "glint_rate", "glint_order", "shadow_swing",
-          "shadow_swing_fit", "shadow_stretch", "shadow_passing")  # fmt: skip
+SIGNED = ("exposure_slope", "cct_drift", "sweep_rate", "glint_rate", "glint_order")
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 OPTIONAL_NAMES = {"color_change": "color", "glints": "glints", "shadow_follows": "shadow"}
 """What the optional answers are called in headers of tables."""
@@ -146,10 +145,10 @@ def the_estimator(check: Mapping[str, Mapping[str, Any]] | None, scored: Collect
     more = []
     for family, counted in check.items():
         for name, entry in counted.get("answers", {}).items():
-            controls = "; ".join(f"{c} {k['right']} of {k['of']}" for c, k in entry["controls"].items())
             right = f"{entry['right']} of {entry['of']}" if entry["of"] else "–"
             verdict = "scored" if name in scored else "shown, not scored"
-            more.append([name.replace("_", " "), family.replace("_", " "), right, controls or "–", verdict])
+            shown = (name.replace("_", " "), family.replace("_", " "))
+            more.append([*shown, right, _controls(entry["controls"]), verdict])
     if more:
         out += (
             "<p>What else a caption may state is scored only if it is right on 95 % of these clips or more, all kinds "
@@ -157,6 +156,16 @@ def the_estimator(check: Mapping[str, Mapping[str, Any]] | None, scored: Collect
             + table(["", "kind of scene", "right", "controls taken for right", ""], more, caption="Optional answers")
         )
     return out
+
+
+def _controls(controls: Mapping[str, Mapping[str, int]]) -> str:
+    """How many of all controls were taken for right, and which kinds those are."""
+    if not controls:
+        return "–"
+    taken, tried = (sum(counted[key] for counted in controls.values()) for key in ("right", "of"))
+    believed = [f"{name} {c['right']} of {c['of']}" for name, c in controls.items() if c["right"]]
+    kinds = ", ".join(controls) if len(controls) == 1 else f"{len(controls)} kinds"
+    return f"{taken} of {tried} ({', '.join(believed) or kinds})"
 
 
 def measures(summary: Mapping[str, Any]) -> str:
