@@ -112,6 +112,8 @@ def test_glints_and_shadows_are_measured_where_they_are_looked_for_alone():
     for answer, names in LOOKED_FOR.items():
         assert set(measure(video, fps=FPS, look_for=(answer,))) & ASKED_FOR == set(names)
     assert classify_optional(measure(video, fps=FPS, look_for=LOOKED_FOR))["shadow_follows"] == 1
+    with pytest.raises(ValueError, match="look_for: moon: expected names of color_change, glints, shadow_follows"):
+        measure(video, fps=FPS, look_for=("moon",))
     black = classify_optional(measure(np.zeros((5, 32, 32, 3), np.uint8), fps=FPS, look_for=LOOKED_FOR))
     assert black == {"color_change": 0, "glints": 0, "shadow_follows": 0}
 

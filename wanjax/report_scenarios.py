@@ -26,8 +26,8 @@ _MEASURES = {
     "cct_drift": "color",
     "sweep_rate": "sweep",
     "glint_rate": "glints",
-    "shadow_swing": "swing of the shadow",
-    "shadow_passing": "passing of the lamp",
+    "shadow_swing": "swing",
+    "shadow_passing": "passing",
     "global_flicker": "global flicker",
     "common_flicker": "common flicker",
 }
@@ -66,7 +66,7 @@ def _scenario(entry: Mapping[str, Any], members: Sequence[tuple[int, ClipResult]
     said = "".join(f"<li>{html.escape(p)}</li>" for p in prompts if p != name)
     said = f'<ul class="plain">{said}</ul>' if said else ""
     title = html.escape(name if name in prompts else name.replace("_", " "))
-    units = [f", {UNITS[m]}" if UNITS[m] else "" for m in measures]
+    units = [f", {UNITS[m].removeprefix('frame ')}" if UNITS[m] else "" for m in measures]
     head = ["", *(ANSWER_NAMES[n] for n in names), *(_MEASURES[m] + u for m, u in zip(measures, units, strict=True))]
     return (
         f'<section class="scenario"><h3 class="caption">{title}</h3>{_verdict(entry)}{said}'

@@ -30,11 +30,12 @@ SHADOW_THRESHOLDS = {
 PASSING = (0.1, 0.9)
 """Where on his way the walker passes the lamp, of a shadow that follows; 0 is the beginning and 1 the end."""
 
-LOOKED_FOR = {
+LOOKED_FOR: dict[str, tuple[str, ...]] = {
+    "color_change": (),
     "glints": ("glint_rate", "glint_order"),
     "shadow_follows": (*SHADOW_THRESHOLDS, "shadow_passing"),
 }
-"""The metrics that :func:`wanjax.light.metrics.measure` returns only where it is asked to ``look_for`` the answer."""
+"""Optional answers, and the metrics that :func:`wanjax.light.metrics.measure` returns only where one is asked for."""
 
 
 def classify_optional(metrics: Mapping[str, float]) -> dict[str, int]:

@@ -146,7 +146,7 @@ def measure(
         ``shadowed`` [T, H, W, 3], ``direct`` with its shadows, which tells the visibility of pixels at borders better;
         ``foot`` [T, 2], (x, y) in pixels where the caster stands; ``glint`` [T, H, W], the highlights to follow, else
         the luminance of ``specular``, else ``glint`` [T], their mean over the frame. What is absent is left out.
-      look_for: of :data:`wanjax.light.answers.LOOKED_FOR`; others are measured anyway.
+      look_for: answers of :data:`wanjax.light.answers.LOOKED_FOR`, whose metrics are then returned too.
 
     Returns:
       Finite floats under the names and in the units of :data:`UNITS`. Errors against ground truth have no sign and
@@ -156,7 +156,7 @@ def measure(
 
     Raises:
       ValueError: no frames, frames of another shape, type or size than the first, values that are not finite,
-        fewer or more flows than pairs of frames, fewer or more passes than frames.
+        fewer or more flows than pairs of frames, fewer or more passes than frames, an answer that cannot be looked for.
     """
     return curves_and_metrics(video, fps=fps, flow=flow, truth=truth, look_for=look_for)[1]
 
@@ -172,6 +172,8 @@ def curves_and_metrics(
     """What :func:`measure` returns, with the tracks over time it came from; takes the same arguments."""
     if not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps = {fps}: expected frames per second above 0")
+    if unknown := set(look_for) - set(LOOKED_FOR):
+        raise ValueError(f"look_for: {', '.join(sorted(unknown))}: expected names of {', '.join(LOOKED_FOR)}")
     tracks = _Tracks(FlashTracker(fps), SceneTracker(truth or {}), WayTracker() if "glints" in look_for else None)
     frames = _frames(video)
     tracks.start(next(frames))
