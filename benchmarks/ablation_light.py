@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import json
 import os
 import sys
@@ -166,12 +167,15 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def append_result(path: Path, line: Mapping[str, Any]) -> None:
-    """Adds a line; one that was torn before it is taken out, or it would spoil this one too."""
-    text = path.read_text() if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    with path.open("a") as file:
+    """Adds a line; one that was torn before it is taken out, or it would spoil this one too.
+
+    Studies that run side by side take turns.
+    """
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        file.truncate(len(text[: text.rfind("\n") + 1].encode()))
         file.write(json.dumps(line) + "\n")
 
 

@@ -219,7 +219,9 @@ def main(argv: list[str]) -> None:
         return
     if not FLAGS.workdir:
         raise app.UsageError("--workdir is needed")
-    training = CodecTrainingConfig(steps=FLAGS.steps, full_steps=min(FLAGS.full_steps, FLAGS.steps))
+    training = CodecTrainingConfig(
+        steps=FLAGS.steps, full_steps=min(FLAGS.full_steps, FLAGS.steps), learning_rate=FLAGS.learning_rate
+    )
     sizes = {"families": families, "clips": FLAGS.clips, "held_out": FLAGS.held_out, "fit_clips": FLAGS.fit_clips}
     try:
         first = find_codec(FLAGS.init_from) if FLAGS.init_from else None
@@ -234,6 +236,7 @@ def entry() -> None:
     flags.DEFINE_string("families", ",".join(FAMILIES), f"'all', or names separated by commas, of: {', '.join(ALL)}.")
     flags.DEFINE_integer("steps", CodecTrainingConfig.steps, "Optimizer steps.", lower_bound=1)
     flags.DEFINE_integer("full_steps", CodecTrainingConfig.full_steps, "The last steps, on whole clips.", lower_bound=0)
+    flags.DEFINE_float("learning_rate", CodecTrainingConfig.learning_rate, "Peak.", lower_bound=0.0)
     flags.DEFINE_integer("clips", 240, "Rendered training clips of each family.", lower_bound=1)
     flags.DEFINE_integer("held_out", 4, "Held-out clips of each family that are measured.", lower_bound=1)
     flags.DEFINE_integer("base_dim", 8, "Channels at full resolution.", lower_bound=8)

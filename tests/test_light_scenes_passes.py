@@ -1,13 +1,16 @@
 """Every pass of every family: the picture is the sum of its parts, surfaces and shadows go where the flow says."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from data_pipelines.light_scenes import ALL, ClipSize, ClipSpec, build_world, render_clip
+from data_pipelines.light_scenes import ALL, ClipSize, ClipSpec, Passes, build_world, render_clip, shadows
 from data_pipelines.light_scenes.colour import LUMINANCE
 from data_pipelines.light_scenes.families import signs_of
-from data_pipelines.light_scenes.flow import surface_flow, trace_centers
-from data_pipelines.light_scenes.render import nearest, trace, visibility
+from data_pipelines.light_scenes.flow import Flow, surface_flow, trace_centers
+from data_pipelines.light_scenes.shadows import LIFT, Shadows
+from data_pipelines.light_scenes.trace import Tracer, nearest, trace, whole
 
 SMALL = ClipSize(frames=4, height=32, width=32)
 
@@ -102,6 +105,15 @@ def look(world, camera, x, y):
     return (camera.origin() + depth * direction[:, 0]).reshape(3, -1), found[0]
 
 
+def sees_the_light(world, points):
+    """Whether the light's center is seen from points [3, T, n]: past every caster, and through the window."""
+    ray = world.light.to_center(points)
+    seen = np.ones((world.frames, points.shape[2]), bool)
+    for caster in world.casters:
+        seen &= ~caster.blocks(points, ray, world.light.reach)
+    return seen if world.window is None else seen & (world.window.lets_through(points, ray, 0.0) > 0.5)
+
+
 def near_is_sharp(ids, x, y):
     """Whether the pixel around (x, y) shows one thing alone, so that float32 cannot change which it is."""
     column, row = np.clip(np.round(x).astype(int), 1, 30), np.clip(np.round(y).astype(int), 1, 30)
@@ -124,6 +136,46 @@ def test_nothing_is_lost_by_looking_for_things_only_where_the_camera_can_see_the
             np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("kind", ALL)
+def test_nothing_is_lost_by_tracing_once_what_stands_still(kind: str) -> None:
+    world = build_world(spec_of(kind, scene=2), SMALL)
+    tracer = Tracer(world, 32, 32, 2)
+    for frames in (slice(0, 3), slice(3, 4)):
+        view, traced = world.at(frames), tracer.at(frames)
+        direction = view.camera.rays(32, 32, 2)
+        depth, normal, object_id = nearest(view, view.camera.origin().astype(np.float32)[:, :, None], direction)
+        met = np.broadcast_to(object_id >= 0, (*normal.shape[1:],))
+        np.testing.assert_array_equal(np.broadcast_to(traced.object_id, met.shape), object_id)
+        np.testing.assert_array_equal(np.broadcast_to(traced.depth, met.shape)[met], depth[met])
+        np.testing.assert_array_equal(np.broadcast_to(traced.normal, normal.shape)[:, met], normal[:, met])
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_nothing_is_lost_by_looking_for_shadows_only_where_they_can_fall(kind: str, monkeypatch) -> None:
+    for scene in range(3):
+        world = build_world(spec_of(kind, scene), SMALL)
+        traced = trace(world, 32, 32, 2)
+        found = Shadows(world, traced.points, SMALL)
+        with monkeypatch.context() as patch:
+            patch.setattr(shadows, "shadow_windows", lambda world, grid: [whole(grid)] * len(world.casters))
+            wanted = Shadows(world, traced.points, SMALL)
+        for soft in (True, False):
+            np.testing.assert_array_equal(
+                found.visibility(traced.normal, soft), wanted.visibility(traced.normal, soft))
+
+
+def test_passes_are_the_same_along_with_the_video_and_after_it(clip) -> None:
+    both = render_clip(clip.spec, SMALL, passes=True)
+    assert both.passes is both.rendered and clip.rendered is None
+    np.testing.assert_array_equal(both.video, clip.video)
+    np.testing.assert_array_equal(both.flow, clip.flow)
+    for field in dataclasses.fields(Passes):
+        one, other = getattr(both.passes, field.name), getattr(clip.passes, field.name)
+        if isinstance(one, Flow):
+            one, other = (np.concatenate([flow.motion, flow.occluded[..., None]], -1) for flow in (one, other))
+        np.testing.assert_array_equal(one, other, err_msg=field.name)
+
+
 def test_flow_of_the_passes_is_that_of_the_data_set(clip) -> None:
     np.testing.assert_array_equal(clip.passes.flow.motion, clip.flow)
     np.testing.assert_array_equal(surface_flow(build_world(clip.spec, SMALL), SMALL), clip.flow)
@@ -142,8 +194,7 @@ def test_shadow_flow_carries_the_shadow_onto_the_next_frames_shadow(kind: str) -
         place, found = look(later, later.camera, x, y)
         assert (found == passes.object_id[t][known])[near_is_sharp(passes.object_id[t + 1], x, y)].all()
         normal = passes.normal[t][known].T[:, None]
-        seen = visibility(later, place[:, None].astype(np.float32), normal, SMALL, 0.0)
-        lit.append(seen[0])
+        lit.append(sees_the_light(later, place[:, None].astype(np.float32) + LIFT * normal)[0])
         count += known.sum()
         slide = (passes.shadow_flow[t] - passes.flow.motion[t])[known]
         assert np.abs(slide).max() > 0.3, "no shadow slides over its surface"

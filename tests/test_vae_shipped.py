@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 import wanjax
-from data_pipelines.light_scenes import FAMILIES
+from data_pipelines.light_scenes import ALL
 from experiments.train_codec import rendered
 from wanjax import codec_training, hub
+from wanjax.generate import decode, to_uint8
 from wanjax.light import luminance
+from wanjax.light.metrics import measure
 from wanjax.light.photometry import luminance as rec709
 from wanjax.light.photometry import srgb_to_linear
 
@@ -25,17 +27,30 @@ def test_is_at_most_8_megabytes():
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 8_000_000
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_held_out_scenes_keep_their_picture_and_their_light(codec, family):
+    """Of street lamps and water, 8x8 latents of 16 channels lose fine texture, but not the light."""
     model, params = codec
-    figures = codec_training.measure(model, params, rendered([family], "test", 4))
-    assert figures["psnr"].min() >= 28
+    clips = rendered([family], "test", 4)
+    figures = codec_training.measure(model, params, clips)
+    assert figures["psnr"].min() >= {"street_lamp": 25, "water_glitter": 24}.get(family.partition("/")[0], 28)
     assert figures["frame_error"].mean() <= 0.02  # stops
+
+
+@pytest.mark.parametrize("family", ["sunrise_room", "constant/truck", "street_lamp"])
+def test_coding_adds_little_flicker(codec, family):
+    model, params = codec
+    clips = rendered([family], "test", 2)
+    made = [to_uint8(decode(model, params, model.apply({"params": params}, clip[None] / np.float32(127.5) - 1))[0])
+            for clip in clips]
+    coded, original = ([measure(clip, fps=8.0) for clip in group] for group in (made, clips))
+    for name, bound in (("global_flicker", 0.006), ("local_flicker", 0.012)):
+        assert np.mean([a[name] - b[name] for a, b in zip(coded, original, strict=True)]) <= bound
 
 
 def test_latents_of_held_out_scenes_are_normalised_and_carry_luminance(codec):
     model, params = codec
-    clips = rendered(FAMILIES, "test", 2)
+    clips = rendered(ALL, "test", 1)
     latents = np.asarray(model.apply({"params": params}, clips / np.float32(127.5) - 1))
     assert abs(latents.mean()) < 0.2 and 0.7 < latents.std() < 1.3
     fit = luminance.load(FOLDER / "luminance.json")

@@ -5,6 +5,7 @@ It starts from a fitted linear transform (:mod:`wanjax.codec_start`). The loss i
     mean |error| + cell_weight * mean |error of 8x8 cells| + mse_weight * mean error^2
     + luminance_weight * mean |error of log-luminance|   (stops; half frames, half 8x8 cells; whole clips have
       full_luminance_weight instead, since only they show a frame's mean)
+    + flicker_weight * mean |second difference over time of that error|   (whole clips only)
     + kl_weight * KL(posterior || unit normal) per latent value
 """
 
@@ -49,7 +50,8 @@ class CodecTrainingConfig:
         full_batch, full_frames, full_size: the same of a batch of whole clips.
         learning_rate: peak; linear warm-up over ``warmup_steps``, then cosine decay to 1 % of it.
         ema_decay: of the averaged parameters, which are what is evaluated and kept.
-        cell_weight, mse_weight, luminance_weight, full_luminance_weight, kl_weight: see the module's loss.
+        cell_weight, mse_weight, luminance_weight, full_luminance_weight, flicker_weight, kl_weight: see the module's
+            loss.
         initial_logvar: log-variance of the posterior before training.
         clip_norm: bound on the gradient's norm.
         evaluate_every, save_every: steps.
@@ -71,6 +73,7 @@ class CodecTrainingConfig:
     mse_weight: float = 4.0
     luminance_weight: float = 0.1
     full_luminance_weight: float = 0.5
+    flicker_weight: float = 1.0
     kl_weight: float = 1e-4
     initial_logvar: float = -6.0
     clip_norm: float = 1.0
@@ -159,12 +162,13 @@ def codec_loss(
     sample = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
     centre, scale = (jnp.asarray(s) for s in (model.config.latents_mean, model.config.latents_std))
     error = (made := model.apply(variables, (sample - centre) / scale, method="decode")) - video
-    light = _light_error(made, video)
+    light, flicker = _light_errors(made, video)
     terms = {
         "l1": jnp.mean(jnp.abs(error)),
         "cell": jnp.mean(jnp.abs(_cells(error, (8, 8)))),
         "mse": jnp.mean(error**2),
         "stops": light,
+        "flicker": flicker,
         "kl": 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar),
     }
     weights: dict[str, jax.Array | float] = {
@@ -172,6 +176,7 @@ def codec_loss(
         "cell": config.cell_weight,
         "mse": config.mse_weight,
         "stops": jnp.where(config.sees_whole_clips(step), config.full_luminance_weight, config.luminance_weight),
+        "flicker": jnp.where(config.sees_whole_clips(step), config.flicker_weight, 0.0),
         "kl": config.kl_weight,
     }
     return sum((weights[name] * value for name, value in terms.items()), jnp.zeros(())), terms
@@ -183,14 +188,19 @@ def _cells(x: jax.Array, cell: tuple[int, int]) -> jax.Array:
     return x.reshape(B, T, H // cell[0], cell[0], W // cell[1], cell[1], 3).mean((3, 5))
 
 
-def _light_error(made: jax.Array, video: jax.Array) -> jax.Array:
-    """Mean |log-luminance error| in stops, of whole frames and of 8x8 cells in equal parts."""
-    error = jnp.zeros(())
+def _light_errors(made: jax.Array, video: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Means of |log-luminance error| in stops and of its |second difference over frames|.
+
+    Of whole frames and of 8x8 cells in equal parts. A codec that is a constant part of a stop off does not flicker.
+    """
+    error, flicker = jnp.zeros(()), jnp.zeros(())
     linear = [srgb_to_linear((x + 1) / 2) for x in (made, video)]
     for cell in ((video.shape[2], video.shape[3]), (8, 8)):
         pooled = [_cells(x, cell) for x in linear]
-        error = error + 0.5 * jnp.mean(jnp.abs(log_luminance(pooled[0]) - log_luminance(pooled[1])))
-    return error
+        off = log_luminance(pooled[0]) - log_luminance(pooled[1])
+        error = error + 0.5 * jnp.mean(jnp.abs(off))
+        flicker = flicker + 0.5 * jnp.mean(jnp.abs(jnp.diff(off, n=2, axis=1)))
+    return error, flicker
 
 
 @lru_cache(maxsize=4)  # a resumed run in one process need not compile again

@@ -16,8 +16,8 @@ from data_pipelines.light_scenes.clip import Clip, ClipSpec, render_clip
 from data_pipelines.light_scenes.families import ALL, FAMILIES
 from data_pipelines.light_scenes.parameters import SPLITS, ClipSize
 from data_pipelines.light_scenes.passes import Passes
-from data_pipelines.light_scenes.render import SKY_DEPTH
 from data_pipelines.light_scenes.splits import balanced, group_size, plan
+from data_pipelines.light_scenes.trace import SKY_DEPTH
 
 PASSES = ("basic", "all")
 
@@ -243,7 +243,7 @@ class LightScenes(tfds.core.GeneratorBasedBuilder):
 
 def _numbered_example(numbered: tuple[int, ClipSpec], *, config: LightScenesConfig) -> tuple[int, dict[str, Any]]:
     index, spec = numbered
-    return index, example_of(render_clip(spec, config.size()), config)
+    return index, example_of(render_clip(spec, config.size(), config.passes == "all"), config)
 
 
 def _beam_settings(runner: str, options: Sequence[str]) -> tfds.download.DownloadConfig:

@@ -1,9 +1,10 @@
 """A pinhole camera in the scenes' frame: x to the right, y away from the viewer, z up, in meters."""
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+from data_pipelines.light_scenes.geometry import dot
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,12 @@ class Camera:
     half_width: float
 
     @property
+    def turns(self) -> bool:
+        return len(self.yaw) > 1
+
+    @property
     def stands_still(self) -> bool:
-        return len(self.yaw) == 1 and self.origin().shape[1] == 1
+        return not self.turns and self.origin().shape[1] == 1
 
     def origin(self) -> np.ndarray:
         """Position ``[3, T']``, T' = 1 unless the camera travels."""
@@ -36,7 +41,7 @@ class Camera:
         return replace(
             self,
             position=self.position if origin.shape[1] == 1 else origin[:, frames],
-            yaw=self.yaw if len(self.yaw) == 1 else self.yaw[frames],
+            yaw=self.yaw[frames] if self.turns else self.yaw,
         )
 
     def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -70,30 +75,27 @@ class Camera:
         """Pixel coordinates ``[2, T, S]`` (x, y; whole at the centers of pixels) of ``points [3, T, S]``."""
         offset = points - self.origin()[:, :, None]
         right, up, forward = (a[:, :, None] for a in self.axes())
-        depth = (offset * forward).sum(0)
-        u = (offset * right).sum(0) / depth / self.half_width
-        v = (offset * up).sum(0) / depth / (self.half_width * height / width)
+        depth = dot(offset, forward)
+        u = dot(offset, right) / depth / self.half_width
+        v = dot(offset, up) / depth / (self.half_width * height / width)
         return np.stack([(u + 1) * width / 2 - 0.5, (1 - v) * height / 2 - 0.5])
 
-    def windows(self, low: np.ndarray, high: np.ndarray, height: int, width: int) -> list[tuple[slice, slice]]:
-        """Rows and columns that can see each of ``n`` boxes, ``low`` to ``high [3, T', n]``, in any of the frames.
+    def windows(self, points: np.ndarray, height: int, width: int) -> list[tuple[slice, slice]]:
+        """Rows and columns that can see the convex hull of each of ``n`` sets of k ``points [3, T', n, k]``, in any of
+        the frames.
 
-        A box that reaches behind the camera can be seen anywhere.
+        A hull that reaches behind the camera can be seen anywhere.
         """
-        pick = (np.arange(8) >> np.arange(3)[:, None] & 1)[:, None, None, :]  # [3, 1, 1, 8] which end of each axis
-        corners = np.where(pick, high[..., None], low[..., None])
-        flat = corners.reshape(3, corners.shape[1], -1)
-        ahead = ((flat - self.origin()[:, :, None]) * self.axes()[2][:, :, None]).sum(0)
-        x, y = self.project(flat, height, width)
-        found = []
-        for index in range(low.shape[2]):
-            part = slice(8 * index, 8 * index + 8)
-            if ahead[:, part].min() < 0.05:
-                found.append((slice(0, height), slice(0, width)))
-                continue
-            rows, columns = (
-                slice(min(max(math.floor(a[:, part].min()), 0), n), min(max(math.ceil(a[:, part].max()) + 1, 0), n))
-                for a, n in ((y, height), (x, width))
-            )
-            found.append((rows, columns))
-        return found
+        flat = points.reshape(3, points.shape[1], -1)
+        ahead = dot(flat - self.origin()[:, :, None], self.axes()[2][:, :, None])
+        frames = ahead.shape[0]
+        behind = ahead.reshape(frames, *points.shape[2:]).min((0, 2)) < 0.05
+        seen = self.project(flat, height, width).reshape(2, frames, *points.shape[2:])
+        limit = np.array([[width], [height]])
+        first = np.clip(np.floor(seen.min((1, 3))), 0, limit).astype(int)
+        last = np.clip(np.ceil(seen.max((1, 3))) + 1, 0, limit).astype(int)
+        first[:, behind], last[:, behind] = 0, limit
+        return [
+            (slice(int(top), int(bottom)), slice(int(left), int(right)))
+            for (left, top), (right, bottom) in zip(first.T, last.T, strict=True)
+        ]

@@ -16,7 +16,7 @@ from data_pipelines.light_scenes.colour import (
 from data_pipelines.light_scenes.families import TABLE, signs_of, variants_of
 from data_pipelines.light_scenes.flow import surface_flow
 from data_pipelines.light_scenes.parameters import SPLITS, ClipSize, Draw
-from data_pipelines.light_scenes.passes import Passes, foot_track, render_passes
+from data_pipelines.light_scenes.passes import Passes, Shading, foot_track, render_passes
 from data_pipelines.light_scenes.render import render_pieces, to_pixels
 from data_pipelines.light_scenes.sweep import GATE, sweep_of
 from data_pipelines.light_scenes.world import World
@@ -102,6 +102,7 @@ class Clip:
       flow: ``[T-1, H, W, 2]`` float32 surface flow (dx, dy) in pixels from frame t to t+1.
       size: of the clip.
       foot: ``[T, 2]`` float32 pixel (x, y) of the foot of the caster that the scene is about; None without one.
+      rendered: all passes, if they were rendered along with the video.
     """
 
     spec: ClipSpec
@@ -118,11 +119,12 @@ class Clip:
     flow: np.ndarray
     size: ClipSize
     foot: np.ndarray | None
+    rendered: Passes | None = None
 
     @cached_property
     def passes(self) -> Passes:
-        """All passes; rendered when they are first asked for."""
-        return render_passes(build_world(self.spec, self.size), self.size)
+        """All passes; rendered when they are first asked for, if they were not along with the video."""
+        return self.rendered or render_passes(build_world(self.spec, self.size), self.size)
 
     @cached_property
     def truth(self) -> Mapping[str, Any]:
@@ -155,20 +157,27 @@ def slope(values: np.ndarray, fps: float) -> float:
     return float((seconds * values).sum() / (seconds**2).sum())
 
 
-def render_clip(spec: ClipSpec, size: ClipSize = DEFAULT_SIZE) -> Clip:
-    """Frames and ground truth of ``spec``; the same arguments give the same bytes."""
+def render_clip(spec: ClipSpec, size: ClipSize = DEFAULT_SIZE, passes: bool = False) -> Clip:
+    """Frames and ground truth of ``spec``; the same arguments give the same bytes.
+
+    ``passes`` renders all passes along with the video, in less time than when ``Clip.passes`` is asked for later.
+    """
     world = build_world(spec, size)
     linear = np.empty((size.frames, size.height, size.width, 3), np.float32)
     visibility = np.empty(linear.shape[:3], np.float32)
     video = np.empty(linear.shape, np.uint8)
+    shading = Shading(size) if passes else None
     for frames, layers in render_pieces(world, size):
         linear[frames] = np.moveaxis(to_pixels(layers.linear, size), 0, -1)
         visibility[frames] = to_pixels(layers.visibility, size)
         video[frames] = np.round(linear_to_srgb(linear[frames]) * np.float32(255))
+        if shading is not None:
+            shading.add(frames, layers)
+    rendered = None if shading is None else shading.passes(world)
     mean = linear.mean((1, 2), dtype=np.float64)  # [T, 3]
     log_luminance = np.log2(mean @ LUMINANCE + LUMINANCE_FLOOR)
     cct = correlated_colour_temperature(mean)
-    flow = surface_flow(world, size)
+    flow = surface_flow(world, size) if rendered is None else rendered.flow.motion
     gate = 0.0 if world.camera.stands_still else GATE
     rate = sweep_of(linear @ LUMINANCE, flow, size.fps, gate).rate if spec.sweep else 0.0
     return Clip(
@@ -186,4 +195,5 @@ def render_clip(spec: ClipSpec, size: ClipSize = DEFAULT_SIZE) -> Clip:
         flow=flow,
         size=size,
         foot=foot_track(world, size),
+        rendered=rendered,
     )

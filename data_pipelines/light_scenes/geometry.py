@@ -4,12 +4,24 @@ Points, directions and normals are ``[3, T, S]`` float32 (frames, samples), in m
 nothing moves. An object's ``center`` may move: ``[3, T]``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 MISS = np.float32(np.inf)
 _TINY = np.float32(1e-9)
+
+
+def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Scalar product over the first axis; written out, since a sum over a short axis is slow."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def corners(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The 8 corners ``[3, ..., 8]`` of boxes along the axes from ``low`` to ``high``, ``[3, ...]`` each."""
+    ends = (np.arange(8) >> np.arange(3)[:, None] & 1).reshape(3, *(1,) * (low.ndim - 1), 8)
+    return np.where(ends, high[..., None], low[..., None])
 
 
 def _safe_inverse(x: np.ndarray) -> np.ndarray:
@@ -153,6 +165,14 @@ class Sphere:
         """Whether the ray from ``point`` ``toward`` a light meets the sphere before ``reach``, bool ``[T, S]``."""
         enter, leave = self._interval(point, toward)
         return np.maximum(enter, 0) < np.minimum(leave, reach)
+
+
+def bounds_of(shapes: Sequence[Box | Cylinder | Sphere], frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest coordinates ``[3, frames, n]`` of ``n`` shapes."""
+    low, high = np.empty((2, 3, frames, len(shapes)))
+    for index, shape in enumerate(shapes):
+        low[..., index], high[..., index] = shape.bounds()
+    return low, high
 
 
 @dataclass(frozen=True)

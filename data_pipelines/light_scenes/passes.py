@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_pipelines.light_scenes.colour import LUMINANCE
-from data_pipelines.light_scenes.flow import Flow, shadow_flow, surface_flows, trace_centers
+from data_pipelines.light_scenes.flow import Flow, pixels_of, shadow_flow, surface_flows, trace_centers
 from data_pipelines.light_scenes.parameters import ClipSize
-from data_pipelines.light_scenes.render import Layers, hard_visibility, render_pieces, to_pixels
+from data_pipelines.light_scenes.render import Layers, render_pieces, to_pixels
 from data_pipelines.light_scenes.world import World
 
 
@@ -68,38 +68,82 @@ class Passes:
 
 def render_passes(world: World, size: ClipSize) -> Passes:
     """All passes of a world over its frames."""
-    shading = _shading(world, size)
-    centers = trace_centers(world, size)
-    grid = (size.frames, size.height, size.width)
+    shading = Shading(size)
+    for frames, layers in render_pieces(world, size):
+        shading.add(frames, layers)
+    return shading.passes(world)
 
-    def at_centers(values: np.ndarray) -> np.ndarray:
-        """``[..., T', S]`` to ``[T, H, W, ...]``."""
-        full = np.broadcast_to(values, (*values.shape[:-2], size.frames, values.shape[-1]))
-        pixels = full.reshape(*values.shape[:-2], *grid)
-        return np.ascontiguousarray(np.moveaxis(pixels, 0, -1) if values.ndim == 3 else pixels)
 
-    forward, backward = surface_flows(world, centers, size)
-    sliding, known = shadow_flow(world, centers, size)
-    light = world.light
-    glints = shading.pop("glints").mean((1, 2), dtype=np.float64) @ LUMINANCE
-    return Passes(
-        **shading,
-        normal=at_centers(_normals(world, size)) if centers.surface is not None else at_centers(centers.normal),
-        depth=at_centers(centers.depth),
-        object_id=at_centers(centers.object_id),
-        light_position=None if light.position is None else light.position.astype(np.float32),
-        light_direction=light.toward_sun.astype(np.float32),
-        light_intensity=(light.direct @ LUMINANCE).astype(np.float32),
-        light_cct=light.kelvin.astype(np.float32),
-        camera_pose=world.camera.poses(size.frames).astype(np.float32),
-        camera_half_width=float(world.camera.half_width),
-        flow=forward,
-        flow_backward=backward,
-        shadow_flow=sliding,
-        shadow_flow_known=known,
-        foot=foot_track(world, size),
-        glint=None if centers.surface is None else glints.astype(np.float32),
-    )
+class Shading:
+    """The passes that are means over samples, of a clip whose layers come piece by piece."""
+
+    def __init__(self, size: ClipSize) -> None:
+        self._size = size
+        shape = (size.frames, size.height, size.width)
+        colors = ("direct", "shadowed", "ambient", "specular", "albedo")
+        self._means = {name: np.empty((*shape, 3), np.float32) for name in colors}
+        self._means |= {name: np.empty(shape, np.float32) for name in ("visibility", "hard_visibility")}
+        self._glint = np.zeros(size.frames)
+
+    def add(self, frames: slice, layers: Layers) -> None:
+        """Takes the layers of some of the frames."""
+        size, means = self._size, self._means
+        shape = (3, frames.stop - frames.start, layers.albedo.shape[2])
+        direct = layers.albedo * layers.direct
+        colors = {
+            "direct": direct,
+            "shadowed": direct * layers.visibility,
+            "ambient": layers.albedo * layers.ambient,
+            "specular": layers.specular,
+            "albedo": layers.albedo,
+        }
+        for name, samples in colors.items():
+            means[name][frames] = _picture(samples, shape, size)
+        means["visibility"][frames] = to_pixels(layers.visibility, size)
+        hard = layers.shadows.visibility(layers.traced.normal, soft=False) > 0.5
+        means["hard_visibility"][frames] = to_pixels(hard.astype(np.float32), size)
+        if layers.glints is not None:
+            self._glint[frames] = _picture(layers.glints, shape, size).mean((1, 2), dtype=np.float64) @ LUMINANCE
+
+    def passes(self, world: World) -> Passes:
+        """All passes, once the layers of every frame were added."""
+        size = self._size
+        centers = trace_centers(world, size)
+        grid = (size.frames, size.height, size.width)
+
+        def at_centers(values: np.ndarray) -> np.ndarray:
+            """``[..., T', S]`` to ``[T, H, W, ...]``."""
+            full = np.broadcast_to(values, (*values.shape[:-2], size.frames, values.shape[-1]))
+            pixels = full.reshape(*values.shape[:-2], *grid)
+            return np.ascontiguousarray(np.moveaxis(pixels, 0, -1) if values.ndim == 3 else pixels)
+
+        pixels = pixels_of(world, centers, size)
+        forward, backward = surface_flows(world, centers, pixels, size)
+        sliding, known = shadow_flow(world, centers, pixels, size)
+        light = world.light
+        return Passes(
+            **self._means,
+            normal=at_centers(_normals(world, size)) if centers.surface is not None else at_centers(centers.normal),
+            depth=at_centers(centers.depth),
+            object_id=at_centers(centers.object_id),
+            light_position=None if light.position is None else light.position.astype(np.float32),
+            light_direction=light.toward_sun.astype(np.float32),
+            light_intensity=(light.direct @ LUMINANCE).astype(np.float32),
+            light_cct=light.kelvin.astype(np.float32),
+            camera_pose=world.camera.poses(size.frames).astype(np.float32),
+            camera_half_width=float(world.camera.half_width),
+            flow=forward,
+            flow_backward=backward,
+            shadow_flow=sliding,
+            shadow_flow_known=known,
+            foot=foot_track(world, size),
+            glint=None if centers.surface is None else self._glint.astype(np.float32),
+        )
+
+
+def _picture(samples: np.ndarray, shape: tuple[int, int, int], size: ClipSize) -> np.ndarray:
+    """Means ``[T, H, W, 3]`` over each pixel's samples of a layer that can be broadcast to ``shape`` (3, T, S)."""
+    return np.moveaxis(to_pixels(np.broadcast_to(samples, shape), size), 0, -1)
 
 
 def foot_track(world: World, size: ClipSize) -> np.ndarray | None:
@@ -114,31 +158,3 @@ def _normals(world: World, size: ClipSize) -> np.ndarray:
     """Normals ``[3, T, S]`` at the pixels' centers with the waves of every frame."""
     centers = replace(size, supersample=1)
     return np.concatenate([layers.traced.normal for _, layers in render_pieces(world, centers)], 1)
-
-
-def _shading(world: World, size: ClipSize) -> dict[str, np.ndarray]:
-    """The passes that are means over samples, by name."""
-    colors = ("direct", "shadowed", "ambient", "specular", "albedo", "glints")
-    shape = (size.frames, size.height, size.width)
-    passes = {name: np.empty((*shape, 3), np.float32) for name in colors}
-    passes |= {name: np.empty(shape, np.float32) for name in ("visibility", "hard_visibility")}
-    for frames, layers in render_pieces(world, size):
-        for name, samples in _parts(layers).items():
-            full = (3, frames.stop - frames.start, layers.albedo.shape[2])
-            passes[name][frames] = np.moveaxis(to_pixels(np.broadcast_to(samples, full), size), 0, -1)
-        passes["visibility"][frames] = to_pixels(layers.visibility, size)
-        hard = hard_visibility(world.at(frames), layers.traced, size)
-        passes["hard_visibility"][frames] = to_pixels(hard.astype(np.float32), size)
-    return passes
-
-
-def _parts(layers: Layers) -> dict[str, np.ndarray]:
-    direct = layers.albedo * layers.direct
-    return {
-        "direct": direct,
-        "shadowed": direct * layers.visibility,
-        "ambient": layers.albedo * layers.ambient,
-        "specular": layers.specular,
-        "albedo": layers.albedo,
-        "glints": np.zeros((3, 1, 1), np.float32) if layers.glints is None else layers.glints,
-    }

@@ -159,9 +159,14 @@ class World:
         return self.camera.stands_still and not any(thing.moves for thing in self.things)
 
     @property
+    def casting(self) -> list[Thing]:
+        """The things that throw shadows; planes enclose the scene and throw none."""
+        return [thing for thing in self.things if thing.casts and not isinstance(thing.shape, Plane)]
+
+    @property
     def casters(self) -> list[Box | Cylinder | Sphere]:
-        """The shapes that throw shadows; planes enclose the scene and throw none."""
-        return [thing.shape for thing in self.things if thing.casts and not isinstance(thing.shape, Plane)]
+        """The shapes of what throws shadows."""
+        return [thing.shape for thing in self.casting if not isinstance(thing.shape, Plane)]
 
     def at(self, frames: slice) -> "World":
         """The world over some of the frames."""
