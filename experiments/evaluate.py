@@ -175,9 +175,11 @@ def headline(summary: Mapping[str, Any]) -> list[str]:
                 lines.append(f"  {name}, {family}: {entry['right']}/{entry['of']}{deceived}")
     if score := summary["score"]:
         shuffled = summary["shuffled_captions"]
+        sweep = score["answers"].get("sweep", {"correct": 0, "of": 0})
+        among = "" if sweep["of"] == score["of"] else f" of {sweep['of']}"
         lines += [
             f"captions followed: {score['correct']} of {score['of']} "
-            f"(brightness {score['exposure_change']}, sweep {score['sweep']})",
+            f"(brightness {score['exposure_change']}, sweep {sweep['correct']}{among})",
             f"against shuffled captions: {shuffled['correct']} of {shuffled['of']}",
         ]
     for entry in summary["scenarios"]:

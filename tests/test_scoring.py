@@ -7,7 +7,15 @@ import pytest
 from data_pipelines.light_scenes import rendered_checks
 from wanjax.clip_records import OPTIONAL_ANSWERS
 from wanjax.evaluate import ClipResult
-from wanjax.scoring import check_estimator, kind_of, score, scored_answers, shuffled_control, stated_answers
+from wanjax.scoring import (
+    check_estimator,
+    expected_answers,
+    kind_of,
+    score,
+    scored_answers,
+    shuffled_control,
+    stated_answers,
+)
 
 BOTH = {"exposure_change": 1, "sweep": -1}
 
@@ -63,6 +71,17 @@ def test_the_score_counts_what_is_stated_and_nothing_else():
 def test_the_control_does_not_ask_for_optional_answers():
     clips = [result({**said}, said) for said in (BOTH | {"glints": 1}, {"exposure_change": -1, "sweep": 1})]
     assert shuffled_control(clips) == {"correct": 0, "of": 2}
+
+
+def test_the_sweep_of_water_does_not_count():
+    assert expected_answers({"exposure_change": 1}) is None
+    assert expected_answers({**BOTH, "glints": 0}) == BOTH
+    assert expected_answers({"exposure_change": 1, "sweep": 0, "glints": -1}) == {"exposure_change": 1}
+    wet = result({"exposure_change": 1, "sweep": 1}, {"exposure_change": 1})
+    found = score([wet, result({**BOTH}, {**BOTH})])
+    assert (found["correct"], found["exposure_change"], found["sweep"]) == (2, 2, 1)
+    assert "sweep" not in score([wet])["answers"]
+    assert shuffled_control([wet, wet]) == {"correct": 0, "of": 0}
 
 
 def test_zero_states_nothing_but_a_color_that_stays_when_it_is_checked():

@@ -35,7 +35,15 @@ from wanjax.light.metrics import (
     classify,
 )
 from wanjax.measured import Measured, curves_of, measured
-from wanjax.scoring import check_estimator, kind_of, score, scored_answers, shuffled_control, stated_answers
+from wanjax.scoring import (
+    check_estimator,
+    expected_answers,
+    kind_of,
+    score,
+    scored_answers,
+    shuffled_control,
+    stated_answers,
+)
 from wanjax.uncertainty import bootstrap_interval
 
 __all__ = [
@@ -268,9 +276,8 @@ def _evaluate(record: ClipRecord, optional: Collection[str]) -> ClipResult:
     if record.reference is not None:
         shown = record.reference()
         reference = measured(shown.frames, shown.fps, None, look_for=more)
-    expected = None
-    if all(name in facts for name in ANSWERS):
-        expected = {name: int(facts[name]) for name in ANSWERS}
+    expected = expected_answers(facts)
+    if expected is not None:
         expected |= {name: value for name, value in more.items() if name in optional}
     unscored = {name: value for name, value in more.items() if name not in (expected or {})}
     answers = _answers(clip.metrics, more)

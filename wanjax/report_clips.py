@@ -102,12 +102,12 @@ def _chips(result: ClipResult) -> str:
         if name in result.unscored:
             said = WORDS[name][result.unscored[name]]
             chips.append(f'<span class="chip">{words}, said: {said} (not scored)</span>')
-        elif result.expected is None:
+        elif name not in result.right:
             chips.append(f'<span class="chip">{words}</span>')
         elif result.right[name]:
             chips.append(f'<span class="chip good">✓ {words}</span>')
         else:
-            said = WORDS[name][result.expected[name]]
+            said = WORDS[name][(result.expected or {})[name]]
             chips.append(f'<span class="chip bad">✗ {words}, said: {said}</span>')
     told = [kind_of(result.facts).replace("_", " "), f"seed {result.facts['seed']}" if "seed" in result.facts else ""]
     chips += [f'<span class="chip">{html.escape(text)}</span>' for text in told if text]

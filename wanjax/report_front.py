@@ -18,7 +18,9 @@ _PEAK = 5.0  # flicker_peak from which a clip has one jump that stands out (docs
 _FLASHES = 3.0  # per second, WCAG 2
 _VISIBLE = 0.03  # stops of common_flicker, about 2 %; below it nothing is pointed at
 _LARGE = ("global_flicker", "common_flicker")
-_ALSO = {
+_DOING = {
+    "exposure_change": "brighten, darken or stay steady as said",
+    "sweep": "sweep the way that is said, or do not where nothing is",
     "color_change": "turn warmer or cooler as said",
     "glints": "have glints that run the way that is said",
     "shadow_follows": "have a shadow that follows the walker's feet",
@@ -67,13 +69,8 @@ def figures(summary: Mapping[str, Any], comparison: Comparison | None) -> str:
         low, high = score["interval_95"]
         n = score["of"]
         sure = f"(95 % interval {100 * low:.0f}–{100 * high:.0f} %)"
-        items = [
-            (f"{score['correct']} of {n}", f"do what their caption says: {_all_right(score)} {sure}"),
-            (f"{score['exposure_change']} of {n}", "brighten, darken or stay steady as said"),
-            (f"{score['sweep']} of {n}", "sweep the way that is said, or do not where nothing is"),
-        ]
-        also = [(n, a) for n, a in score["answers"].items() if n in _ALSO]
-        items += [(f"{a['correct']} of {a['of']}", _ALSO[n]) for n, a in also]
+        items = [(f"{score['correct']} of {n}", f"do what their caption says: {_all_right(score)} {sure}")]
+        items += [(f"{a['correct']} of {a['of']}", _DOING[name]) for name, a in score["answers"].items()]
         if shuffled["of"]:
             control = "against captions dealt to other clips: the control, to be low"
             items.append((f"{shuffled['correct']} of {shuffled['of']}", control))

@@ -112,13 +112,20 @@ def families(summary: Mapping[str, Any]) -> str:
     cells = []
     for name, score in rows:
         low, high = score["interval_95"]
-        counts = [score[key] for key in ("of", "correct", "exposure_change", "sweep")]
-        found = [score["answers"].get(key) for key in more]
-        counts += [f"{entry['correct']} of {entry['of']}" if entry else "–" for entry in found]
-        cells.append([name.replace("_", " "), *counts, f"{100 * low:.0f}–{100 * high:.0f} %"])
+        counts = [_counted(score, key) for key in ("exposure_change", "sweep", *more)]
+        sure = f"{100 * low:.0f}–{100 * high:.0f} %"
+        cells.append([name.replace("_", " "), score["of"], score["correct"], *counts, sure])
     named = (f"{OPTIONAL_NAMES[name]} right" for name in more)
     head = ["", "clips", "right", "brightness right", "sweep right", *named, "right, 95 % interval"]
     return '<h2 id="kinds">By kind of scene</h2>' + table(head, cells, caption="Clips that do what their caption says")
+
+
+def _counted(score: Mapping[str, Any], answer: str) -> str:
+    """How many are right in an answer, and of how many where not all clips state it."""
+    entry = score["answers"].get(answer)
+    if entry is None:
+        return "–"
+    return str(entry["correct"]) if entry["of"] == score["of"] else f"{entry['correct']} of {entry['of']}"
 
 
 def share(score: Mapping[str, Any]) -> str:
