@@ -66,7 +66,8 @@ def table(check: dict[str, dict[str, Any]]) -> str:
     """Markdown: a row per kind of scene and answer."""
     rows = ["| scenes | answer | right | 95 % interval | controls believed |", "|---|---|---|---|---|"]
     for kind, family in check.items():
-        entries = {"`exposure_change` and `sweep`": {"of": family["clips"], "right": family["forward"], "controls": {
+        both = "`exposure_change`" if "glints" in family.get("answers", {}) else "`exposure_change` and `sweep`"
+        entries = {both: {"of": family["clips"], "right": family["forward"], "controls": {
             "played backwards": {"of": family["clips"], "right": family["backward"]}}}}  # fmt: skip
         entries |= {f"`{name}`": entry for name, entry in family.get("answers", {}).items()}
         for name, entry in entries.items():
@@ -96,6 +97,7 @@ def main() -> None:
             yield seen(video), fps, facts
 
     command = f"--clips {options.clips} --families {options.families} --seen {options.seen}"
+    command += f" --codec {options.codec}" if options.codec else ""
     text = (
         f"`python benchmarks/light_answers.py {command}`, {platform.machine()}, {datetime.date.today():%d %B %Y}.\n\n"
         f"{table(check_estimator(clips()))}\n"
