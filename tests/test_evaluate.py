@@ -51,10 +51,11 @@ def workdir(tmp_path) -> Path:
 def rendered(monkeypatch) -> None:
     """Stands in for the data set of rendered scenes."""
     clips = [
-        {"video": patch_of_light(c, s), "fps": FPS, "family": b"sunrise_room", "exposure_change": c, "sweep": s}
+        {"video": patch_of_light(c, s), "fps": FPS, "exposure_change": c, "sweep": s}
+        | {"family": b"sunrise_room" if c else b"sundial"}
         for c, s in CELLS
     ]
-    monkeypatch.setattr(launcher.light_scenes, "open_split", lambda folder, split: clips)
+    monkeypatch.setattr(launcher.light_scenes, "open_split", lambda folder, split, config: clips)
 
 
 def launch(**values) -> int:
@@ -77,7 +78,8 @@ def test_a_workdir_is_scored_against_its_captions_and_shown(workdir, rendered, c
     assert (summary["score"]["correct"], summary["score"]["of"]) == (7, 8)
     assert summary["shuffled_captions"]["correct"] <= 1
     assert summary["shuffled_captions"]["of"] == 8
-    assert summary["estimator"]["sunrise_room"] == {"clips": 8, "forward": 8, "backward": 2}
+    assert summary["estimator"]["sunrise_room"] == {"clips": 4, "forward": 4, "backward": 0}
+    assert summary["estimator"]["sundial"] == {"clips": 4, "forward": 4, "backward": 2}
     assert [c["correct"] for c in summary["clips"]] == [True, False] + [True] * 6
     assert summary["clips"][0]["metrics"]["sweep_rate_error"] < 0.1
     assert summary["families"]["sundial"]["score"]["of"] == 4

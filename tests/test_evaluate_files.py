@@ -124,7 +124,8 @@ def test_the_json_has_the_keys_that_the_docs_list(tmp_path):
     first = summary["clips"][0]
     for part in (summary, first, first["curves"], first["stream"], first["flicker_hotspot"], summary["comparison"],
                  summary["comparison"]["verdict"], summary["comparison"]["path"],
-                 summary["comparison"]["metrics"]["global_flicker"], summary["metrics"]["global_flicker"]):  # fmt: skip
+                 summary["comparison"]["metrics"]["global_flicker"], summary["metrics"]["global_flicker"],
+                 summary["scenarios"][0]):  # fmt: skip
         for key in part:
             assert f"`{key}`" in documented, f"docs/evaluate.md does not explain {key}"
     assert summary["schema"] == 2
@@ -132,7 +133,7 @@ def test_the_json_has_the_keys_that_the_docs_list(tmp_path):
     entry = summary["metrics"]["global_flicker"]
     assert entry["interval_95"][0] <= entry["mean"] <= entry["interval_95"][1]
     assert (entry["clips"], entry["unit"]) == (3, "stops")
-    assert summary["scenarios"] == [{"name": "wall", "clips": [0, 1, 2]}]
+    assert [(s["name"], s["clips"], s["score"]) for s in summary["scenarios"]] == [("wall", [0, 1, 2], None)]
     assert len(first["curves"]["acceleration"]) == len(first["curves"]["seconds"]) == 9
     comparison = summary["comparison"]
     assert comparison["paired_by"] == "prompt and seed"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.light_scenes import ClipSpec, render_clip
-from wanjax.light.metrics import GROUND_TRUTH, UNITS, classify, curves_and_metrics, measure
+from wanjax.light.metrics import ASKED_FOR, GROUND_TRUTH, UNITS, classify, curves_and_metrics, measure
 from wanjax.light.motion import dis_motion, given_motion
 from wanjax.light.photometry import LUMINANCE_FLOOR, linear_to_srgb, srgb_to_linear
 
@@ -166,7 +166,7 @@ def test_every_metric_is_defined_on_constant_short_and_tiny_clips(frames, value,
 
 def test_names_units_and_truth():
     plain = measure(np.zeros((2, 16, 16, 3), np.uint8), fps=FPS)
-    assert set(plain) == set(UNITS) - GROUND_TRUTH
+    assert set(plain) == set(UNITS) - GROUND_TRUTH - ASKED_FOR
     with_truth = measure(
         np.zeros((2, 16, 16, 3)),
         fps=FPS,

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pytest
 
 from wanjax import video
 
@@ -54,3 +55,14 @@ def test_the_720p_clip(tmp_path, monkeypatch):
     text = run(module, monkeypatch, tmp_path / "t.md")
     assert "4 frames of 64 x 48" in text
     assert re.search(r"\| seconds \| [\d.]+ \(decoding alone", text)
+
+
+def test_how_often_answers_are_right(tmp_path, monkeypatch):
+    module = load("light_answers")
+    options = ("--clips", "4", "--families", "water_glitter", "--seen", "soft")
+    text = run(module, monkeypatch, tmp_path / "soft.md", *options)
+    assert "| `water_glitter` | `glints` | 4 of 4 | 51–100 % | played backwards 0 of 4 |" in text
+    assert "may be scored: `color_change`, `glints`." in text
+    monkeypatch.setattr(sys, "argv", ["light_answers", "--seen", "coded"])
+    with pytest.raises(SystemExit):
+        module.main()

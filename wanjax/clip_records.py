@@ -14,15 +14,24 @@ import numpy as np
 
 __all__ = [
     "ANSWERS",
+    "OPTIONAL_ANSWERS",
     "SAMPLES",
     "ClipRecord",
     "Reference",
+    "check_answers",
     "records_of_samples",
     "records_of_videos",
 ]
 
 ANSWERS = ("exposure_change", "sweep")
 """What is read off a clip and held against its caption; each is -1, 0 or 1."""
+
+OPTIONAL_ANSWERS = ("color_change", "glints", "shadow_follows")
+"""Also read off a clip whose facts state them other than 0, beside both of :data:`ANSWERS`.
+
+``color_change``: +1 the light turns warmer, -1 cooler. ``glints``: +1 those of water run to the right, -1 to the left.
+``shadow_follows``: 1 the shadow of a walker is his.
+"""
 
 SAMPLES = "samples.jsonl"
 """The listing that ``experiments.sample`` leaves beside its clips."""
@@ -43,13 +52,23 @@ class ClipRecord:
     Attributes:
       path: its file.
       facts: what is known of it: any of ``prompt``, ``language``, ``family``, ``scenario``, ``exposure_change``,
-        ``sweep``, ``seed``, ``settings``, ``truth`` (see :func:`wanjax.light.metrics.measure`).
+        ``sweep``, those of :data:`OPTIONAL_ANSWERS`, ``seed``, ``settings``, ``truth`` (see
+        :func:`wanjax.light.metrics.measure`).
       reference: gives the rendered clip that the caption was written for, if there is one.
     """
 
     path: Path
     facts: Mapping[str, Any] = field(default_factory=dict)
     reference: Callable[[], Reference] | None = None
+
+
+def check_answers(facts: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError, beginning with ``where``, for an answer that cannot be one."""
+    for name in (*ANSWERS, *OPTIONAL_ANSWERS):
+        allowed = (0, 1) if name == "shadow_follows" else (-1, 0, 1)
+        if name in facts and facts[name] not in allowed:
+            words = " or ".join(filter(None, (", ".join(map(str, allowed[:-1])), str(allowed[-1]))))
+            raise ValueError(f"{where}{name} = {facts[name]!r}: expected {words}")
 
 
 def records_of_videos(pattern: str, *, flag: str = "--videos") -> list[ClipRecord]:
@@ -91,9 +110,7 @@ def records_of_samples(
             raise ValueError(f"{listing}:{number}: not JSON ({error.msg}); sample again or remove the line") from error
         if not isinstance(facts, dict) or not isinstance(facts.get("file"), str):
             raise ValueError(f'{listing}:{number}: expected an object with a "file"')
-        for name in ANSWERS:
-            if name in facts and facts[name] not in (-1, 0, 1):
-                raise ValueError(f"{listing}:{number}: {name} = {facts[name]!r}: expected -1, 0 or 1")
+        check_answers(facts, f"{listing}:{number}: ")
         records.append(ClipRecord(Path(folder) / facts.pop("file"), facts, reference(facts)))
     if not records:
         raise ValueError(f"{listing}: holds no clip; run experiments.sample --out {folder} again")

@@ -1,37 +1,50 @@
 """Clips to measurements: every clip measured, held against its caption, and summed up with its uncertainty.
 
 A caption states two things that can be checked on a clip with a layout of its own: whether it gets brighter,
-darker or stays (``exposure_change``), and which way its light sweeps (``sweep``). A clip is right if both
-are. docs/evaluate.md lists what the JSON holds.
+darker or stays (``exposure_change``), and which way its light sweeps (``sweep``); it may state more
+(:data:`wanjax.clip_records.OPTIONAL_ANSWERS`). A clip is right if all that is scored is
+(:mod:`wanjax.scoring`). docs/evaluate.md lists what the JSON holds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from wanjax import video
-from wanjax.clip_records import ANSWERS, ClipRecord, Reference, records_of_samples, records_of_videos
+from wanjax.clip_records import (
+    ANSWERS,
+    ClipRecord,
+    Reference,
+    check_answers,
+    records_of_samples,
+    records_of_videos,
+)
+from wanjax.light.answers import COLOR_THRESHOLD, classify_optional
 from wanjax.light.metrics import (
     EXPOSURE_THRESHOLD,
     SWEEP_MASS_THRESHOLD,
     SWEEP_RATE_THRESHOLD,
     UNITS,
-    LightCurves,
     classify,
-    curves_and_metrics,
-    measure,
 )
-from wanjax.uncertainty import bootstrap_interval, wilson_interval
-from wanjax.video_color import to_screen
+from wanjax.measured import Measured, curves_of, measured
+from wanjax.scoring import (
+    check_estimator,
+    expected_answers,
+    kind_of,
+    score,
+    scored_answers,
+    shuffled_control,
+    stated_answers,
+)
+from wanjax.uncertainty import bootstrap_interval
 
 __all__ = [
     "ANSWERS",
@@ -45,6 +58,7 @@ __all__ = [
     "evaluate_clips",
     "records_of_samples",
     "records_of_videos",
+    "shuffled_control",
     "write_text",
 ]
 
@@ -54,50 +68,29 @@ SCHEMA = 2
 SHORTEST = 3
 """Frames below which a clip has no second difference: it is shown, and left out of means and tests."""
 
-_THUMBNAIL = 128  # longer side in pixels
-_WATCHED = 32  # thumbnails while a clip runs by; when full, every other one goes
-_THUMBNAILS = 9  # kept afterwards
-_HEAT = 96  # longer side in pixels of the flicker map that is kept
-
 
 @dataclass(frozen=True)
-class Measured:
-    """One video, measured.
+class Rendered:
+    """A reference's answers beside what the caption states, as in :class:`ClipResult`."""
 
-    Attributes:
-      metrics: under the names of :data:`wanjax.light.metrics.UNITS`.
-      curves: tracks over time; its ``flicker_map`` is brought down to at most 96 pixels a side.
-      fps: frames per second.
-      size: (H, W) in pixels.
-      jpegs: up to nine evenly spaced frames of at most 128 pixels a side, compressed: a thousand clips are kept.
-    """
-
-    metrics: dict[str, float]
-    curves: LightCurves
-    fps: float
-    size: tuple[int, int]
-    jpegs: tuple[bytes, ...]
+    answers: dict[str, int]
+    expected: dict[str, int] | None
 
     @property
-    def thumbnails(self) -> list[np.ndarray]:
-        """Evenly spaced frames [H, W, 3] uint8 of at most 128 pixels a side."""
-        coded = (np.frombuffer(jpeg, np.uint8) for jpeg in self.jpegs)
-        return [np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))[..., ::-1] for data in coded]
+    def right(self) -> dict[str, bool]:
+        return {name: self.answers[name] == value for name, value in (self.expected or {}).items()}
 
     @property
-    def hotspot(self) -> dict[str, float]:
-        """Where it flickers most: ``x`` and ``y`` in shares of width and height from the upper left, ``stops``."""
-        heat = self.curves.flicker_map
-        row, column = np.unravel_index(int(np.argmax(heat)), heat.shape)
-        x, y = (column + 0.5) / heat.shape[1], (row + 0.5) / heat.shape[0]
-        return {"x": round(float(x), 4), "y": round(float(y), 4), "stops": round(float(heat[row, column]), 5)}
+    def correct(self) -> bool | None:
+        return all(self.right.values()) if self.expected else None
 
 
 @dataclass(frozen=True)
 class ClipResult:
     """A clip, what was measured on it and on its reference, and whether it is what its caption says.
 
-    ``file`` is what the file says of itself, ``notes`` what a reader of the numbers has to know of it.
+    ``answers`` are read off the clip, ``expected`` those that it is scored on, ``unscored`` others that its caption
+    states. ``file`` is what the file says of itself, ``notes`` what a reader of the numbers has to know of it.
     """
 
     record: ClipRecord
@@ -108,10 +101,11 @@ class ClipResult:
     expected: dict[str, int] | None
     file: video.Probe | None = None
     notes: tuple[str, ...] = ()
+    unscored: dict[str, int] = field(default_factory=dict)
 
     @property
     def right(self) -> dict[str, bool]:
-        """Per answer; empty where the caption states none."""
+        """Per scored answer; empty where the caption states none."""
         return {name: self.answers[name] == value for name, value in (self.expected or {}).items()}
 
     @property
@@ -121,6 +115,13 @@ class ClipResult:
     @property
     def name(self) -> str:
         return self.record.path.name
+
+    @property
+    def rendered(self) -> Rendered | None:
+        """What the same estimator reads off the clip's reference, held against the same caption."""
+        if self.reference is None:
+            return None
+        return Rendered(_answers(self.reference.metrics, self.answers), self.expected)
 
     def summary(self) -> dict[str, Any]:
         """As JSON."""
@@ -132,13 +133,16 @@ class ClipResult:
             "expected": self.expected,
             "right": self.right,
             "correct": self.correct,
+            "unscored": self.unscored,
             "flicker_hotspot": self.clip.hotspot,
             "stream": dataclasses.asdict(self.file) if self.file else None,
             "notes": list(self.notes),
         }
-        out["curves"] = _curves(self.clip.curves)
+        out["curves"] = curves_of(self.clip.curves)
         if self.reference is not None:
-            out["reference"] = {"metrics": self.reference.metrics, "curves": _curves(self.reference.curves)}
+            out["reference"] = {"metrics": self.reference.metrics, "curves": curves_of(self.reference.curves)}
+        if self.rendered is not None:
+            out["reference"] |= {"answers": self.rendered.answers, "right": self.rendered.right}
         return out
 
 
@@ -148,7 +152,7 @@ class Evaluation:
 
     clips: list[ClipResult]
     unreadable: list[dict[str, str]]
-    estimator: dict[str, dict[str, int]] | None = None
+    estimator: dict[str, dict[str, Any]] | None = None
     name: str = field(default="clips", kw_only=True)
 
     def scenarios(self) -> dict[str, list[int]]:
@@ -161,30 +165,45 @@ class Evaluation:
         named = {str(c.facts["scenario"]) for c in self.clips if c.facts.get("scenario")}
         return {key: members for key, members in groups.items() if len(members) > 1 or key in named}
 
+    def scenario_scores(self, members: Sequence[int]) -> dict[str, Any]:
+        """``score`` of some of the clips and ``rendered``, that of their references; None where nothing is stated."""
+        clips = [self.clips[i] for i in members]
+        rendered = [c.rendered for c in clips if c.rendered is not None and c.expected]
+        return {
+            "score": score(clips) if any(c.expected for c in clips) else None,
+            "rendered": score(rendered) if rendered else None,
+        }
+
     def summary(self) -> dict[str, Any]:
         """As JSON: score, control, families, estimator's own check, thresholds, units, and every clip."""
         stated = [c for c in self.clips if c.expected]
-        families = dict.fromkeys(str(c.facts["family"]) for c in self.clips if "family" in c.facts)
-        groups = {f: [c for c in self.clips if c.facts.get("family") == f] for f in families}
+        families = dict.fromkeys(kind_of(c.facts) for c in self.clips if "family" in c.facts)
+        groups = {f: [c for c in self.clips if kind_of(c.facts) == f] for f in families}
         return {
             "schema": SCHEMA,
             "name": self.name,
             "clips_measured": len(self.clips),
             "clips_refused": len(self.unreadable),
-            "score": _score(stated) if stated else None,
+            "score": score(stated) if stated else None,
             "shuffled_captions": shuffled_control(stated) if stated else None,
             "languages": {
-                str(name): _score([c for c in stated if c.facts.get("language") == name])
+                str(name): score([c for c in stated if c.facts.get("language") == name])
                 for name in sorted({str(c.facts["language"]) for c in stated if "language" in c.facts})
             },
-            "families": {f: {"score": _score(g), "metrics": _means(g)} for f, g in groups.items()},
+            "families": {f: {"score": score(g), "metrics": _means(g)} for f, g in groups.items()},
             "metrics": _means(self.clips),
-            "scenarios": [{"name": key, "clips": members} for key, members in self.scenarios().items()],
+            "scenarios": [
+                {"name": key, "clips": members, **self.scenario_scores(members)}
+                | {"metrics": _means([self.clips[i] for i in members])}
+                for key, members in self.scenarios().items()
+            ],
             "estimator": self.estimator,
+            "scored_answers": [*ANSWERS, *sorted(scored_answers(self.estimator))],
             "thresholds": {
                 "exposure_slope": {"value": EXPOSURE_THRESHOLD, "unit": UNITS["exposure_slope"]},
                 "sweep_mass": {"value": SWEEP_MASS_THRESHOLD, "unit": UNITS["sweep_mass"]},
                 "sweep_rate": {"value": SWEEP_RATE_THRESHOLD, "unit": UNITS["sweep_rate"]},
+                "cct_drift": {"value": COLOR_THRESHOLD, "unit": UNITS["cct_drift"]},
             },
             "units": UNITS,
             "unreadable": self.unreadable,
@@ -195,7 +214,7 @@ class Evaluation:
 def evaluate_clips(
     records: Iterable[ClipRecord],
     *,
-    estimator: dict[str, dict[str, int]] | None = None,
+    estimator: dict[str, dict[str, Any]] | None = None,
     report: Callable[[str], None] = lambda line: None,
     name: str = "clips",
 ) -> Evaluation:
@@ -203,14 +222,15 @@ def evaluate_clips(
 
     Args:
       records: the clips.
-      estimator: what :func:`check_estimator` returned, carried along.
+      estimator: what :func:`check_estimator` returned; says which optional answers are scored.
       report: called with a line of text per clip.
       name: what this set of clips is called.
     """
     clips, unreadable = [], []
+    optional = scored_answers(estimator)
     for record in records:
         try:
-            result = _evaluate(record)
+            result = _evaluate(record, optional)
         except (ValueError, OSError) as error:
             unreadable.append({"file": str(record.path), "error": str(error)})
             report(f"not measured: {error}")
@@ -220,44 +240,6 @@ def evaluate_clips(
         slope, rate = (result.clip.metrics[name] for name in ("exposure_slope", "sweep_rate"))
         report(f"{record.path.name}: {slope:+.2f} stops/s, sweep {rate:+.3f} widths/s{verdict}")
     return Evaluation(clips, unreadable, estimator, name=name)
-
-
-def check_estimator(
-    clips: Iterable[tuple[np.ndarray, float, Mapping[str, Any]]],
-) -> dict[str, dict[str, int]]:
-    """Runs the estimator on rendered clips, whose answers are known, forwards and played backwards.
-
-    Args:
-      clips: (frames [T, H, W, 3], fps, facts with ``family``, ``exposure_change``, ``sweep``) each.
-
-    Returns:
-      Per family: ``clips``, and of them right ``forward`` and ``backward``. Backwards, light that changes
-      changes the other way, so next to none may be right, except where nothing changes.
-    """
-    counts: dict[str, dict[str, int]] = {}
-    for frames, fps, facts in clips:
-        expected = {name: int(facts[name]) for name in ANSWERS}
-        family = counts.setdefault(str(facts["family"]), {"clips": 0, "forward": 0, "backward": 0})
-        family["clips"] += 1
-        family["forward"] += classify(measure(frames, fps=fps)) == expected
-        family["backward"] += classify(measure(frames[::-1], fps=fps)) == expected
-    return counts
-
-
-def shuffled_control(clips: Sequence[ClipResult]) -> dict[str, Any]:
-    """The score against other clips' captions, dealt so that both answers differ from a clip's own.
-
-    Every caption is dealt to one clip at most; clips for which none is left are not counted. An estimator
-    that says yes to everything scores as well here as on the captions themselves.
-    """
-    wanted = np.array([[c.expected[name] for name in ANSWERS] for c in clips if c.expected])
-    differ = (wanted[:, None] != wanted[None, :]).all(axis=-1)
-    # Random costs pick among the ways to deal; a pair that may not be costs more than all others together.
-    costs = np.random.default_rng(0).random(differ.shape) + np.where(differ, 0, len(clips) + 1)
-    rows, columns = linear_sum_assignment(costs)
-    dealt = [(i, j) for i, j in zip(rows, columns, strict=True) if differ[i, j]]
-    right = sum(tuple(wanted[j]) == tuple(clips[i].answers[name] for name in ANSWERS) for i, j in dealt)
-    return {"correct": int(right), "of": len(dealt)}
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -272,7 +254,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def _evaluate(record: ClipRecord) -> ClipResult:
+def _evaluate(record: ClipRecord, optional: Collection[str]) -> ClipResult:
     path = record.path
     file = video.probe(path)
     if file.jitter > video.JITTER_LIMIT and file.worst_gap:
@@ -284,21 +266,28 @@ def _evaluate(record: ClipRecord) -> ClipResult:
         )
     frames, _, stored = video.stream(path, exact=True)
     facts = {**stored, **record.facts}
-    stated = [name for name in ANSWERS if name in facts]
-    for name in stated:
-        if facts[name] not in (-1, 0, 1):
-            raise ValueError(f"{path}: its fact {name} = {facts[name]!r}: expected -1, 0 or 1")
+    check_answers(facts, f"{path}: its fact ")
+    more = stated_answers(facts)
     truth = facts.get("truth")
     if truth is not None and not isinstance(truth, Mapping):
         raise ValueError(f"{path}: its fact truth = {truth!r}: expected an object such as {{\"exposure_slope\": 0.5}}")
-    clip = _measure(frames, file.fps, truth, hdr=bool(file.hdr))
+    clip = measured(frames, file.fps, truth, look_for=more, hdr=bool(file.hdr))
     reference = None
     if record.reference is not None:
         shown = record.reference()
-        reference = _measure(shown.frames, shown.fps, None)
-    expected = {name: int(facts[name]) for name in ANSWERS} if len(stated) == len(ANSWERS) else None
+        reference = measured(shown.frames, shown.fps, None, look_for=more)
+    expected = expected_answers(facts)
+    if expected is not None:
+        expected |= {name: value for name, value in more.items() if name in optional}
+    unscored = {name: value for name, value in more.items() if name not in (expected or {})}
+    answers = _answers(clip.metrics, more)
     notes = _notes(file, int(clip.metrics["frames"]))
-    return ClipResult(record, facts, clip, reference, classify(clip.metrics), expected, file, notes)
+    return ClipResult(record, facts, clip, reference, answers, expected, file, notes, unscored)
+
+
+def _answers(metrics: Mapping[str, float], names: Collection[str]) -> dict[str, int]:
+    """Both answers, and of the optional ones those of ``names``."""
+    return classify(metrics) | {n: value for n, value in classify_optional(metrics).items() if n in names}
 
 
 def _notes(file: video.Probe, frames: int) -> tuple[str, ...]:
@@ -324,77 +313,22 @@ def _notes(file: video.Probe, frames: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _measure(
-    frames: Iterable[np.ndarray], fps: float, truth: Mapping[str, Any] | None, *, hdr: bool = False
-) -> Measured:
-    kept: list[np.ndarray] = []
-    size = [0, 0]
-
-    def watched() -> Iterator[np.ndarray]:
-        stride = 1
-        for index, frame in enumerate(frames):
-            size[:] = frame.shape[:2]
-            if index % stride == 0:
-                kept.append(_smaller(frame, _THUMBNAIL))
-                if len(kept) == _WATCHED:
-                    del kept[1::2]
-                    stride *= 2
-            yield frame
-
-    curves, metrics = curves_and_metrics(watched(), fps=fps, truth=truth)
-    curves = dataclasses.replace(curves, flicker_map=_smaller(curves.flicker_map.astype(np.float32), _HEAT))
-    picked = np.unique(np.linspace(0, len(kept) - 1, _THUMBNAILS).round().astype(int))
-    return Measured(metrics, curves, fps, (size[0], size[1]), tuple(_jpeg(to_screen(kept[i], hdr=hdr)) for i in picked))
-
-
-def _smaller(image: np.ndarray, side: int) -> np.ndarray:
-    scale = min(1.0, side / max(image.shape[:2]))
-    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-
-
-def _jpeg(pixels: np.ndarray) -> bytes:
-    return cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-
-
-def _score(clips: Sequence[ClipResult]) -> dict[str, Any]:
-    """Right clips and answers, with the 95 % interval of the share."""
-    stated = [c for c in clips if c.expected]
-    right, n = sum(bool(c.correct) for c in stated), len(stated)
-    out: dict[str, Any] = {"correct": right, "of": n}
-    out |= {name: sum(c.right[name] for c in stated) for name in ANSWERS}
-    if n:
-        out["interval_95"] = wilson_interval(right, n)
-    return out
-
-
 def _means(clips: Sequence[ClipResult]) -> dict[str, dict[str, Any]]:
     """Mean of every metric over clips of three or more frames, its 95 % interval, and the references' mean.
 
-    Of slopes and rates it is the mean of the magnitude: left and right would cancel.
+    Of slopes and rates it is the mean of the magnitude: left and right would cancel. A walker's shadow has no left and
+    right, but a right and a wrong way.
     """
     out: dict[str, dict[str, Any]] = {}
     long = [c for c in clips if c.clip.metrics["frames"] >= SHORTEST]
     for name, unit in UNITS.items():
-        values = np.abs([c.clip.metrics[name] for c in long if name in c.clip.metrics])
+        size = float if name.startswith("shadow_") else abs
+        values = np.array([size(c.clip.metrics[name]) for c in long if name in c.clip.metrics])
         if not len(values):
             continue
         out[name] = {"mean": float(values.mean()), "interval_95": bootstrap_interval(values)}
         out[name] |= {"clips": len(values), "unit": unit}
-        known = [abs(c.reference.metrics[name]) for c in long if c.reference and name in c.reference.metrics]
+        known = [size(c.reference.metrics[name]) for c in long if c.reference and name in c.reference.metrics]
         if known:
             out[name]["reference_mean"] = float(np.mean(known))
     return out
-
-
-def _curves(curves: LightCurves) -> dict[str, list[float]]:
-    tracks = {
-        "seconds": curves.seconds,
-        "log_luminance": curves.log_luminance,
-        "acceleration": curves.acceleration,
-        "mired": curves.mired,
-        "sweep_seconds": curves.sweep.seconds,
-        "sweep_position": curves.sweep.position,
-        "sweep_weight": curves.sweep.weight,
-    }
-    return {name: [round(float(v), 5) for v in values] for name, values in tracks.items()}

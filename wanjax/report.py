@@ -18,8 +18,9 @@ import numpy as np
 from wanjax import report_front, report_tables
 from wanjax.compare import Comparison
 from wanjax.evaluate import ClipResult, Evaluation
-from wanjax.report_clips import MARKED, WORDS, Setting, card, scenario
+from wanjax.report_clips import MARKED, WORDS, Setting, card
 from wanjax.report_media import COPY_FRAMES, heat_legend, heat_scale, strip
+from wanjax.report_scenarios import scenarios
 from wanjax.report_style import SCRIPT, STYLE
 
 __all__ = ["PAGE_LIMIT", "contact_sheet", "render"]
@@ -67,9 +68,9 @@ def render(
         _first(evaluation, first, set(cards)),
         report_tables.compared(comparison) if comparison else "",
         report_tables.families(summary),
-        report_tables.the_estimator(summary["estimator"]),
+        report_tables.the_estimator(summary["estimator"], summary["scored_answers"]),
         report_tables.measures(summary),
-        _scenarios(evaluation, set(cards)),
+        scenarios(evaluation, summary, set(cards)),
         _clips(evaluation, comparison, cards, setting, limit),
         _every(evaluation, comparison, set(cards)),
         _reading(summary, command),
@@ -131,15 +132,6 @@ def _first(evaluation: Evaluation, first: Sequence[tuple[int, str]], shown: set[
 def _name(result: ClipResult) -> str:
     prompt = str(result.facts.get("prompt") or "")
     return f"{result.name} · {prompt[:70]}{'…' if len(prompt) > 70 else ''}" if prompt else result.name
-
-
-def _scenarios(evaluation: Evaluation, shown: set[int]) -> str:
-    groups = evaluation.scenarios()
-    if not groups:
-        return ""
-    parts = [scenario(name, [(i, evaluation.clips[i]) for i in members], shown) for name, members in groups.items()]
-    note = "Clips of one scenario or one caption beside each other, the rendered reference first where there is one."
-    return f'<h2 id="scenarios">Scenarios side by side</h2><p>{note}</p>{"".join(parts)}'
 
 
 def _clips(
@@ -221,6 +213,19 @@ def contact_sheet(evaluation: Evaluation, *, clips: int = 12, across: int = 3) -
     return sheet
 
 
+def _asked_for(metrics: Mapping[str, Any]) -> list[str]:
+    """Explanations of what only some captions state."""
+    items = []
+    if "glint_rate" in metrics:
+        items.append("<b>Glints</b> run the way that most of the motion energy of the water's rows runs.")
+    if "shadow_swing" in metrics:
+        items.append(
+            "<b>A walker's shadow</b> follows if it begins at his feet, swings from behind him to ahead of him as he "
+            "passes the lamp (<code>shadow_passing</code>: where on his way), and grows with the distance from there."
+        )
+    return items
+
+
 def _reading(summary: Mapping[str, Any], command: str) -> str:
     limits = summary["thresholds"]
     items = [
@@ -238,6 +243,7 @@ def _reading(summary: Mapping[str, Any], command: str) -> str:
         f"{limits['sweep_mass']['value']} stops in the mean, or drifts by less than {limits['sweep_rate']['value']} "
         "frame widths per second.",
         "<b>Mired</b> is 10⁶ / kelvin: more is warmer.",
+        *_asked_for(summary["metrics"]),
         "<b>Better</b> means that flicker falls and the light's path is kept: frozen light wins every flicker score.",
         f"Clips play up to {COPY_FRAMES} frames; what is measured is the whole clip.",
     ]

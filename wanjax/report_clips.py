@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from wanjax.evaluate import ANSWERS, ClipResult, Measured
+from wanjax.evaluate import ClipResult, Measured
 from wanjax.light.metrics import UNITS
 from wanjax.report_charts import Line, line_chart, stem_chart
 from wanjax.report_media import (
@@ -21,24 +21,21 @@ from wanjax.report_media import (
     reference_copy,
     strip,
 )
-from wanjax.report_tables import LANGUAGES, measure_name, number, table
+from wanjax.report_tables import measure_name, number, table
+from wanjax.scoring import kind_of
 
-__all__ = ["MARKED", "WORDS", "Setting", "card", "place_words", "scenario"]
+__all__ = ["MARKED", "WORDS", "Setting", "again", "card", "place_words"]
 
 WORDS = {
     "exposure_change": {1: "brightens", -1: "darkens", 0: "steady"},
     "sweep": {1: "sweeps right", -1: "sweeps left", 0: "no sweep"},
+    "color_change": {1: "turns warmer", -1: "turns cooler", 0: "color stays"},
+    "glints": {1: "glints run right", -1: "glints run left", 0: "glints run neither way"},
+    "shadow_follows": {1: "shadow follows", 0: "shadow does not follow"},
 }
 MARKED = 0.05
 """Stops: a frame at which exposure turns by this much or more (3.5 % of its light) is circled."""
 
-_SCENARIO_MEASURES = {
-    "exposure_slope": "exposure",
-    "cct_drift": "color",
-    "sweep_rate": "sweep",
-    "global_flicker": "global flicker",
-    "common_flicker": "common flicker",
-}
 _FLASHES = 3.0  # per second; above it WCAG 2 warns of seizures, and the clip starts only when it is asked to
 
 
@@ -91,31 +88,6 @@ def card(index: int, result: ClipResult, setting: Setting, partner: ClipResult |
     )
 
 
-def scenario(name: str, members: Sequence[tuple[int, ClipResult]], shown: set[int]) -> str:
-    """Clips of one scenario or caption beside each other, their rendered reference first; numbers below."""
-    figures, rows = [], []
-    prompts = list(dict.fromkeys(str(c.facts["prompt"]) for _, c in members if c.facts.get("prompt")))
-    first = next(((i, c) for i, c in members if c.reference is not None), None)
-    if first is not None and first[1].reference is not None:
-        if first[0] in shown:
-            figures.append(_again(f"v{first[0]}-reference", "rendered", first[1].reference))
-        rows.append(_scenario_row("rendered", first[1].reference, None))
-    for index, result in members:
-        label = _label(result, prompts)
-        if index in shown:
-            figures.append(_again(f"v{index}-clip", label, result.clip))
-        link = f"<a href=#clip-{index}>{html.escape(label)}</a>" if index in shown else html.escape(label)
-        rows.append(_scenario_row(link, result.clip, result))
-    said = "".join(f"<li>{html.escape(p)}</li>" for p in prompts if p != name)
-    said = f'<ul class="plain">{said}</ul>' if said else ""
-    title = html.escape(name if name in prompts else name.replace("_", " "))
-    head = ["", "brightness", "sweep", *(f"{words}, {UNITS[m]}" for m, words in _SCENARIO_MEASURES.items())]
-    return (
-        f'<section class="scenario"><h3 class="caption">{title}</h3>{said}<div class="row">{"".join(figures)}</div>'
-        f"{table(head, rows, escaped=True, caption=f'Clips of {name}')}</section>"
-    )
-
-
 def place_words(spot: Mapping[str, float]) -> str:
     """Where in the frame: ``upper left``, ``center``, ..."""
     down = "upper" if spot["y"] < 1 / 3 else "lower" if spot["y"] > 2 / 3 else ""
@@ -125,19 +97,20 @@ def place_words(spot: Mapping[str, float]) -> str:
 
 def _chips(result: ClipResult) -> str:
     chips = []
-    for name in ANSWERS:
-        words = WORDS[name][result.answers[name]]
-        if result.expected is None:
+    for name, value in result.answers.items():
+        words = WORDS[name][value]
+        if name in result.unscored:
+            said = WORDS[name][result.unscored[name]]
+            chips.append(f'<span class="chip">{words}, said: {said} (not scored)</span>')
+        elif name not in result.right:
             chips.append(f'<span class="chip">{words}</span>')
         elif result.right[name]:
             chips.append(f'<span class="chip good">✓ {words}</span>')
         else:
-            said = WORDS[name][result.expected[name]]
+            said = WORDS[name][(result.expected or {})[name]]
             chips.append(f'<span class="chip bad">✗ {words}, said: {said}</span>')
-    for name in ("family", "seed"):
-        if name in result.facts:
-            value = str(result.facts[name]).replace("_", " ")
-            chips.append(f'<span class="chip">{html.escape(value if name == "family" else f"seed {value}")}</span>')
+    told = [kind_of(result.facts).replace("_", " "), f"seed {result.facts['seed']}" if "seed" in result.facts else ""]
+    chips += [f'<span class="chip">{html.escape(text)}</span>' for text in told if text]
     return "".join(chips)
 
 
@@ -157,7 +130,7 @@ def _player(key: str, name: str, measured: Measured, clip: Playable) -> str:
     )
 
 
-def _again(key: str, name: str, measured: Measured) -> str:
+def again(key: str, name: str, measured: Measured) -> str:
     """A player of a clip that the page holds already."""
     hold = " data-hold" if measured.metrics.get("flash_rate", 0.0) > _FLASHES else ""
     return (
@@ -242,20 +215,3 @@ def _file(result: ClipResult) -> str:
         f"{file.transfer} transfer, {file.primaries} primaries, {file.fps:g} frames per second"
     )
     return f'<p class="soft">{html.escape(said)}</p>'
-
-
-def _label(result: ClipResult, prompts: Sequence[str]) -> str:
-    """What tells a clip from its neighbours: language, seed, else its file's name."""
-    facts, parts = result.facts, []
-    if len(prompts) > 1 and facts.get("language"):
-        parts.append(LANGUAGES.get(str(facts["language"]), str(facts["language"])))
-    if "seed" in facts:
-        parts.append(f"seed {facts['seed']}")
-    return ", ".join(parts) or result.name
-
-
-def _scenario_row(label: str, measured: Measured, result: ClipResult | None) -> list[str]:
-    words = [WORDS[name][result.answers[name]] if result else "" for name in ANSWERS]
-    if result and result.expected:
-        words = [f"{'✓' if result.right[name] else '✗'} {word}" for name, word in zip(ANSWERS, words, strict=True)]
-    return [label, *words, *(number(measured.metrics[name]) for name in _SCENARIO_MEASURES)]

@@ -10,7 +10,7 @@ from wanjax.compare import Comparison
 from wanjax.evaluate import SHORTEST, ClipResult, Evaluation
 from wanjax.light.metrics import UNITS
 from wanjax.report_clips import MARKED, WORDS, place_words
-from wanjax.report_tables import number, plural, signed
+from wanjax.report_tables import OPTIONAL_NAMES, number, plural, signed
 
 __all__ = ["figures", "lead", "look_first", "refused", "verdict"]
 
@@ -18,6 +18,13 @@ _PEAK = 5.0  # flicker_peak from which a clip has one jump that stands out (docs
 _FLASHES = 3.0  # per second, WCAG 2
 _VISIBLE = 0.03  # stops of common_flicker, about 2 %; below it nothing is pointed at
 _LARGE = ("global_flicker", "common_flicker")
+_DOING = {
+    "exposure_change": "brighten, darken or stay steady as said",
+    "sweep": "sweep the way that is said, or do not where nothing is",
+    "color_change": "turn warmer or cooler as said",
+    "glints": "have glints that run the way that is said",
+    "shadow_follows": "have a shadow that follows the walker's feet",
+}
 _SIGNS = {"better": "✓", "worse": "✗", "not_better": "✗", "not_shown": "=", "undecided": "?"}
 
 
@@ -62,11 +69,8 @@ def figures(summary: Mapping[str, Any], comparison: Comparison | None) -> str:
         low, high = score["interval_95"]
         n = score["of"]
         sure = f"(95 % interval {100 * low:.0f}–{100 * high:.0f} %)"
-        items = [
-            (f"{score['correct']} of {n}", f"do what their caption says: brightness and sweep both right {sure}"),
-            (f"{score['exposure_change']} of {n}", "brighten, darken or stay steady as said"),
-            (f"{score['sweep']} of {n}", "sweep the way that is said, or do not where nothing is"),
-        ]
+        items = [(f"{score['correct']} of {n}", f"do what their caption says: {_all_right(score)} {sure}")]
+        items += [(f"{a['correct']} of {a['of']}", _DOING[name]) for name, a in score["answers"].items()]
         if shuffled["of"]:
             control = "against captions dealt to other clips: the control, to be low"
             items.append((f"{shuffled['correct']} of {shuffled['of']}", control))
@@ -84,6 +88,13 @@ def figures(summary: Mapping[str, Any], comparison: Comparison | None) -> str:
         for i, (head, text) in enumerate(items)
     )
     return f'<ul class="figures">{cells}</ul>' if cells else ""
+
+
+def _all_right(score: Mapping[str, Any]) -> str:
+    more = [OPTIONAL_NAMES[name] for name in score["answers"] if name in OPTIONAL_NAMES]
+    if not more:
+        return "brightness and sweep both right"
+    return f"brightness, sweep and, where stated, {', '.join(more)} right"
 
 
 def refused(files: Sequence[Mapping[str, str]], measured: int) -> str:

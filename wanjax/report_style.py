@@ -66,7 +66,7 @@ article:target { border-color: var(--sun); }
 .body { display: flex; flex-wrap: wrap; gap: 18px 26px; margin: 14px 0 12px; }
 .screens { display: grid; grid-template-columns: repeat(2, 176px); gap: 12px 14px; align-content: start; }
 .screens.one { grid-template-columns: repeat(2, 236px); }
-.row { display: flex; flex-wrap: wrap; gap: 14px; margin: 12px 0 6px; } .row figure { width: 176px; }
+.row { display: flex; flex-wrap: wrap; gap: 14px; margin: 12px 0 6px; } .row figure { width: 166px; }
 figure { margin: 0; position: relative; }
 figcaption { color: var(--soft); font-size: 13px; line-height: 1.35; margin-top: 4px; overflow-wrap: anywhere; }
 figure > video, figure > img { display: block; width: 100%; max-height: 320px; object-fit: contain; border-radius: 6px;

@@ -15,6 +15,7 @@ from wanjax.report_charts import whisker
 
 __all__ = [
     "LANGUAGES",
+    "OPTIONAL_NAMES",
     "SIGNED",
     "compared",
     "every_clip",
@@ -23,13 +24,16 @@ __all__ = [
     "measures",
     "number",
     "plural",
+    "share",
     "signed",
     "table",
     "the_estimator",
 ]
 
-SIGNED = ("exposure_slope", "cct_drift", "sweep_rate")
+SIGNED = ("exposure_slope", "cct_drift", "sweep_rate", "glint_rate", "glint_order")
 LANGUAGES = {"en": "English", "zh": "Chinese"}
+OPTIONAL_NAMES = {"color_change": "color", "glints": "glints", "shadow_follows": "shadow"}
+"""What the optional answers are called in headers of tables."""
 _LISTED = 50  # clips without a partner that are named
 _ROWS = ("global_flicker", "local_flicker", "common_flicker", "flicker_peak", "flash_rate", "exposure_slope",
          "cct_drift", "sweep_rate")  # fmt: skip
@@ -104,17 +108,34 @@ def families(summary: Mapping[str, Any]) -> str:
         return ""
     if summary["score"]:
         rows.append(("all", summary["score"]))
+    more = [name for name in OPTIONAL_NAMES if any(name in score["answers"] for _, score in rows)]
     cells = []
     for name, score in rows:
         low, high = score["interval_95"]
-        counts = [score[key] for key in ("of", "correct", "exposure_change", "sweep")]
-        cells.append([name.replace("_", " "), *counts, f"{100 * low:.0f}–{100 * high:.0f} %"])
-    head = ["", "clips", "right", "brightness right", "sweep right", "right, 95 % interval"]
+        counts = [_counted(score, key) for key in ("exposure_change", "sweep", *more)]
+        sure = f"{100 * low:.0f}–{100 * high:.0f} %"
+        cells.append([name.replace("_", " "), score["of"], score["correct"], *counts, sure])
+    named = (f"{OPTIONAL_NAMES[name]} right" for name in more)
+    head = ["", "clips", "right", "brightness right", "sweep right", *named, "right, 95 % interval"]
     return '<h2 id="kinds">By kind of scene</h2>' + table(head, cells, caption="Clips that do what their caption says")
 
 
-def the_estimator(check: Mapping[str, Mapping[str, int]] | None) -> str:
-    """How often the measurement itself is right."""
+def _counted(score: Mapping[str, Any], answer: str) -> str:
+    """How many are right in an answer, and of how many where not all clips state it."""
+    entry = score["answers"].get(answer)
+    if entry is None:
+        return "–"
+    return str(entry["correct"]) if entry["of"] == score["of"] else f"{entry['correct']} of {entry['of']}"
+
+
+def share(score: Mapping[str, Any]) -> str:
+    """The interval of a share of clips, in words."""
+    low, high = score["interval_95"]
+    return f"95 % interval {100 * low:.0f}–{100 * high:.0f} %"
+
+
+def the_estimator(check: Mapping[str, Mapping[str, Any]] | None, scored: Collection[str]) -> str:
+    """How often the measurement itself is right; ``scored`` are the answers that it may score."""
     if not check:
         return ""
     rows = [
@@ -122,12 +143,36 @@ def the_estimator(check: Mapping[str, Mapping[str, int]] | None) -> str:
         for name, c in check.items()
     ]
     head = ["", "rendered clips", "right", "right played backwards"]
-    return (
+    out = (
         '<h2 id="estimator">The estimator itself</h2><p>The same measurement on rendered held-out clips, whose light '
-        "is known. Played backwards, light that moves moves the other way, so none should be right; where nothing "
-        "changes (<code>constant</code>), backwards is right too.</p>"
+        "is known: brightness and sweep. Played backwards, light that moves moves the other way, so none should be "
+        "right; where nothing changes (<code>constant</code>), backwards is right too.</p>"
         + table(head, rows, caption="The estimator on rendered clips")
     )
+    more = []
+    for family, counted in check.items():
+        for name, entry in counted.get("answers", {}).items():
+            right = f"{entry['right']} of {entry['of']}" if entry["of"] else "–"
+            verdict = "scored" if name in scored else "shown, not scored"
+            shown = (name.replace("_", " "), family.replace("_", " "))
+            more.append([*shown, right, _controls(entry["controls"]), verdict])
+    if more:
+        out += (
+            "<p>What else a caption may state is scored only if it is right on 95 % of these clips or more, all kinds "
+            "together, and of every control, which has it wrong, takes 5 % or less for right.</p>"
+            + table(["", "kind of scene", "right", "controls taken for right", ""], more, caption="Optional answers")
+        )
+    return out
+
+
+def _controls(controls: Mapping[str, Mapping[str, int]]) -> str:
+    """How many of all controls were taken for right, and which kinds those are."""
+    if not controls:
+        return "–"
+    taken, tried = (sum(counted[key] for counted in controls.values()) for key in ("right", "of"))
+    believed = [f"{name} {c['right']} of {c['of']}" for name, c in controls.items() if c["right"]]
+    kinds = ", ".join(controls) if len(controls) == 1 else f"{len(controls)} kinds"
+    return f"{taken} of {tried} ({', '.join(believed) or kinds})"
 
 
 def measures(summary: Mapping[str, Any]) -> str:

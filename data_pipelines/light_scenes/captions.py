@@ -182,6 +182,11 @@ def all_captions(spec: ClipSpec, language: str) -> tuple[str, ...]:
                  for o, c in pairs if _is_held_out(o, c) == (spec.split == "test"))
 
 
+def states_color(text: str) -> bool:
+    """Whether a caption says how the color of the light changes, and not only what color it has."""
+    return any(change in text for words in _WORDS.values() for change in words["colors"].values())
+
+
 def captions(spec: ClipSpec) -> dict[str, str]:
     """One caption per language, ``{"en": ..., "zh": ...}``, picked by the clip's own seed."""
     signs: tuple[int, ...] = (spec.exposure_change + 1, spec.sweep + 1, spec.pan + 1)

@@ -1,10 +1,16 @@
 """Which clips a split holds, in which order, and the captions held out for sampling."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines.light_scenes.captions import captions
 from data_pipelines.light_scenes.clip import ClipSpec
 from data_pipelines.light_scenes.families import FAMILIES, check_families, signs_of
+
+if TYPE_CHECKING:
+    from data_pipelines.light_scenes.builder import LightScenesConfig
 
 GROUP = 8
 """Clips per group of the default families: one scene of each with every combination of its signs."""
@@ -62,6 +68,7 @@ def heldout_prompts(
     seed: int = 0,
     clips: int = 96,
     families: tuple[str, ...] = FAMILIES,
+    config: LightScenesConfig | None = None,
 ) -> list[dict[str, object]]:
     """Captions of the test split to sample from, half in English and half in Chinese within every cell.
 
@@ -69,7 +76,7 @@ def heldout_prompts(
     ``constant`` 8. ``scene`` is the clip's index in the test split. What the caption states is under
     ``exposure_change``, ``sweep`` and ``pan``; with other than the default families also ``variant`` and ``glints``
     (which way they run, 0 without water). The shadow of ``street_lamp`` goes the way of ``sweep``. With ``data_dir``
-    each record also carries ``truth`` (the fields ``TRUTH``), read from the data set of default size prepared there.
+    each record also carries ``truth`` (the fields ``TRUTH``), read from the data set prepared there.
 
     Args:
       data_dir: where ``prepare`` wrote, or None.
@@ -77,35 +84,49 @@ def heldout_prompts(
       seed: seed of the data set.
       clips: size of its test split.
       families: those of the data set.
+      config: the data set's, where it is not of default size; replaces ``seed``, ``clips`` and ``families``.
     """
+    if config is not None:
+        seed, clips, families = config.seed, config.test, config.families
     group = group_size(families)
     if n < 1 or n % (2 * group) or n > clips:
         raise ValueError(
             f"heldout_prompts: n = {n}: expected a multiple of {2 * group}, at most {clips} (the test split)"
         )
-    source = None
-    if data_dir is not None:
-        from data_pipelines.light_scenes.builder import LightScenesConfig, open_split
-
-        config = LightScenesConfig.balanced(test=clips, seed=seed, families=families)
-        source = open_split(data_dir, "test", config=config)
+    if config is None:
+        config = default_config(seed, clips, families)
+    source = open_test(data_dir, config)
     records: list[dict[str, object]] = []
-    for index, spec in enumerate(plan("test", balanced(clips, families), seed, families)[:n]):
+    for index, spec in enumerate(plan("test", config.test, seed, families)[:n]):
         language = "en" if (index // group) % 2 == 0 else "zh"
-        record: dict[str, object] = {
-            "prompt": captions(spec)[language],
-            "language": language,
-            "family": spec.family,
-            "exposure_change": spec.exposure_change,
-            "sweep": spec.sweep,
-            "pan": spec.pan,
-            "seed": _FIRST_PROMPT_SEED + index,
-            "scene": index,
-        }
+        stated: dict[str, object] = {"exposure_change": spec.exposure_change, "sweep": spec.sweep, "pan": spec.pan}
+        record = {"prompt": captions(spec)[language], "language": language, "family": spec.family, **stated}
+        record |= {"seed": _FIRST_PROMPT_SEED + index, "scene": index}
         if families != FAMILIES:
             record |= {"variant": spec.variant, "glints": spec.glints}
-        if source is not None:
-            example = source[index]
-            record["truth"] = {key: float(example[key]) for key in TRUTH}
-        records.append(record)
+        records.append(record | truth_of(source, index))
     return records
+
+
+def default_config(seed: int, clips: int, families: tuple[str, ...]) -> LightScenesConfig:
+    """The data set of default size, with its test split cut to what ``families`` can balance."""
+    from data_pipelines.light_scenes.builder import LightScenesConfig
+
+    return LightScenesConfig.balanced(test=clips, seed=seed, families=families)
+
+
+def open_test(data_dir: str | Path | None, config: LightScenesConfig) -> Any:
+    """The test split under ``data_dir``, None without one; raises FileNotFoundError where it is not there."""
+    if data_dir is None:
+        return None
+    from data_pipelines.light_scenes.builder import open_split
+
+    return open_split(data_dir, "test", config=config)
+
+
+def truth_of(source: Any, index: int) -> dict[str, object]:
+    """``truth`` of a clip of ``open_test``, with the fields ``TRUTH``; nothing without a source."""
+    if source is None:
+        return {}
+    example = source[index]
+    return {"truth": {key: float(example[key]) for key in TRUTH}}

@@ -1,8 +1,9 @@
-"""Glints against ground truth: do they move with the waves that make them, or behind?
+"""Glints on water: which way they run, and whether they move with the waves that make them or behind.
 
-Highlights flash and vanish; what stays bright in one place says nothing of time. So the change of the highlight signal
-from frame to frame is compared with the truth's change, shifted by so many frames, and the shift with the highest
-correlation is the lag, between frames by the parabola through its neighbours.
+Highlights flash and vanish; what stays bright in one place says nothing of time. So it is changes of the highlight
+signal from frame to frame that are compared: with the next change, for the way that they run, and with the truth's
+changes, shifted by so many frames: the shift with the highest correlation is the lag, between frames by the parabola
+through its neighbours.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-__all__ = ["LARGEST_LAG", "LagTracker"]
+__all__ = ["LARGEST_LAG", "LagTracker", "WayTracker"]
 
 LARGEST_LAG = 6
 """Frames of shift that are looked at, in clips of twice as many and more; a lag reads this where nothing matches."""
 
 _SIDE = 256  # longer side in pixels at which glints are compared
+_WAY_SIDE = 64  # the same for the way that they run
 _LEAST = 0.1  # correlation below which there is no match at any shift
 
 
@@ -82,8 +84,61 @@ class LagTracker:
         return abs(shift)
 
 
-def _small(signal: np.ndarray) -> np.ndarray:
+@dataclass
+class WayTracker:
+    """Which way a glittering surface runs: motion energy of its rows, rightward against leftward.
+
+    Waves of many lengths run at many speeds, each row of the picture sees them at another scale, and no glint lives
+    long, so there is no shift that all of the picture takes from one frame to the next. But every Fourier component of
+    a row that runs to the right turns its phase backward, whatever its speed, as long as it has more than two frames
+    a period.
+
+    References:
+      Adelson and Bergen, Spatiotemporal energy models for the perception of motion, 1985 (opponent energy).
+    """
+
+    _stops: np.ndarray | None = None
+    _spectrum: np.ndarray | None = None
+    _cross: np.ndarray | None = None  # [K] sum over rows and frames of spectrum[t + 1] * conj(spectrum[t])
+    _power: float = 0.0
+    _changes: int = 0
+
+    def add(self, stops: np.ndarray) -> None:
+        """Adds a frame's log-luminance [H, W]."""
+        stops = cv2.GaussianBlur(_small(stops, _WAY_SIDE), (0, 0), 1.0, borderType=cv2.BORDER_REPLICATE)
+        if self._stops is not None:
+            change = stops - self._stops
+            window = np.hanning(change.shape[1] + 2)[1:-1]
+            # A change of the whole picture's exposure is no motion.
+            spectrum = np.fft.rfft((change - change.mean()) * window, axis=1)[:, 1:]
+            if self._spectrum is not None:
+                cross = (spectrum * np.conj(self._spectrum)).sum(axis=0)
+                self._cross = cross if self._cross is None else self._cross + cross
+            self._power += float(np.square(np.abs(spectrum)).sum())
+            self._changes += 1
+            self._spectrum = spectrum
+        self._stops = stops
+
+    @property
+    def order(self) -> float:
+        """Opponent motion energy, -1 to 1: positive to the right, near 0 for what flickers or runs both ways."""
+        if self._cross is None or self._power <= 0:
+            return 0.0
+        pairs = (self._changes - 1) / self._changes
+        return float(np.clip(-self._cross.imag.sum() / (pairs * self._power), -1, 1))
+
+    def rate(self, fps: float) -> float:
+        """Frame widths per second, positive to the right: the speed that fits all components' turns best."""
+        if self._cross is None or self._stops is None:
+            return 0.0
+        number = 2 * np.pi * np.arange(1, len(self._cross) + 1)  # radians per frame width
+        weight = np.abs(self._cross)
+        spread = float(weight @ np.square(number))
+        return float(fps * (weight * number) @ -np.angle(self._cross)) / spread if spread > 0 else 0.0
+
+
+def _small(signal: np.ndarray, side: int = _SIDE) -> np.ndarray:
     height, width = signal.shape
-    scale = min(1.0, _SIDE / max(height, width))
+    scale = min(1.0, side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return cv2.resize(np.asarray(signal, np.float32), size, interpolation=cv2.INTER_AREA)

@@ -5,16 +5,19 @@ A frame is looked at once and then forgotten: a clip of any length is measured i
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
 import numpy as np
 
+from wanjax.light.answers import LOOKED_FOR
 from wanjax.light.flashes import FlashTracker
 from wanjax.light.flicker import FlickerTracker
+from wanjax.light.glints import WayTracker
 from wanjax.light.ground_truth import SceneTracker, slope, slope_errors
 from wanjax.light.motion import Motion, dis_motion, given_motion
 from wanjax.light.photometry import (
@@ -26,8 +29,10 @@ from wanjax.light.photometry import (
     srgb_to_linear,
 )
 from wanjax.light.sweep import Sweep, SweepTracker
+from wanjax.light.walker import following
 
 __all__ = [
+    "ASKED_FOR",
     "EXPOSURE_THRESHOLD",
     "GROUND_TRUTH",
     "SWEEP_MASS_THRESHOLD",
@@ -51,6 +56,14 @@ UNITS = {
     "cct_drift": "mired/s",
     "sweep_rate": "frame widths/s",
     "sweep_mass": "stops",
+    "glint_rate": "frame widths/s",
+    "glint_order": "",
+    "shadow_seen": "",
+    "shadow_attached": "",
+    "shadow_swing": "",
+    "shadow_swing_fit": "",
+    "shadow_stretch": "",
+    "shadow_passing": "",
     "vbench_temporal_flickering": "",
     "light_consistency": "",
     "exposure_slope_error": "stops/s",
@@ -63,6 +76,9 @@ UNITS = {
     "glint_lag": "frames",
 }
 """Unit of every metric that :func:`measure` returns, in the order they are reported."""
+
+ASKED_FOR = frozenset(name for names in LOOKED_FOR.values() for name in names)
+"""Those that are absent where nobody asks to ``look_for`` them."""
 
 GROUND_TRUTH = frozenset(name for name in UNITS if name.endswith("_error")) | {"shadow_iou", "glint_lag"}
 """Those that are absent where no truth states them. The best value is 1 of ``shadow_iou`` and 0 of the others."""
@@ -112,6 +128,7 @@ def measure(
     fps: float,
     flow: Any = None,
     truth: Mapping[str, Any] | None = None,
+    look_for: Collection[str] = (),
 ) -> dict[str, float]:
     """Measures the light of one clip.
 
@@ -129,6 +146,7 @@ def measure(
         ``shadowed`` [T, H, W, 3], ``direct`` with its shadows, which tells the visibility of pixels at borders better;
         ``foot`` [T, 2], (x, y) in pixels where the caster stands; ``glint`` [T, H, W], the highlights to follow, else
         the luminance of ``specular``, else ``glint`` [T], their mean over the frame. What is absent is left out.
+      look_for: answers of :data:`wanjax.light.answers.LOOKED_FOR`, whose metrics are then returned too.
 
     Returns:
       Finite floats under the names and in the units of :data:`UNITS`. Errors against ground truth have no sign and
@@ -138,9 +156,9 @@ def measure(
 
     Raises:
       ValueError: no frames, frames of another shape, type or size than the first, values that are not finite,
-        fewer or more flows than pairs of frames, fewer or more passes than frames.
+        fewer or more flows than pairs of frames, fewer or more passes than frames, an answer that cannot be looked for.
     """
-    return curves_and_metrics(video, fps=fps, flow=flow, truth=truth)[1]
+    return curves_and_metrics(video, fps=fps, flow=flow, truth=truth, look_for=look_for)[1]
 
 
 def curves_and_metrics(
@@ -149,11 +167,14 @@ def curves_and_metrics(
     fps: float,
     flow: Any = None,
     truth: Mapping[str, Any] | None = None,
+    look_for: Collection[str] = (),
 ) -> tuple[LightCurves, dict[str, float]]:
     """What :func:`measure` returns, with the tracks over time it came from; takes the same arguments."""
     if not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps = {fps}: expected frames per second above 0")
-    tracks = _Tracks(FlashTracker(fps), SceneTracker(truth or {}))
+    if unknown := set(look_for) - set(LOOKED_FOR):
+        raise ValueError(f"look_for: {', '.join(sorted(unknown))}: expected names of {', '.join(LOOKED_FOR)}")
+    tracks = _Tracks(FlashTracker(fps), SceneTracker(truth or {}), WayTracker() if "glints" in look_for else None)
     frames = _frames(video)
     tracks.start(next(frames))
     motions: Iterator[Motion] | None = None
@@ -184,7 +205,7 @@ def curves_and_metrics(
         tracks.flicker.map,
     )
     metrics = _summary(tracks, curves, fps)
-    metrics |= _errors(metrics, truth or {}, fps) | tracks.scene.metrics()
+    metrics |= _asked_for(tracks, fps, look_for) | _errors(metrics, truth or {}, fps) | tracks.scene.metrics()
     return curves, {name: float(metrics[name]) for name in UNITS if name in metrics}
 
 
@@ -222,6 +243,7 @@ class _Tracks:
 
     flashes: FlashTracker
     scene: SceneTracker
+    glints: WayTracker | None
     count: int = 0
     exposure: list[float] = field(default_factory=list)
     mired: list[float] = field(default_factory=list)
@@ -265,7 +287,10 @@ class _Tracks:
         y = _working(full)
         self.flashes.add(y)
         grey = np.round(255 * linear_to_srgb(y)).astype(np.uint8)
-        return _View(frame, grey, np.log2(y + np.float32(LUMINANCE_FLOOR)))
+        stops = np.log2(y + np.float32(LUMINANCE_FLOOR))
+        if self.glints is not None:
+            self.glints.add(stops)
+        return _View(frame, grey, stops)
 
     def _compare(self, before: np.ndarray, after: np.ndarray) -> None:
         """The two measures in use elsewhere, both blind to motion."""
@@ -292,6 +317,16 @@ def _summary(tracks: _Tracks, curves: LightCurves, fps: float) -> dict[str, floa
         "vbench_temporal_flickering": 1.0 - _mean(tracks.pixel_change),
         "light_consistency": _mean(tracks.luma_penalty),
     }
+
+
+def _asked_for(tracks: _Tracks, fps: float, look_for: Collection[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    if tracks.glints is not None:
+        found |= {"glint_rate": tracks.glints.rate(fps), "glint_order": tracks.glints.order}
+    if "shadow_follows" in look_for:
+        shadow = following(tracks.sweep.maps)
+        found |= {f"shadow_{name}": value for name, value in dataclasses.asdict(shadow).items()}
+    return found
 
 
 def _errors(metrics: Mapping[str, float], truth: Mapping[str, Any], fps: float) -> dict[str, float]:

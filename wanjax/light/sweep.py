@@ -82,6 +82,11 @@ class SweepTracker:
             self._stops, self._flows = self._stops[::2], self._flows[::2]
             self._stride *= 2
 
+    @property
+    def maps(self) -> np.ndarray:
+        """The frames' log-luminance [n, h, w] as it is kept: small, low-passed, at most 96 frames."""
+        return np.stack(self._stops)
+
     def result(self, fps: float, *, exact_flow: bool) -> Sweep:
         """The sweep; rate and mass 0 for fewer than two frames or where nothing stands still.
 
