@@ -1,6 +1,7 @@
 # Commands of the project: each makes the environment it needs first, and uses it again the next time.
 #
 #   make demo     scenes, training, sampling and evaluation of the default experiment: runs/demo/report.html
+#   make showcase every family of scenes, longer: street lamp, blinds, water: runs/showcase/report.html
 #   make test     all tests
 #   make lint     ruff, and mypy on the public modules
 #   make parity   compares the networks with PyTorch's, live (installs PyTorch into an environment of its own)
@@ -17,8 +18,9 @@ say = @echo "== $$(($$(date +%s) - $(BEGAN))) s: $(1)"
 
 DATA := runs/data
 DEMO := runs/demo
+SHOWCASE := runs/showcase
 
-.PHONY: setup demo test lint parity
+.PHONY: setup demo showcase test lint parity
 
 setup: .venv/.installed
 
@@ -46,29 +48,34 @@ define environment
 	@touch $(1)/.installed
 endef
 
-define heldout_prompts
-import json, pathlib, sys; \
-from data_pipelines.light_scenes import heldout_prompts; \
-lines = [json.dumps(prompt, ensure_ascii=False) for prompt in heldout_prompts(sys.argv[1])]; \
-pathlib.Path(sys.argv[2]).write_text('\n'.join(lines) + '\n', encoding='utf-8')
-endef
-
 # glibc keeps freed memory instead of giving it back and touching it anew at every step: 7 % of a training step
-demo: export MALLOC_MMAP_THRESHOLD_ = 1073741824
-demo: export MALLOC_TRIM_THRESHOLD_ = 4294967296
-demo: export MALLOC_TOP_PAD_ = 268435456
+demo showcase: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+demo showcase: export MALLOC_TRIM_THRESHOLD_ = 4294967296
+demo showcase: export MALLOC_TOP_PAD_ = 268435456
 demo: setup
 	$(call say,scenes: rendering what is not in $(DATA) yet)
 	@$(RUN) -m data_pipelines.light_scenes --data_dir $(DATA)
 	$(call say,training: both experts$(comma) in $(DEMO); an interrupted run goes on from its last checkpoint)
 	@$(RUN) -m experiments.train --config configs/light_scenes_tiny.py --workdir $(DEMO)
 	$(call say,sampling: 32 held-out captions into $(DEMO)/samples)
-	@$(RUN) -c "$(heldout_prompts)" $(DATA) $(DEMO)/prompts.jsonl
+	@$(RUN) -m data_pipelines.light_scenes --data_dir $(DATA) --prompts $(DEMO)/prompts.jsonl
 	@$(RUN) -m experiments.sample --checkpoint $(DEMO) --prompts $(DEMO)/prompts.jsonl --out $(DEMO)/samples
 	$(call say,evaluation: light of the sampled clips)
 	@$(RUN) -m experiments.evaluate --workdir $(DEMO) --references $(DATA) --json $(DEMO)/report.json \
 		--report $(DEMO)/report.html --sheet $(DEMO)/sheet.png
 	$(call say,done: open $(DEMO)/report.html)
+
+showcase: setup
+	$(call say,training: scenes of every family$(comma) both experts$(comma) in $(SHOWCASE))
+	@$(RUN) -m experiments.train --config configs/showcase.py --workdir $(SHOWCASE)
+	$(call say,sampling: three scenarios into $(SHOWCASE)/samples)
+	@$(RUN) -m data_pipelines.light_scenes --data_dir $(DATA) --prompts $(SHOWCASE)/prompts.jsonl --prompts_of showcase
+	@$(RUN) -m experiments.sample --checkpoint $(SHOWCASE) --prompts $(SHOWCASE)/prompts.jsonl --out $(SHOWCASE)/samples
+	$(call say,evaluation: what the captions state$(comma) after a check of the estimators on rendered clips)
+	@$(RUN) -m experiments.evaluate --workdir $(SHOWCASE) --references $(DATA) --references_families all \
+		--estimator_clips 100 --json $(SHOWCASE)/report.json --report $(SHOWCASE)/report.html \
+		--sheet $(SHOWCASE)/sheet.png
+	$(call say,done: open $(SHOWCASE)/report.html)
 
 test: setup
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile

@@ -43,11 +43,16 @@ OFF["objective.velocity.weight"] = 1.0
 ARMS: dict[str, dict[str, Any]] = {
     BASELINE: {},
     **{f"light_{weight:g}": {"objective.light.weight": weight} for weight in (0.03, 0.1, 0.3, 1.0)},
+    "light_second_difference": {"objective.light.weight": 0.1, "objective.light.orders": (2,)},
     "consistency_absolute": {"objective.light_consistency.weight": 1.0,
                              "objective.light_consistency.mode": "absolute"},
     "consistency_relative": {"objective.light_consistency.weight": 1.0,
                              "objective.light_consistency.mode": "relative"},
-    "temporal_luminance": {"objective.temporal_luminance.weight": 0.1},
+    "consistency_relative_5": {"objective.light_consistency.weight": 5.0,
+                               "objective.light_consistency.mode": "relative"},
+    # its value is a hundredth of velocity's: the first weight is next to nothing, the second a real part of the loss
+    "temporal_luminance_0.1": {"objective.temporal_luminance.weight": 0.1},
+    "temporal_luminance_3": {"objective.temporal_luminance.weight": 3.0, "objective.temporal_luminance.clips": 4},
     "shadow": {"objective.shadow.weight": 0.1},
     "change_weight": {"objective.velocity.weight": 0.0, "objective.change_weight.weight": 1.0},
 }

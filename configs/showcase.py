@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.source = "light_scenes:all"
     config.data.train_clips = 2400
     config.data.cache_dir = "runs/cache/showcase"
-    config.train.steps_high, config.train.steps_low = 6000, 2500
+    config.train.steps_high, config.train.steps_low = 5000, 2000
     config.train.checkpoint_every = 500
     config.train.preview_every = config.train.validate_every = 2000
     return config
