@@ -1,6 +1,7 @@
 """The showcase's stages one after the other, as ``make showcase`` runs them, with the config of a minute."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,9 @@ SCENARIOS = list(light_scenes.SCENARIOS.values())
 
 def finish(module, *arguments):
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, cwd=launching.ROOT, capture_output=True, text=True, timeout=600, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device
+    done = subprocess.run(command, cwd=launching.ROOT, env=environment, capture_output=True, text=True, timeout=600,
+                          check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -1,6 +1,7 @@
 """Sample grids during training: each expert is shown doing its own job."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wanjax import rectified_flow, solvers
+from wanjax import partition, rectified_flow, solvers
 from wanjax.codec import Codec
 from wanjax.generate import SampleConfig
 from wanjax.models.dit import WanDiT
@@ -24,12 +25,16 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
     low-noise expert starts from held-out clips noised to the boundary and runs to the end.
 
     Args:
-      batch: {"latents": [B,F,h,w,C], "text": [B,L,E]} held-out clips; the first ``clips`` are used.
+      batch: {"latents": [B,F,h,w,C], "text": [B,L,E]} held-out clips; the first ``clips`` are shown. B divides over the
+        model's mesh, and so many are made that they do, too.
     """
-    x0, text = (jnp.asarray(batch[k][:clips]) for k in ("latents", "text"))
+    ways = 1 if model.mesh is None else math.prod(model.mesh.shape[axis] for axis in partition.BATCH)
+    made = -(-clips // ways) * ways
+    x0, text = (jnp.asarray(batch[k][:made]) for k in ("latents", "text"))
     solver = solvers.make("euler", steps=config.steps, shift=config.shift)
     edge = int(np.sum(np.asarray(solver.timesteps) >= 1000.0 * config.boundary))
-    noise = jax.random.normal(jax.random.key(seed), x0.shape, jnp.float32)
+    keys = [jax.random.fold_in(jax.random.key(seed), clip) for clip in range(len(x0))]
+    noise = jnp.stack([jax.random.normal(key, x0.shape[1:], jnp.float32) for key in keys])
     start, stop = (0, edge) if expert == "high" else (edge, len(solver.timesteps))
     timesteps = jnp.asarray(solver.timesteps, jnp.float32)
     sigma = float(solver.sigmas[edge])
@@ -51,7 +56,7 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
         return codec.model.apply({"params": codec_params}, x, method="decode")
 
     def preview(params: Any) -> np.ndarray:
-        video = np.asarray(run(params, codec.params))
+        video = np.asarray(run(params, codec.params))[:clips]
         frames = np.linspace(0, video.shape[1] - 1, min(COLUMNS, video.shape[1])).astype(int)
         pixels = np.clip((video[:, frames] + 1.0) * 127.5 + 0.5, 0, 255).astype(np.uint8)
         b, t, h, w, _ = pixels.shape
