@@ -1,6 +1,6 @@
 """What coding does to picture and light of held-out scenes, per family.
 
-    python benchmarks/codec_light.py [--codec light_scenes_tiny] [--clips 4] [--families all]
+    python benchmarks/codec_light.py [--codec light_scenes_all] [--clips 4] [--families all]
 
 PSNR, the error of a frame's light in stops, and the flicker that coding adds (of the coded clip less that of the
 rendered one, in stops), means over clips.
@@ -30,7 +30,7 @@ FLICKER = ("global_flicker", "local_flicker", "common_flicker")
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codec", default="light_scenes_tiny", help="name of a shipped one, or a folder")
+    parser.add_argument("--codec", default="light_scenes_all", help="name of a shipped one, or a folder")
     parser.add_argument("--clips", type=int, default=4, help="test clips of each family")
     parser.add_argument("--families", type=parse_families, default=parse_families("all"))
     options = parser.parse_args(argv)

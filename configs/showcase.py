@@ -12,6 +12,7 @@ from configs import light_scenes_tiny
 def get_config() -> ml_collections.ConfigDict:
     config = light_scenes_tiny.get_config()
     config.name = "showcase"
+    config.codec = "light_scenes_all"
     config.data.source = "light_scenes:all"
     config.data.train_clips = 2400
     config.data.cache_dir = "runs/cache/showcase"
