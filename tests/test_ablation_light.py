@@ -69,4 +69,4 @@ def test_arms_differ_in_their_objective_alone():
         ablation.arm_experiment(base, {"objective.light.wieght": 1.0}, 0, options)
     options.expert = "high"
     with pytest.raises(config.ConfigError, match="temporal_luminance"):
-        ablation.arm_experiment(base, ablation.ARMS["temporal_luminance"], 0, options)
+        ablation.arm_experiment(base, ablation.ARMS["temporal_luminance_3"], 0, options)

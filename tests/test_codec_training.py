@@ -12,6 +12,7 @@ import pytest
 
 from experiments import train_codec
 from wanjax import codec_training, hub
+from wanjax.codec import find_codec
 from wanjax.codec_training import CodecTrainingConfig
 from wanjax.light import luminance
 from wanjax.models.vae import VAEConfig, WanVAE
@@ -127,3 +128,11 @@ def test_launcher_trains_exports_and_fits_luminance_again(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "R2" in done.stdout
     np.testing.assert_allclose(luminance.load(folder / "luminance.json").m, fit.m, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_starts_from_a_codec_of_its_own_sizes_only():
+    tiny = hub.load_vae(find_codec("light_scenes_tiny"), dtype="float32")[1]
+    given = train_codec.start_from(find_codec("light_scenes_tiny"), train_codec.tiny_config())
+    chex.assert_trees_all_equal(given, jax.device_get(tiny))
+    with pytest.raises(ValueError, match="light_scenes_tiny: a codec with .*expected"):
+        train_codec.start_from(find_codec("light_scenes_tiny"), train_codec.tiny_config(16))

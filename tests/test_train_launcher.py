@@ -94,6 +94,7 @@ def test_a_term_that_is_not_for_an_expert_is_left_out_and_said(capsys):
 
 CUT_DOWN = {
     "light_scenes_tiny": {},
+    **{name: {"data.train_clips": 0} for name in ("showcase", "showcase_ci", "showcase_overnight")},
     "t2v_a14b": {
         "codec": "light_scenes_tiny", "text.tokenizer": "byt5", "text.encoder": "seeded", "text.length": 64,
         "text.model.vocab_size": 384, "text.model.d_model": 64, "text.model.d_kv": 16, "text.model.d_ff": 128,

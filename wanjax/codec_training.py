@@ -191,7 +191,8 @@ def _cells(x: jax.Array, cell: tuple[int, int]) -> jax.Array:
 def _light_errors(made: jax.Array, video: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Means of |log-luminance error| in stops and of its |second difference over frames|.
 
-    Of whole frames and of 8x8 cells in equal parts. A codec that is a constant part of a stop off does not flicker.
+    Of whole frames and of 8x8 cells in equal parts. A codec that is a constant part of a stop off does not flicker, nor does
+    a clip of fewer than three frames.
     """
     error, flicker = jnp.zeros(()), jnp.zeros(())
     linear = [srgb_to_linear((x + 1) / 2) for x in (made, video)]
@@ -199,7 +200,8 @@ def _light_errors(made: jax.Array, video: jax.Array) -> tuple[jax.Array, jax.Arr
         pooled = [_cells(x, cell) for x in linear]
         off = log_luminance(pooled[0]) - log_luminance(pooled[1])
         error = error + 0.5 * jnp.mean(jnp.abs(off))
-        flicker = flicker + 0.5 * jnp.mean(jnp.abs(jnp.diff(off, n=2, axis=1)))
+        if off.shape[1] > 2:
+            flicker = flicker + 0.5 * jnp.mean(jnp.abs(jnp.diff(off, n=2, axis=1)))
     return error, flicker
 
 
