@@ -191,8 +191,8 @@ def _cells(x: jax.Array, cell: tuple[int, int]) -> jax.Array:
 def _light_errors(made: jax.Array, video: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Means of |log-luminance error| in stops and of its |second difference over frames|.
 
-    Of whole frames and of 8x8 cells in equal parts. A codec that is a constant part of a stop off does not flicker, nor does
-    a clip of fewer than three frames.
+    Of whole frames and of 8x8 cells in equal parts. A codec that is a constant part of a stop off does not flicker, nor
+    does a clip of fewer than three frames.
     """
     error, flicker = jnp.zeros(()), jnp.zeros(())
     linear = [srgb_to_linear((x + 1) / 2) for x in (made, video)]
