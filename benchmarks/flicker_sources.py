@@ -32,13 +32,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.ablation_light import Caption, held_out
+from benchmarks.ablation_light import EXCESS, Caption, held_out
 from wanjax import checkpoint, generate, pipeline, solvers, text
 from wanjax.light.metrics import curves_and_metrics
 from wanjax.rectified_flow import TIMESTEPS
 from wanjax.uncertainty import bootstrap_interval
 
-MEASURES = ("global_flicker", "local_flicker", "common_flicker")
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
@@ -46,7 +45,7 @@ def measured(frames: np.ndarray, fps: float) -> dict[str, float]:
     """The clip's flicker, and ``global_flicker`` without the second difference around frame 1."""
     curves, metrics = curves_and_metrics(frames, fps=fps)
     later = np.abs(curves.acceleration[2:-1])
-    return {**{name: metrics[name] for name in MEASURES}, "without_first": float(later.mean())}
+    return {**{name: metrics[name] for name in EXCESS}, "without_first": float(later.mean())}
 
 
 def excess(clips: Iterable[np.ndarray], captions: Sequence[Caption], rendered: Sequence[dict[str, float]]
@@ -54,7 +53,7 @@ def excess(clips: Iterable[np.ndarray], captions: Sequence[Caption], rendered: S
     """Means over captions of the excess over the rendered clips, with intervals."""
     found = [measured(clip, c.fps) for clip, c in zip(clips, captions, strict=True)]
     out: dict[str, Any] = {}
-    for name in (*MEASURES, "without_first"):
+    for name in (*EXCESS, "without_first"):
         values = np.array([f[name] - r[name] for f, r in zip(found, rendered, strict=True)])
         out[name] = {"mean": float(values.mean()), "interval_95": bootstrap_interval(values)}
     return out
@@ -124,13 +123,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     captions = held_out(checkpoint.open_run(options.checkpoint).config, options.captions)
     rendered = [measured(c.frames, c.fps) for c in captions]
     truth = {name: float(np.mean([r[name] for r in rendered])) for name in rendered[0]}
-    print("| clips | " + " | ".join(MEASURES) + " | first frame |\n" + "|---" * 5 + "|")
-    print("| rendered, itself | " + " | ".join(f"{truth[name]:.4f}" for name in MEASURES) + " | |", flush=True)
+    print("| clips | " + " | ".join(EXCESS) + " | first frame |\n" + "|---" * 5 + "|")
+    print("| rendered, itself | " + " | ".join(f"{truth[name]:.4f}" for name in EXCESS) + " | |", flush=True)
     found: dict[str, Any] = {}
     for name, make in rows(opened, raw, captions, options.batch):
         found[name] = excess(make(), captions, rendered)
         cells = [f"{found[name][m]['mean']:+.4f} [{found[name][m]['interval_95'][0]:+.4f}, "
-                 f"{found[name][m]['interval_95'][1]:+.4f}]" for m in MEASURES]
+                 f"{found[name][m]['interval_95'][1]:+.4f}]" for m in EXCESS]
         total, later = (found[name][m]["mean"] for m in ("global_flicker", "without_first"))
         print(f"| {name} | " + " | ".join(cells) + f" | {100 * (1 - later / total):.0f} % |", flush=True)
     if options.results:

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_pipelines.light_scenes import parse_families, rendered_checks
 from wanjax.codec import open_codec
+from wanjax.generate import to_uint8
 from wanjax.scoring import check_estimator, scored_answers
 from wanjax.uncertainty import wilson_interval
 
@@ -57,7 +58,7 @@ def coded(name: str) -> Seen:
 
     def seen(video: np.ndarray) -> np.ndarray:
         x = jnp.asarray(video[None].astype(np.float32) / 127.5 - 1)
-        return np.round(np.clip((np.asarray(through(codec.params, x))[0] + 1) * 127.5, 0, 255)).astype(np.uint8)
+        return to_uint8(through(codec.params, x)[0])
 
     return seen
 
