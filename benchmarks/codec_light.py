@@ -22,10 +22,9 @@ from experiments.train_codec import rendered
 from wanjax import hub
 from wanjax.codec import find_codec
 from wanjax.codec_finish import frame_error
+from wanjax.compare import FLICKER
 from wanjax.generate import decode, to_uint8
 from wanjax.light.metrics import measure
-
-FLICKER = ("global_flicker", "local_flicker", "common_flicker")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

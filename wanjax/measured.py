@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from wanjax.light.metrics import LightCurves, curves_and_metrics
+from wanjax.light.shrink import shrunk
 from wanjax.video_color import to_screen
 
 __all__ = ["Measured", "curves_of", "measured"]
@@ -76,22 +77,16 @@ def measured(
         for index, frame in enumerate(frames):
             size[:] = frame.shape[:2]
             if index % stride == 0:
-                kept.append(_smaller(frame, _THUMBNAIL))
+                kept.append(shrunk(frame, _THUMBNAIL))
                 if len(kept) == _WATCHED:
                     del kept[1::2]
                     stride *= 2
             yield frame
 
     curves, metrics = curves_and_metrics(watched(), fps=fps, truth=truth, look_for=look_for)
-    curves = dataclasses.replace(curves, flicker_map=_smaller(curves.flicker_map.astype(np.float32), _HEAT))
+    curves = dataclasses.replace(curves, flicker_map=shrunk(curves.flicker_map.astype(np.float32), _HEAT))
     picked = np.unique(np.linspace(0, len(kept) - 1, _THUMBNAILS).round().astype(int))
     return Measured(metrics, curves, fps, (size[0], size[1]), tuple(_jpeg(to_screen(kept[i], hdr=hdr)) for i in picked))
-
-
-def _smaller(image: np.ndarray, side: int) -> np.ndarray:
-    scale = min(1.0, side / max(image.shape[:2]))
-    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from wanjax.light.shrink import shrunk
+
 __all__ = ["LARGEST_LAG", "LagTracker", "WayTracker"]
 
 LARGEST_LAG = 6
@@ -38,7 +40,7 @@ class LagTracker:
 
     def add(self, measured: np.ndarray, true: np.ndarray) -> None:
         """Adds a frame's highlight signals [H, W]."""
-        signals = _small(measured), _small(true)
+        signals = shrunk(np.asarray(measured, np.float32), _SIDE), shrunk(np.asarray(true, np.float32), _SIDE)
         if self._last is not None:
             self._changes += 1
             self._pixels += signals[1].size
@@ -105,7 +107,8 @@ class WayTracker:
 
     def add(self, stops: np.ndarray) -> None:
         """Adds a frame's log-luminance [H, W]."""
-        stops = cv2.GaussianBlur(_small(stops, _WAY_SIDE), (0, 0), 1.0, borderType=cv2.BORDER_REPLICATE)
+        stops = shrunk(np.asarray(stops, np.float32), _WAY_SIDE)
+        stops = cv2.GaussianBlur(stops, (0, 0), 1.0, borderType=cv2.BORDER_REPLICATE)
         if self._stops is not None:
             change = stops - self._stops
             window = np.hanning(change.shape[1] + 2)[1:-1]
@@ -135,10 +138,3 @@ class WayTracker:
         weight = np.abs(self._cross)
         spread = float(weight @ np.square(number))
         return float(fps * (weight * number) @ -np.angle(self._cross)) / spread if spread > 0 else 0.0
-
-
-def _small(signal: np.ndarray, side: int = _SIDE) -> np.ndarray:
-    height, width = signal.shape
-    scale = min(1.0, side / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(np.asarray(signal, np.float32), size, interpolation=cv2.INTER_AREA)

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from wanjax.light.shrink import shrunk
+
 __all__ = ["CHANGED", "GATE", "STILL", "Sweep", "SweepTracker"]
 
 STILL = 0.5
@@ -76,8 +78,10 @@ class SweepTracker:
         self._count += 1
         if index % self._stride:
             return
-        self._stops.append(cv2.GaussianBlur(_small(stops), (0, 0), 1.0, borderType=cv2.BORDER_REPLICATE))
-        self._flows.append(np.zeros((*self._stops[0].shape, 2), np.float32) if flow is None else _small(flow))
+        stops = shrunk(stops.astype(np.float32), _SIDE)
+        self._stops.append(cv2.GaussianBlur(stops, (0, 0), 1.0, borderType=cv2.BORDER_REPLICATE))
+        flow = np.zeros((*stops.shape, 2)) if flow is None else flow
+        self._flows.append(shrunk(flow.astype(np.float32), _SIDE))
         if len(self._stops) == _KEPT:
             self._stops, self._flows = self._stops[::2], self._flows[::2]
             self._stride *= 2
@@ -131,11 +135,3 @@ def _centroid_slope(deviation: np.ndarray, seconds: np.ndarray) -> Sweep:
 
 def _no_sweep(seconds: np.ndarray) -> Sweep:
     return Sweep(0.0, 0.0, seconds, np.full(len(seconds), 0.5), np.zeros(len(seconds)))
-
-
-def _small(values: np.ndarray) -> np.ndarray:
-    """``values [H, W, ...]`` averaged down to no more than 64 pixels a side."""
-    height, width = values.shape[:2]
-    scale = min(1.0, _SIDE / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(values.astype(np.float32), size, interpolation=cv2.INTER_AREA)
