@@ -4,8 +4,8 @@
 
 For each expert a shadow head is trained on training scenes (``--head trained`` takes the one that the run's shadow term
 trained) and scored by IoU on scenes of the test split, noised to the middle of each noise bin. The baseline thresholds
-the luminance of the same step's predicted clean clip, thresholds fitted on training scenes per bin. docs/objectives.md
-says how to read the result.
+the luminance of the same step's predicted clean clip; thresholds of both are fitted on training scenes per bin.
+docs/objectives.md says how to read the result.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from wanjax import checkpoint, codec, config, data, text
 from wanjax.latent_cache import CacheError, LatentCache
 from wanjax.models.dit import WanDiT
 from wanjax.models.shadow_head import ShadowHead, ShadowHeadConfig
-from wanjax.shadow_probe import ProbeConfig, compare, fit_thresholds, make_look, train_head
+from wanjax.shadow_probe import ProbeConfig, compare, make_look, train_head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +127,8 @@ def _probe(name: str, opened: checkpoint.Run, settings: Settings, shipped: codec
     for i, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
         sigma, key = float(low + high) / 2, jax.random.fold_in(jax.random.key(settings.probe.seed), i)
         training = look(params, own, shipped.params, fit, sigma, jax.random.fold_in(key, 0))
-        thresholds = {kind: fit_thresholds(light, training.visibility) for kind, light in training.luminance.items()}
         seen = look(params, own, shipped.params, held, sigma, jax.random.fold_in(key, 1))
-        bins.append({"sigma": [float(low), float(high)], "at": sigma, **compare(seen, thresholds, families)})
+        bins.append({"sigma": [float(low), float(high)], "at": sigma, **compare(seen, training, families)})
         tqdm.tqdm.write(_line(name, bins[-1]))
     return {"taps": list(head.taps), "bins": bins}
 

@@ -43,19 +43,21 @@ def test_the_threshold_finds_the_luminance_that_divides_shadow_from_light():
         fit_thresholds(light, np.ones_like(truth))
 
 
-def test_head_and_baseline_are_compared_on_the_same_clips():
-    truth = clips([0.2, 0.5, 0.7, 0.0])
-    seen = Seen(truth, predicted=np.where(truth < 0.5, 0.1, 0.9), luminance={"decoded": np.ones_like(truth)})
-    everywhere = {"decoded": dict.fromkeys(("shadow", "lit", "rarer"), 2.0)}
-    found = compare(seen, everywhere, ["room", "room", "dial", "overcast"])
-    assert found["families"]["room"]["baselines"]["decoded"]["shadow"]["mean"] == pytest.approx(0.35)
+def test_head_and_baseline_are_compared_on_the_same_clips_each_below_its_own_fitted_thresholds():
+    def seen(shares, split=0.5):
+        truth = clips(shares)
+        predicted = np.where(truth < 0.5, split - 0.1, split)
+        return Seen(truth, predicted, luminance={"decoded": np.ones_like(truth)})
+
+    found = compare(seen([0.2, 0.5, 0.7, 0.0], 0.3), seen([0.4, 0.6], 0.3), ["room", "room", "dial", "overcast"])
     assert {name: group["clips"] for name, group in found["families"].items()} == {"room": 2, "dial": 1}
     assert found["clips"] == 3 and found["clips_left_out"] == 1
     assert found["head"]["shadow"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
-    baseline = found["baselines"]["decoded"]
-    assert baseline["shadow"]["mean"] == pytest.approx(1.4 / 3) and baseline["lit"]["mean"] == 0
-    difference = found["head_minus_baseline"]["decoded"]["shadow"]
-    assert difference["mean"] == pytest.approx(1 - 1.4 / 3)
+    assert 0.2 < found["head"]["thresholds"]["shadow"] <= 0.3
+    baseline = found["baselines"]["decoded"]  # equal everywhere: below no threshold, so nothing is shadow
+    assert baseline["shadow"]["mean"] == 0 and baseline["lit"]["mean"] == pytest.approx(1.6 / 3)
+    difference = found["head_minus_baseline"]["decoded"]["lit"]
+    assert difference["mean"] == pytest.approx(1 - 1.6 / 3)
     assert difference["low"] < difference["mean"] < difference["high"]
 
 
@@ -95,6 +97,14 @@ def test_the_probe_trains_a_head_on_the_frozen_run_and_scores_it_beside_threshol
         assert set(b["baselines"]) == {"decoded", "m"} and sum(f["clips"] for f in b["families"].values()) == b["clips"]
         for score in (b["head"], *b["baselines"].values(), *b["head_minus_baseline"].values()):
             assert score["shadow"]["low"] <= score["shadow"]["mean"] <= score["shadow"]["high"]
+
+
+def test_the_head_that_the_run_trained_is_scored_in_place_of_a_new_one(trained):
+    settings = probe_shadow.Settings(trained=True, bins=1, clips=8, fit_clips=8, batch=4)
+    found = probe_shadow.run(str(trained), settings)["experts"]["low"]
+    assert found["taps"] == [1, 2] and len(found["bins"]) == 1  # the run's depths, not the probe's
+    again = probe_shadow.run(str(trained), settings, weights="raw")["experts"]["low"]
+    assert again["bins"][0]["head"] != found["bins"][0]["head"]
 
 
 def test_what_a_run_does_not_have_is_named(trained):

@@ -1,8 +1,9 @@
 """Does a transformer know where its shadows are? A shadow head on frozen hidden states, against thresholded luminance.
 
 On noised clips both say where the key light is hidden: the head from hidden states, the baseline from how dark the
-clean clip is that the same step's velocity points to, below thresholds fitted on training scenes for every noise
-level. Both are scored by intersection over union with the scenes' ground truth (docs/objectives.md).
+clean clip is that the same step's velocity points to. Shadow is what lies below a threshold, of the head's probability
+as of the luminance, fitted alike on training scenes for every noise level. Both are scored by intersection over union
+with the scenes' ground truth (docs/objectives.md).
 """
 from __future__ import annotations
 
@@ -179,12 +180,14 @@ def overlap(shadow: np.ndarray, visibility: np.ndarray) -> dict[str, np.ndarray]
 
 
 def fit_thresholds(light: np.ndarray, visibility: np.ndarray) -> dict[str, float]:
-    """For each of ``CLASSES`` the luminance, of 128 quantiles of ``light``, below which "shadow" scores best.
+    """For each of ``CLASSES`` the value, of 128 quantiles of ``light``, below which "shadow" scores best.
 
-    The score is the class's mean IoU over clips: the baseline is at its best in everything that it is compared in.
+    The score is the class's mean IoU over clips: head and baseline are each at their best in everything that they are
+    compared in.
 
     Args:
-      light, visibility: [n, ...].
+      light: luminance, or the probability that the light is visible, [n, ...].
+      visibility: [n, ...].
 
     Raises:
       ValueError: if no clip holds both shadow and light.
@@ -194,26 +197,25 @@ def fit_thresholds(light: np.ndarray, visibility: np.ndarray) -> dict[str, float
     return {c: float(candidates[int(np.argmax([_mean(score[c]) for score in scores]))]) for c in CLASSES}
 
 
-def compare(seen: Seen, thresholds: Mapping[str, Mapping[str, float]], families: Sequence[str] = ()
-            ) -> dict[str, Any]:
+def compare(seen: Seen, fitted_on: Seen, families: Sequence[str] = ()) -> dict[str, Any]:
     """Scores of head and baselines on the same clips, with 95 % intervals from a bootstrap over clips.
 
     Args:
       seen: held-out clips.
-      thresholds: per baseline and class (``fit_thresholds`` on training clips).
+      fitted_on: training clips at the same noise level, for the thresholds of head and baselines.
       families: of each clip, to be scored apart as well; () for none.
 
     Returns:
-      {"clips": those that count, "clips_left_out", "shadow_share", "head": {class: {"mean", "low", "high"}},
-      "baselines": {name: {"thresholds", class: ...}}, "head_minus_baseline": {name: {class: ...}}, "families": {family:
-      the same}}; a family none of whose clips counts is left out.
+      {"clips": those that count, "clips_left_out", "shadow_share", "head": {"thresholds", class: {"mean", "low",
+      "high"}}, "baselines": {name: the same}, "head_minus_baseline": {name: {class: ...}}, "families": {family: all of
+      this}}; a family none of whose clips counts is left out.
 
     Raises:
       ValueError: if no clip holds both shadow and light.
     """
-    scores = {"head": overlap(seen.predicted < 0.5, seen.visibility)}
-    scores |= {name: {c: overlap(seen.luminance[name] < own[c], seen.visibility)[c] for c in CLASSES}
-               for name, own in thresholds.items()}
+    thresholds = {name: fit_thresholds(light, fitted_on.visibility) for name, light in _maps(fitted_on).items()}
+    scores = {name: {c: overlap(light < thresholds[name][c], seen.visibility)[c] for c in CLASSES}
+              for name, light in _maps(seen).items()}
     counted = np.isfinite(scores["head"]["shadow"])
     if not counted.any():
         raise ValueError(f"none of the {len(counted)} held-out clips holds both shadow and light: take more clips, or "
@@ -224,6 +226,11 @@ def compare(seen: Seen, thresholds: Mapping[str, Mapping[str, float]], families:
     found["families"] = {family: _summary(scores, seen.visibility, thresholds, chosen)
                          for family, chosen in groups.items() if (chosen & counted).any()}
     return found
+
+
+def _maps(seen: Seen) -> dict[str, np.ndarray]:
+    """What is thresholded, the head's probability first."""
+    return {"head": seen.predicted, **seen.luminance}
 
 
 def _summary(scores: Mapping[str, Mapping[str, np.ndarray]], visibility: np.ndarray,
@@ -237,14 +244,13 @@ def _summary(scores: Mapping[str, Mapping[str, np.ndarray]], visibility: np.ndar
         return {"mean": mean, "low": low, "high": high}
 
     head = scores["head"]
+    scored = {name: {"thresholds": dict(thresholds[name])} | {c: interval(score[c]) for c in CLASSES}
+              for name, score in scores.items()}
     return {
         "clips": int(counts.sum()), "clips_left_out": int((chosen & ~counts).sum()),
         "shadow_share": float((visibility[counts] < 0.5).mean()),
-        "head": {c: interval(head[c]) for c in CLASSES},
-        "baselines": {name: {"thresholds": dict(own)} | {c: interval(scores[name][c]) for c in CLASSES}
-                      for name, own in thresholds.items()},
-        "head_minus_baseline": {name: {c: interval(head[c] - scores[name][c]) for c in CLASSES}
-                                for name in thresholds}}
+        "head": scored.pop("head"), "baselines": scored,
+        "head_minus_baseline": {name: {c: interval(head[c] - scores[name][c]) for c in CLASSES} for name in scored}}
 
 
 def _mean(values: np.ndarray) -> float:
