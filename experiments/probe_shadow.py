@@ -55,7 +55,8 @@ class Settings:
     bins: int = 4
     batch: int = 16
     probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
-    head: ShadowHeadConfig = dataclasses.field(default_factory=ShadowHeadConfig)
+    head: ShadowHeadConfig = dataclasses.field(
+        default_factory=lambda: ShadowHeadConfig((1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0), width=128))
     cache_dir: str = ""
 
 
@@ -166,7 +167,8 @@ def main(argv: list[str]) -> None:
 
 def entry() -> None:
     """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
-    shape, probe, settings = ShadowHeadConfig(), ProbeConfig(), Settings()
+    settings = Settings()
+    shape, probe = settings.head, settings.probe
     flags.DEFINE_string("checkpoint", None, "A run's workdir, or one expert's folder in it.")
     flags.DEFINE_string("json", None, "File to write.")
     flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Which weights of the run.")

@@ -42,7 +42,7 @@ class ProbeConfig:
       seed: of the head, the noise and the noise levels, which are uniform over the expert's range.
     """
 
-    steps: int = 600
+    steps: int = 1500
     learning_rate: float = 5e-3
     gate: bool = False
     seed: int = 0
