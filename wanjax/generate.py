@@ -33,7 +33,7 @@ class SampleConfig:
 
     Attributes:
         solver: "unipc", "dpm++" or "euler", see `wanjax.solvers`.
-        grid: "official" or "diffusers", the solver's noise levels.
+        grid: "official", "diffusers" or "distilled" (checkpoints distilled to a few steps), the solver's noise levels.
         steps: S, calls of the network (each on twice the clips where guidance is on).
         shift: of the noise levels, > 0.
         guidance_high, guidance_low: scale g of classifier-free guidance while the high-noise or the low-noise
