@@ -1,4 +1,4 @@
-"""The solvers' parity case: a nonlinear velocity and a start, so that only the reference's trajectories are recorded."""
+"""The solvers' parity case: a nonlinear velocity and a start, so that only the reference's results are recorded."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="PyTorch is installed by make parity")
+pytest.importorskip("torch", reason="PyTorch is installed by make parity")
+import torch
 
 from tests.parity import dit
 from wanjax.family import MEMBERS
