@@ -276,7 +276,7 @@ def entry() -> None:
     flags.DEFINE_integer("batch", 1, "Clips denoised together; more is faster and takes more memory.", lower_bound=1)
     flags.DEFINE_bool("correct", False, "Take flicker of exposure and colour out of each clip.")
     flags.DEFINE_enum("solver", None, solvers.NAMES, "Default: the checkpoint's own, as for all settings below.")
-    flags.DEFINE_enum("grid", None, solvers.GRIDS, "Whose noise levels the solver runs on.")
+    flags.DEFINE_enum("grid", None, solvers.GRIDS, "Noise levels of the solver; distilled for few-step weights.")
     flags.DEFINE_integer("steps", None, "Calls of the networks.")
     flags.DEFINE_float("shift", None, "Of the noise levels; higher spends more steps at high noise.")
     flags.DEFINE_float("guidance_high", None, "Guidance scale of the high-noise expert; 1 is none.")

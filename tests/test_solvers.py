@@ -1,11 +1,14 @@
-"""Statements about the solvers: grids, order of convergence, agreement with a plain transcription."""
+"""Statements about the solvers: grids, order of convergence, agreement with the reference and with a transcription."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from tests.parity import solvers_case
 from wanjax import solvers
+from wanjax.generate import SampleConfig
 
 GRIDS = [(name, grid) for name in solvers.NAMES for grid in solvers.GRIDS]
 
@@ -73,11 +76,33 @@ def test_a_step_at_the_expert_boundary_is_decided_in_float64():
     assert (5 * u / (1 + 4 * u) * 1000).astype(np.int64)[25] == 875
 
 
-def test_few_step_noise_levels_of_shift_5():
-    assert solvers.make("euler", steps=4, shift=5.0).sigmas[:4] == pytest.approx([1.0, 0.9375, 0.8333333, 0.625])
+@pytest.mark.parametrize("name", solvers.NAMES)
+def test_the_distilled_grid_of_four_steps_at_shift_5(name):
+    solver = solvers.make(name, steps=4, shift=5.0, grid="distilled")
+    np.testing.assert_allclose(solver.timesteps, [1000, 937.5, 2500 / 3, 625], rtol=1e-15)
+    np.testing.assert_allclose(solver.sigmas, [1, 0.9375, 5 / 6, 0.625, 0], rtol=1e-15)
+
+
+@pytest.mark.parametrize("name", solvers.NAMES)
+def test_each_expert_takes_two_of_four_distilled_steps(name):
+    settings = SampleConfig(solver=name, grid="distilled", steps=4, shift=5.0, guidance_high=1.0, guidance_low=1.0)
+    assert settings.expert_steps == {"high": 2, "low": 2}
 
 
 # -- the numbers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", solvers_case.NAMES)
+def test_trajectories_are_those_of_the_wan_reference(name):
+    """Every step of 15 runs, ends included; recorded by tests/parity/solvers_record.py."""
+    recorded = load_file(solvers_case.RECORDED)
+    for shift, steps in solvers_case.COMBINATIONS:
+        solver, key = solvers.make(name, steps=steps, shift=shift), solvers_case.key(name, shift, steps)
+        expected = recorded[key]
+        np.testing.assert_array_equal(solver.timesteps, expected[:, 0], err_msg=key)
+        got = np.stack(list(solvers_case.trajectory(solver, solvers_case.start())))
+        np.testing.assert_allclose(got, expected[:, 1:], atol=1e-5, rtol=0, err_msg=key)
+        assert np.ptp(expected[:, 1:], axis=0).min() > 0.1  # it moves by far more than the tolerance
 
 
 def transcribed_dpm(sigmas, timesteps, x, field):
@@ -98,7 +123,8 @@ def transcribed_dpm(sigmas, timesteps, x, field):
 
 def transcribed_unipc(sigmas, timesteps, x, field):
     """UniPC-2 (bh2): predictor and corrector as their own updates, the corrector's weights from the 2×2 system."""
-    lam, steps = np.log(1 - sigmas[:-1]) - np.log(sigmas[:-1]), len(timesteps)
+    with np.errstate(divide="ignore"):  # −∞ where the first σ is 1
+        lam, steps = np.log(1 - sigmas[:-1]) - np.log(sigmas[:-1]), len(timesteps)
     past, last = [], x
     for i in range(steps):
         m = x - sigmas[i] * field(x, sigmas[i], timesteps[i])  # from the sample that is not yet corrected
@@ -127,15 +153,17 @@ def transcribed_unipc(sigmas, timesteps, x, field):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 40])
 @pytest.mark.parametrize("name,transcription", [("unipc", transcribed_unipc), ("dpm++", transcribed_dpm)])
-def test_trajectories_agree_with_a_transcription_in_float64(name, transcription, steps):
+@pytest.mark.parametrize("grid", ["official", "distilled"])
+def test_trajectories_agree_with_a_transcription_in_float64(grid, name, transcription, steps):
     for shift in (3.0, 12.0):
-        solver = solvers.make(name, steps=steps, shift=shift)
+        solver = solvers.make(name, steps=steps, shift=shift, grid=grid)
         expected = transcription(solver.sigmas, solver.timesteps, start(), bend)
         np.testing.assert_allclose(run(solver, start(), bend), expected, atol=1e-11)
 
 
-def test_euler_is_the_straight_step():
-    solver, x = solvers.make("euler", steps=5, shift=3.0), start()
+@pytest.mark.parametrize("grid", ["official", "distilled"])
+def test_euler_is_the_straight_step(grid):
+    solver, x = solvers.make("euler", steps=5, shift=3.0, grid=grid), start()
     expected = x
     for i, t in enumerate(solver.timesteps):
         expected = expected + (solver.sigmas[i + 1] - solver.sigmas[i]) * bend(expected, None, t)
@@ -165,12 +193,12 @@ def test_order_of_convergence_on_a_known_ode(name, order):
     assert fine < (2e-2 if order == 1 else 1e-3)
 
 
-@pytest.mark.parametrize("name", solvers.NAMES)
-def test_data_of_one_point_is_hit_exactly(name):
+@pytest.mark.parametrize("name,grid", GRIDS)
+def test_data_of_one_point_is_hit_exactly(name, grid):
     """Straight paths to one clip: every solver must end on it, whatever the number of steps."""
     x, target = start(), start(1)
     for steps in (1, 2, 3, 20):
-        got = run(solvers.make(name, steps=steps, shift=12.0), x, lambda x, sigma, t: (x - target) / sigma)
+        got = run(solvers.make(name, steps=steps, shift=12.0, grid=grid), x, lambda x, sigma, t: (x - target) / sigma)
         np.testing.assert_allclose(got, target, atol=1e-12)
 
 
@@ -186,9 +214,9 @@ def test_the_ends_of_the_grid_give_finite_tables(name, grid):
 # -- where it runs ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", solvers.NAMES)
-def test_a_compiled_loop_agrees_with_numpy(name):
-    solver = solvers.make(name, steps=12, shift=5.0)
+@pytest.mark.parametrize("name,grid", [(name, grid) for name, grid in GRIDS if grid != "diffusers"])
+def test_a_compiled_loop_agrees_with_numpy(name, grid):
+    solver = solvers.make(name, steps=12, shift=5.0, grid=grid)
     x = start().astype(np.float32)
     timesteps = jnp.asarray(solver.timesteps, jnp.float32)
 

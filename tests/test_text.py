@@ -21,10 +21,21 @@ def encoder():
     return text.load_text_encoder_for(CONFIG)
 
 
-def test_cleaning_is_the_references():
-    assert text.clean("  sunrise \n\t over   a&amp;amp;b ") == "sunrise over a&b"
-    assert text.clean("schÃ¶n") == "schön"  # UTF-8 read as Latin-1 is repaired
-    assert text.clean("太阳 升起") == "太阳 升起"
+@pytest.mark.parametrize(("written", "cleaned"), [
+    ("  sunrise \n\t over   a&amp;amp;b ", "sunrise over a&b"),
+    ("schÃ¶n", "schön"),  # UTF-8 read as Latin-1 is repaired
+    ("太阳\u3000升起", "太阳 升起"),
+    ("Ｄａｗｎ，光", "Dawn,光"),  # full width is made half width
+    ("“dawn” – it’s", '"dawn" – it\'s'),
+    ("a\x1c\x0bb\u00a0c\u2028d", "ab c d"),
+    ("&nbsp;&#x2003;sun&nbsp;", "sun"),
+    ("&amp;amp;amp;amp;lt; <b>", "&amp;amp;lt; <b>"),  # entities are undone twice, not until none is left
+    ("&lt;b&gt; & <i>", "<b> & <i>"),
+    ("Light_Slides!", "Light_Slides!"),  # neither case nor punctuation is touched
+])
+def test_cleaning_is_the_references(written, cleaned):
+    """What whitespace_clean(basic_clean(text)) of wan/modules/tokenizers.py gives."""
+    assert text.clean(written) == cleaned
 
 
 def test_byt5_tokens_are_bytes_and_an_end(encoder):
@@ -58,6 +69,14 @@ def test_a_long_caption_is_refused_with_its_length(encoder):
     assert len(encoder.embed([fits])[0]) == 64
     with pytest.raises(text.CaptionTooLong, match=r"'x{64}' has 65 tokens, the limit is 64"):
         encoder.embed(["short", fits + "x"])
+
+
+def test_the_limit_of_the_family_is_512_tokens_after_cleaning(encoder):
+    """The reference cuts what is longer without a word; here the prompt is named and nothing is embedded."""
+    wan = dataclasses.replace(encoder, length=512)
+    assert len(wan.tokens("  " + "光" * 170 + "x \n")) == 512
+    with pytest.raises(text.CaptionTooLong, match=r"'光{170}xy' has 513 tokens, .* the last 1 too many"):
+        wan.embed(["short", "光" * 170 + "xy"])
 
 
 def test_padding_is_zeros_behind():

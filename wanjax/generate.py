@@ -33,7 +33,8 @@ class SampleConfig:
 
     Attributes:
         solver: "unipc", "dpm++" or "euler", see `wanjax.solvers`.
-        grid: "official" or "diffusers", the solver's noise levels.
+        grid: the solver's noise levels: "official", "diffusers", or "distilled" for weights distilled to a few steps,
+            which go with 4 steps, shift 5, no guidance and Euler.
         steps: S, calls of the network (each on twice the clips where guidance is on).
         shift: of the noise levels, > 0.
         guidance_high, guidance_low: scale g of classifier-free guidance while the high-noise or the low-noise

@@ -12,7 +12,8 @@ traced step number, which is what `lax.fori_loop` wants.
 
 Sources. UniPC: Zhao et al. 2023, https://arxiv.org/abs/2302.04867 (order 2, B₂(h), x0 prediction).
 DPM-Solver++ 2M: Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 2. Grids: the reference
-implementation of Wan2.2 (wan/utils/fm_solvers_unipc.py, fm_solvers.py) and diffusers 0.42.
+implementation of Wan2.2 (wan/utils/fm_solvers_unipc.py, fm_solvers.py), diffusers 0.42, and for distilled checkpoints
+LightX2V (lightx2v/models/schedulers/wan/step_distill/scheduler.py), whose few-step LoRAs are the ones in use.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from wanjax import rectified_flow
 Array = jax.Array | np.ndarray
 
 NAMES = ("euler", "unipc", "dpm++")
-GRIDS = ("official", "diffusers")
+GRIDS = ("official", "diffusers", "distilled")
 
 
 class History(NamedTuple):
@@ -47,7 +48,7 @@ class Solver:
     """A solver on a fixed grid of S steps; made by `make`.
 
     timesteps: [S] what the network is given and what the expert boundary is compared with; integers
-      (1000 σ truncated) on every grid but the diffusers one of Euler.
+      (1000 σ truncated) on every grid but the distilled one and the diffusers one of Euler.
     sigmas: [S + 1] float64 noise levels, descending, ending in 0. The first x is noise.
     correct: [S, 5] float64, weights of (x, last, m₋₁, m₋₂, m) in the corrected x of a step.
     predict: [S, 3] float64, weights of (corrected x, m, m₋₁) in the next x.
@@ -106,6 +107,9 @@ def make(name: str, *, steps: int, shift: float, grid: str = "official") -> Solv
         "diffusers" as the class of that solver in diffusers builds it: UniPCMultistepScheduler and
         DPMSolverMultistepScheduler with use_flow_sigmas and flow_shift = s, FlowMatchEulerDiscreteScheduler
         with shift = s, which shifts twice.
+        "distilled" for checkpoints (or LoRAs) distilled to a few steps: u = 1, (S − 1) / S, …, 1 / S, every solver from
+        exactly σ = 1, timesteps 1000 σ as they are. In use with S = 4, shift 5 and no guidance: timesteps 1000, 937.5,
+        833.3, 625, two for each expert at boundary 0.875. They were distilled for the straight steps of Euler.
     Raises: ValueError naming what is unknown or out of range.
     """
     if name not in NAMES:
@@ -116,7 +120,8 @@ def make(name: str, *, steps: int, shift: float, grid: str = "official") -> Solv
         raise ValueError(f"steps = {steps!r}: expected a whole number >= 1")
     if not (math.isfinite(shift) and shift > 0):
         raise ValueError(f"shift = {shift!r}: expected a number > 0")
-    sigmas, timesteps = (_official_grid if grid == "official" else _diffusers_grid)(name, int(steps), float(shift))
+    build = {"official": _official_grid, "diffusers": _diffusers_grid, "distilled": _distilled_grid}[grid]
+    sigmas, timesteps = build(name, int(steps), float(shift))
     sigmas = np.append(sigmas, 0.0)
     correct, predict = {"euler": _euler, "unipc": _unipc, "dpm++": _dpm_solver}[name](sigmas)
     return Solver(name, timesteps, sigmas, correct, predict)
@@ -146,6 +151,12 @@ def _diffusers_grid(name: str, steps: int, shift: float) -> tuple[np.ndarray, np
     if name == "unipc":
         sigmas[0] -= 1e-6  # keeps its λ finite
     return sigmas, (sigmas * rectified_flow.TIMESTEPS).astype(np.int64)
+
+
+def _distilled_grid(name: str, steps: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    """(sigmas [S] without the final 0, timesteps [S] float64), the same for every solver."""
+    sigmas = rectified_flow.shift_sigma(np.linspace(1.0, 0.0, steps + 1)[:-1], shift)
+    return sigmas, sigmas * rectified_flow.TIMESTEPS
 
 
 def _half_log_snr(sigmas: np.ndarray) -> np.ndarray:
@@ -183,7 +194,8 @@ def _dpm_solver(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _unipc(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """UniPC with B(h) = e^−h − 1 (bh2). Orders of the predictor: 1, 2, …, 2, 1; the corrector of a step has
-    the order of the predictor that led to it."""
+    the order of the predictor that led to it. From σ = 1, where λ = −∞, the tables are their limits: h = ∞ in the
+    first step, and r = −∞ in the second, which takes the older prediction away."""
     lam, steps = _half_log_snr(sigmas), len(sigmas) - 1
     correct, predict = _uncorrected(steps), np.zeros((steps, 3))
     order = [min(i + 1, 2, steps - i) for i in range(steps)]
@@ -198,13 +210,14 @@ def _unipc(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for i in range(1, steps):
         h = lam[i] - lam[i - 1]
         gain = -(1.0 - sigmas[i]) * np.expm1(-h)
-        # b_k of the paper: k! φ_{k+1}(−h) / B(h); both are finite, h being so between two steps
+        # b_k of the paper: k! φ_{k+1}(−h) / B(h)
         b1 = (np.expm1(-h) / -h - 1.0) / np.expm1(-h)
         b2 = 2.0 * ((np.expm1(-h) / -h - 1.0) / -h - 0.5) / np.expm1(-h)
         older, newest = 0.0, 0.5
         if order[i - 1] == 2:
             r = (lam[i - 2] - lam[i - 1]) / h
-            older, newest = np.linalg.solve(np.array([[1.0, 1.0], [r, 1.0]]), np.array([b1, b2]))
+            older = (b1 - b2) / (1.0 - r)  # solves older + newest = b1, r older + newest = b2
+            newest = b1 - older
             older = older / r
         correct[i] = 0.0, sigmas[i] / sigmas[i - 1], gain * (1.0 - older - newest), gain * older, gain * newest
     return correct, predict

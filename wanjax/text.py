@@ -139,8 +139,8 @@ class TextEncoder:
         ids = self.tokenizer(clean(text))
         if len(ids) > self.length:
             raise CaptionTooLong(
-                f"caption {text!r} has {len(ids)} tokens, the limit is {self.length}: shorten it or raise "
-                "config.text.length"
+                f"caption {text!r} has {len(ids)} tokens, the limit is {self.length}, the last "
+                f"{len(ids) - self.length} too many: shorten it, or train with a larger config.text.length"
             )
         if max(ids) >= self.encoder.config.vocab_size:
             raise ValueError(

@@ -1,0 +1,62 @@
+"""The published members: sizes that are known, and the config of each that can be trained says the same."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from wanjax import config
+from wanjax.family import MEMBERS, WAN21_STRIDES
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = {"t2v_a14b": "Wan2.2-T2V-A14B"}
+PRECISION = ("dtype", "param_dtype", "remat")
+
+
+@pytest.mark.parametrize("name,parameters", [
+    ("Wan2.2-T2V-A14B", 14_288_491_584),
+    ("Wan2.2-I2V-A14B", 14_288_901_184),
+    ("Wan2.2-TI2V-5B", 4_999_787_712),
+    ("Wan2.1-T2V-14B", 14_288_491_584),
+    ("Wan2.1-T2V-1.3B", 1_418_996_800),
+])
+def test_a_transformer_has_as_many_parameters_as_published(name, parameters):
+    assert MEMBERS[name].parameters == parameters
+
+
+@pytest.mark.parametrize("name,tokens", [
+    ("Wan2.2-T2V-A14B", 21 * 30 * 52),
+    ("Wan2.2-I2V-A14B", 21 * 30 * 52),
+    ("Wan2.2-TI2V-5B", 31 * 22 * 40),
+    ("Wan2.1-T2V-14B", 21 * 45 * 80),
+    ("Wan2.1-T2V-1.3B", 21 * 30 * 52),
+])
+def test_tokens_of_a_clip(name, tokens):
+    assert MEMBERS[name].tokens == tokens
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_channels_and_heads_are_the_codecs_and_the_familys(name):
+    member = MEMBERS[name]
+    assert member.model.head_dim == 128 and member.model.patch == (1, 2, 2)
+    assert member.model.out_channels == member.latent_channels == (16 if member.strides == WAN21_STRIDES else 48)
+    image = WAN21_STRIDES[0] + member.latent_channels if "I2V-A14B" in name else 0  # mask, latents of the image
+    assert member.model.in_channels == member.latent_channels + image
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_an_expert_has_steps_exactly_where_there_is_one(name):
+    member = MEMBERS[name]
+    assert tuple(expert for expert, steps in member.sample.expert_steps.items() if steps) == member.experts
+
+
+@pytest.mark.parametrize("name,member", CONFIGS.items())
+def test_a_config_of_a_member_is_that_member(name, member):
+    experiment, published = config.load(ROOT / "configs" / f"{name}.py"), MEMBERS[member]
+    own = {field: getattr(experiment.model, field) for field in PRECISION}
+    assert experiment.model == dataclasses.replace(published.model, **own)
+    assert experiment.sample == published.sample
+    assert experiment.train.shift == published.sample.shift
+    for field in ("frames", "height", "width", "fps"):
+        assert getattr(experiment.data, field) == getattr(published, field), field
+    assert published.strides == config.CODEC_STRIDES
