@@ -121,15 +121,15 @@ class VAEConfig:
             inputs, outputs = stage[0].inputs * stage[-1].shrink, stage[-1].outputs
             if inputs % outputs:
                 raise ValueError(
-                    f"VAEConfig.dim_mult {self.dim_mult}: the encoder's shortcut at resolution {stage[0].stage} averages "
-                    f"{inputs} values into {outputs} channels, which must divide them"
+                    f"VAEConfig.dim_mult {self.dim_mult}: the encoder's shortcut at resolution {stage[0].stage} "
+                    f"averages {inputs} values into {outputs} channels, which must divide them"
                 )
         for stage in stages(decoder_plan(self))[:-1]:
             inputs, outputs = stage[0].inputs, stage[-1].outputs * stage[-1].shrink
             if outputs % inputs:
                 raise ValueError(
-                    f"VAEConfig.dim_mult {self.dim_mult}: the decoder's shortcut at resolution {stage[0].stage} repeats "
-                    f"{inputs} channels into {outputs} values, which they must divide"
+                    f"VAEConfig.dim_mult {self.dim_mult}: the decoder's shortcut at resolution {stage[0].stage} "
+                    f"repeats {inputs} channels into {outputs} values, which they must divide"
                 )
 
 
