@@ -97,10 +97,12 @@ class Augmented:
 
 def fit(model: WanVAE, params: Mapping[str, Any], clips: np.ndarray, families: Sequence[str]) -> LuminanceFit:
     """Luminance vector of a codec on training clips uint8 [n, T, H, W, 3] of ``families``."""
+    time, space, _ = model.strides
     latents, cells = [], []
     for clip in clips:
         latents.append(np.asarray(model.apply({"params": params}, clip[None] / np.float32(127.5) - 1)))
-        cells.append(cell_luminance(luminance(srgb_to_linear(clip[None].astype(np.float64) / 255))))
+        light = luminance(srgb_to_linear(clip[None].astype(np.float64) / 255))
+        cells.append(cell_luminance(light, time=time, space=space))
     what = f"{len(clips)} training clips of light_scenes ({', '.join(families)})"
     return fit_luminance(np.concatenate(latents), np.concatenate(cells), fitted_on=what)
 

@@ -1,6 +1,9 @@
 """Scaling the latents changes what the channels weigh, not what the codec gives back; brightening moves its light."""
+from dataclasses import replace
+
 import jax
 import numpy as np
+import pytest
 
 from wanjax import codec_finish
 from wanjax.codec_start import linear_start
@@ -61,3 +64,8 @@ def test_brightening_takes_out_a_constant():
         made = np.asarray(model.apply({"params": weights}, latents, method="decode"))
         errors.append(np.mean([np.abs(codec_finish.frame_error(a, b)) for a, b in zip(made, clips, strict=True)]))
     assert errors[0] > 0.02 and errors[1] < errors[0] / 2
+
+
+def test_a_linear_start_is_of_wan21s_architecture():
+    with pytest.raises(ValueError, match=r"patch = 2, .*linear start exists for Wan2.1's architecture only"):
+        linear_start(replace(CONFIG, patch=2), moving_gradients(), logvar=-6.0)

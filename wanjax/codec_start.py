@@ -44,8 +44,12 @@ def linear_start(config: VAEConfig, video: np.ndarray, *, logvar: float, seed: i
       seed: of the residual branches' first convolutions, which wait behind zeros.
 
     Raises:
-      ValueError: if the codec is too narrow for the heads' pairs.
+      ValueError: if the codec is too narrow for the heads' pairs, or not of Wan2.1's architecture.
     """
+    if config.residual or config.patch != 1 or config.decoder_width != config.base_dim:
+        raise ValueError(f"patch = {config.patch}, residual = {config.residual}, decoder_base_dim = "
+                         f"{config.decoder_base_dim}: a linear start exists for Wan2.1's architecture only; expected "
+                         "1, False and None")
     _, fine, coarse, coarsest = (config.base_dim * mult for mult in config.dim_mult)
     if coarsest < 2 * config.z_dim + 1 or coarse < config.z_dim or fine // 2 < 7:
         raise ValueError(f"base_dim = {config.base_dim}, dim_mult = {config.dim_mult}: a linear start needs base_dim "

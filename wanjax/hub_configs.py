@@ -31,12 +31,7 @@ _DIT_FIXED: dict[str, tuple[Any, ...]] = {
 _VAE_FIXED: dict[str, tuple[Any, ...]] = {
     "_class_name": ("AutoencoderKLWan",),
     "attn_scales": ([],),
-    "is_residual": (False,),
-    "in_channels": (3,),
-    "out_channels": (3,),
-    "patch_size": (None, 1),
     "scale_factor_temporal": (4,),
-    "scale_factor_spatial": (8,),
 }
 _UMT5_FIXED: dict[str, tuple[Any, ...]] = {
     "model_type": ("umt5",),
@@ -46,7 +41,7 @@ _UMT5_FIXED: dict[str, tuple[Any, ...]] = {
 }
 # Settings that do not touch what the network computes.
 _DIT_INERT = ("text_len", "rope_max_seq_len", "attention_head_dim", "dim")
-_VAE_INERT = ("dropout", "decoder_base_dim", "clip_output")
+_VAE_INERT = ("dropout", "clip_output")
 _UMT5_INERT = (
     "architectures", "bos_token_id", "classifier_dropout", "decoder_start_token_id", "dropout_rate", "dtype",
     "eos_token_id", "initializer_factor", "is_decoder", "is_encoder_decoder", "num_decoder_layers", "output_past",
@@ -66,7 +61,18 @@ _DIT_FIELDS = {
     "text_dim": ("text_dim",),
     "eps": ("eps",),
 }
-_VAE_FIELDS = ("base_dim", "z_dim", "dim_mult", "num_res_blocks", "latents_mean", "latents_std")
+_VAE_FIELDS = {
+    "base_dim": "base_dim",
+    "decoder_base_dim": "decoder_base_dim",
+    "z_dim": "z_dim",
+    "dim_mult": "dim_mult",
+    "num_res_blocks": "num_res_blocks",
+    "temporal_downsample": "temperal_downsample",  # diffusers' spelling
+    "latents_mean": "latents_mean",
+    "latents_std": "latents_std",
+    "patch": "patch_size",
+    "residual": "is_residual",
+}
 _UMT5_FIELDS = (
     "vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "relative_attention_num_buckets",
     "relative_attention_max_distance", "layer_norm_epsilon",
@@ -186,21 +192,16 @@ def vae_config(stored: _Json, source: pathlib.Path) -> tuple[VAEConfig, list[str
         ValueError: a setting that we do not build.
     """
     _refuse_other(stored, _VAE_FIXED, source)
-    values = {name: _tupled(stored[name]) for name in _VAE_FIELDS if stored.get(name) is not None}
-    if "temperal_downsample" in stored:  # diffusers' spelling
-        values["temporal_downsample"] = tuple(stored["temperal_downsample"])
+    values = {field: _tupled(stored[name]) for field, name in _VAE_FIELDS.items() if stored.get(name) is not None}
     config = VAEConfig(**values)
-    if stored.get("decoder_base_dim") not in (None, config.base_dim):
-        raise ValueError(
-            f"{source}: config.json has decoder_base_dim {stored['decoder_base_dim']}; only a decoder as wide as the "
-            f"encoder ({config.base_dim}) is built"
-        )
-    return config, _unused(stored, {*_VAE_FIELDS, "temperal_downsample"}, _VAE_FIXED, _VAE_INERT)
+    follow = _vae_follow(config)
+    _refuse_other(stored, {name: (value,) for name, value in follow.items()}, source)
+    return config, _unused(stored, {*_VAE_FIELDS.values(), *follow}, _VAE_FIXED, _VAE_INERT)
 
 
 def vae_json(config: VAEConfig) -> dict[str, Any]:
     """diffusers' ``config.json`` of a codec."""
-    return {
+    out: dict[str, Any] = {
         "_class_name": "AutoencoderKLWan",
         "attn_scales": [],
         "base_dim": config.base_dim,
@@ -211,6 +212,26 @@ def vae_json(config: VAEConfig) -> dict[str, Any]:
         "num_res_blocks": config.num_res_blocks,
         "temperal_downsample": list(config.temporal_downsample),
         "z_dim": config.z_dim,
+    }
+    # Wan2.1's codec is stored without what older readers of it do not know.
+    if config.decoder_base_dim is not None:
+        out["decoder_base_dim"] = config.decoder_base_dim
+    if config.residual or config.patch > 1:
+        out |= {
+            "is_residual": config.residual,
+            "patch_size": config.patch if config.patch > 1 else None,
+            "scale_factor_temporal": config.strides[0],
+            **_vae_follow(config),
+        }
+    return out
+
+
+def _vae_follow(config: VAEConfig) -> dict[str, int]:
+    """diffusers' settings that follow from others."""
+    return {
+        "in_channels": config.pixel_channels,
+        "out_channels": config.pixel_channels,
+        "scale_factor_spatial": config.strides[1],
     }
 
 

@@ -1,7 +1,8 @@
-"""Wan2.1's causal video codec: frames <-> latents, 4 times shorter, 8 times smaller, 16 channels.
+"""Wan's causal video codecs: frames <-> latents, 4 times shorter.
 
+Wan2.1's latents are 8 times smaller and have 16 channels, Wan2.2's (of TI2V-5B) are 16 times smaller and have 48.
 Source: the architecture of "Wan: Open and Advanced Large-Scale Video Generative Models" (arXiv:2503.20314), section
-4.1, as stored in the diffusers layout (``AutoencoderKLWan``).
+4.1, and of Wan2.2's ``wan/modules/vae2_2.py``, both as stored in the diffusers layout (``AutoencoderKLWan``).
 """
 
 from __future__ import annotations
@@ -11,31 +12,36 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from wanjax.models.rows import Row, tree
 from wanjax.models.rows.vae import vae_rows
-from wanjax.models.vae_config import VAEConfig, decoder_plan, encoder_plan
-from wanjax.models.vae_layers import Memory, Params, causal_conv, head, middle, run_block
+from wanjax.models.vae_config import WAN22, VAEConfig, decoder_plan, encoder_plan, stages
+from wanjax.models.vae_layers import Memory, Params, causal_conv, head, middle, patchify, run_stage, unpatchify
 
-__all__ = ["VAEConfig", "WanVAE"]
+__all__ = ["WAN22", "VAEConfig", "WanVAE"]
 _Kept = Sequence[jax.Array]
 METHODS = ("encode", "decode", "encode_chunked", "decode_chunked", "moments")
 
 
 @dataclass(frozen=True)
 class WanVAE:
-    """The codec as pure functions of its parameters.
+    """A codec as pure functions of its parameters.
 
-    Shapes: video ``[B, T, H, W, 3]`` in [-1, 1] with T = 4n + 1 and H, W multiples of 8; latents
-    ``[B, F, h, w, C]`` with F = 1 + (T - 1) / 4, h = H / 8, w = W / 8. Causal: no output depends on later frames.
+    Shapes: video ``[B, T, H, W, 3]`` in [-1, 1] with T = 4n + 1 and H, W multiples of s = 8 (Wan2.1) or 16 (Wan2.2);
+    latents ``[B, F, h, w, C]`` with F = 1 + (T - 1) / 4, h = H / s, w = W / s. Causal: no output depends on later
+    frames.
     """
 
     config: VAEConfig
-    strides: ClassVar[tuple[int, int, int]] = (4, 8, 8)
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of pixels per latent: (4, s, s)."""
+        return self.config.strides
 
     def init(self, rng: jax.Array) -> dict[str, Any]:
         """Random parameters ``{"params": tree}``: kernels of variance 1/fan_in, no bias, attention switched off."""
@@ -90,10 +96,11 @@ class WanVAE:
             raise ValueError(
                 f"video has {frames} frames; the codec takes 4n + 1: crop to {max(frames - 1, 0) // 4 * 4 + 1}"
             )
-        if height % 8 or width % 8:
+        _, down, across = self.strides
+        if height % down or width % across:
             raise ValueError(
-                f"video is {height}x{width} pixels; the codec takes multiples of 8: "
-                f"crop to {height // 8 * 8}x{width // 8 * 8}"
+                f"video is {height}x{width} pixels; the codec takes multiples of {down}: "
+                f"crop to {height // down * down}x{width // across * across}"
             )
 
 
@@ -119,9 +126,9 @@ def _run(config: VAEConfig, method: str, params: Params, x: jax.Array) -> Any:
 def _encode(config: VAEConfig, params: Params, x: jax.Array, kept: _Kept | None) -> tuple[jax.Array, _Kept]:
     """Video (its first frame first, or a later chunk with what the chunk before kept) -> moments, kept frames."""
     memory, inner = Memory(kept), params["encoder"]
-    x = causal_conv(inner["conv_in"], x, memory)
-    for block in encoder_plan(config):
-        x = run_block(block, inner[block.name], x, memory)
+    x = causal_conv(inner["conv_in"], patchify(x, config.patch), memory)
+    for stage in stages(encoder_plan(config)):
+        x = run_stage(stage, inner, x, memory, shortcut=config.residual)
     x = head(inner, middle(inner, x, memory), memory)
     return causal_conv(params["quant_conv"], x, memory), tuple(memory.kept)
 
@@ -131,9 +138,10 @@ def _decode(config: VAEConfig, params: Params, z: jax.Array, kept: _Kept | None)
     memory, inner = Memory(kept), params["decoder"]
     x = causal_conv(inner["conv_in"], causal_conv(params["post_quant_conv"], z, memory), memory)
     x = middle(inner, x, memory)
-    for block in decoder_plan(config):
-        x = run_block(block, inner[block.name], x, memory)
-    return head(inner, x, memory), tuple(memory.kept)
+    for stage in stages(decoder_plan(config)):
+        # The decoder's last resolution has no shortcut: nothing is doubled there.
+        x = run_stage(stage, inner, x, memory, shortcut=config.residual and stage[-1].kind != "residual")
+    return unpatchify(head(inner, x, memory), config.patch), tuple(memory.kept)
 
 
 def _in_chunks(

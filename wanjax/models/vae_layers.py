@@ -1,4 +1,4 @@
-"""Layers of the Wan2.1 codec: causal in time, one frame at a time in space.
+"""Layers of Wan's codecs: causal in time, one frame at a time in space.
 
 Every layer is a pure function of its parameters and ``x [B, T, H, W, channels]``. What a causal layer must remember
 of the frames before ``x`` comes from a :class:`Memory`, so that a whole clip and a clip cut into chunks run the
@@ -162,6 +162,74 @@ def run_block(block: Block, params: Params, x: jax.Array, memory: Memory) -> jax
     if block.kind == "residual":
         return residual(params, x, memory)
     return downsample(params, x, memory) if block.kind.startswith("down") else upsample(params, x, memory)
+
+
+def patchify(x: jax.Array, patch: int) -> jax.Array:
+    """``[B, T, H, W, c]`` -> ``[B, T, H / p, W / p, c p p]``, each square's channels in the order c, width, height."""
+    if patch == 1:
+        return x
+    B, T, H, W, channels = x.shape
+    x = x.reshape(B, T, H // patch, patch, W // patch, patch, channels).transpose(0, 1, 2, 4, 6, 5, 3)
+    return x.reshape(B, T, H // patch, W // patch, channels * patch * patch)
+
+
+def unpatchify(x: jax.Array, patch: int) -> jax.Array:
+    """Inverse of :func:`patchify`."""
+    if patch == 1:
+        return x
+    B, T, H, W, channels = x.shape
+    x = x.reshape(B, T, H, W, -1, patch, patch).transpose(0, 1, 2, 6, 3, 5, 4)
+    return x.reshape(B, T, H * patch, W * patch, channels // patch**2)
+
+
+def average_down(x: jax.Array, outputs: int, time: int, space: int) -> jax.Array:
+    """Shortcut of a resolution on the way down: each cell's values, by channel, frame, row and column, averaged in
+    ``outputs`` groups of neighbours.
+
+    Args:
+        x: ``[B, T, H, W, channels]``.
+        time, space: how much smaller the result is. Where T does not divide, zeros stand before the first frame.
+
+    Returns:
+        ``[B, ceil(T / time), H / space, W / space, outputs]``.
+    """
+    x = jnp.pad(x, ((0, 0), (-x.shape[1] % time, 0), (0, 0), (0, 0), (0, 0)))
+    B, T, H, W, channels = x.shape
+    cells = x.reshape(B, T // time, time, H // space, space, W // space, space, channels)
+    cells = cells.transpose(0, 1, 3, 5, 7, 2, 4, 6)
+    return cells.reshape(*cells.shape[:4], outputs, -1).mean(-1)
+
+
+def duplicate_up(x: jax.Array, outputs: int, time: int, space: int, *, first: bool) -> jax.Array:
+    """Shortcut of a resolution on the way up: each channel repeated, then spread over channel, frame, row and column.
+
+    Args:
+        x: ``[B, T, H, W, channels]``.
+        time, space: how much larger the result is.
+        first: x begins with the clip's first frame, of which only the last copy comes out.
+
+    Returns:
+        ``[B, T time (less time - 1 if first), H space, W space, outputs]``.
+    """
+    B, T, H, W, channels = x.shape
+    x = jnp.repeat(x, outputs * time * space * space // channels, axis=-1)
+    x = x.reshape(B, T, H, W, outputs, time, space, space).transpose(0, 1, 5, 2, 6, 3, 7, 4)
+    x = x.reshape(B, T * time, H * space, W * space, outputs)
+    return x[:, time - 1 :] if first else x
+
+
+def run_stage(stage: Sequence[Block], params: Params, x: jax.Array, memory: Memory, *, shortcut: bool) -> jax.Array:
+    """The blocks of one resolution, with the shortcut around them if the codec has any."""
+    y = x
+    for block in stage:
+        y = run_block(block, params[block.name], y, memory)
+    last = stage[-1]
+    size = (last.outputs, 2 if last.kind.endswith("time") else 1, 1 if last.kind == "residual" else 2)
+    if not shortcut:
+        return y
+    if last.kind.startswith("up"):
+        return y + duplicate_up(x, *size, first=memory.first)
+    return y + average_down(x, *size)
 
 
 def middle(params: Params, x: jax.Array, memory: Memory) -> jax.Array:

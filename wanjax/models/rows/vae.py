@@ -1,4 +1,4 @@
-"""Rows of the Wan2.1 codec."""
+"""Rows of Wan's codecs."""
 
 from __future__ import annotations
 
@@ -44,6 +44,12 @@ class _Table:
             kernel = (3, 1, 1, block.inputs, outputs)
             self.conv((*path, "time"), (f"{names[0]}.time_conv", f"{names[1]}.time_conv"), kernel)
 
+    def block(self, net: str, block: Block, names: tuple[str, str]) -> None:
+        if block.kind == "residual":
+            self.residual((net, block.name), names, block.inputs, block.outputs)
+        else:
+            self.resample((net, block.name), names, block)
+
     def middle(self, net: str, channels: int) -> None:
         ours, theirs = f"{net}.mid_block", f"{net}.middle"
         for index, place in ((0, 0), (1, 2)):
@@ -64,26 +70,41 @@ class _Table:
 def vae_rows(config: VAEConfig) -> tuple[Row, ...]:
     """Every tensor of the codec."""
     table = _Table()
-    base, z_dim, top = config.base_dim, config.z_dim, config.base_dim * config.dim_mult[-1]
+    z_dim, top = config.z_dim, config.base_dim * config.dim_mult[-1]
 
-    table.ends("encoder", (3, base), (top, 2 * z_dim))
+    table.ends("encoder", (config.pixel_channels, config.base_dim), (top, 2 * z_dim))
     for place, block in enumerate(encoder_plan(config)):
-        path, names = ("encoder", block.name), (f"encoder.down_blocks.{place}", f"encoder.downsamples.{place}")
-        if block.kind == "residual":
-            table.residual(path, names, block.inputs, block.outputs)
-        else:
-            table.resample(path, names, block)
+        table.block("encoder", block, _encoder_names(config, place, block))
     table.middle("encoder", top)
     table.conv(("quant_conv",), ("quant_conv", "conv1"), (1, 1, 1, 2 * z_dim, 2 * z_dim))
     table.conv(("post_quant_conv",), ("post_quant_conv", "conv2"), (1, 1, 1, z_dim, z_dim))
 
-    table.ends("decoder", (z_dim, top), (base * config.dim_mult[0], 3))
+    top = config.decoder_width * config.dim_mult[-1]
+    table.ends("decoder", (z_dim, top), (config.decoder_width * config.dim_mult[0], config.pixel_channels))
     table.middle("decoder", top)
     for place, block in enumerate(decoder_plan(config)):
-        path, official = ("decoder", block.name), f"decoder.upsamples.{place}"
-        prefix = f"decoder.up_blocks.{block.stage}"
-        if block.kind == "residual":
-            table.residual(path, (f"{prefix}.resnets.{block.index}", official), block.inputs, block.outputs)
-        else:
-            table.resample(path, (f"{prefix}.upsamplers.0", official), block)
+        table.block("decoder", block, _decoder_names(config, place, block))
     return tuple(table.rows)
+
+
+def _encoder_names(config: VAEConfig, place: int, block: Block) -> tuple[str, str]:
+    """Wan2.1 numbers the encoder's blocks through, Wan2.2 groups them by resolution."""
+    if not config.residual:
+        return f"encoder.down_blocks.{place}", f"encoder.downsamples.{place}"
+    official = f"encoder.downsamples.{block.stage}.downsamples"
+    prefix = f"encoder.down_blocks.{block.stage}"
+    if block.kind == "residual":
+        return f"{prefix}.resnets.{block.index}", f"{official}.{block.index}"
+    return f"{prefix}.downsampler", f"{official}.{config.num_res_blocks}"
+
+
+def _decoder_names(config: VAEConfig, place: int, block: Block) -> tuple[str, str]:
+    """diffusers groups the decoder's blocks by resolution in both codecs, the official layout in Wan2.2 only."""
+    residual, prefix = block.kind == "residual", f"decoder.up_blocks.{block.stage}"
+    official = f"decoder.upsamples.{place}"
+    if config.residual:
+        index = block.index if residual else config.num_res_blocks + 1
+        official = f"decoder.upsamples.{block.stage}.upsamples.{index}"
+    if residual:
+        return f"{prefix}.resnets.{block.index}", official
+    return f"{prefix}.{'upsampler' if config.residual else 'upsamplers.0'}", official
