@@ -173,13 +173,14 @@ def _members(archive: zipfile.ZipFile, stream: io.BufferedReader) -> dict[str, _
     """Where each member's bytes lie.
 
     Raises:
-        zipfile.BadZipFile: a member is compressed, lies outside the file or has no header.
+        ValueError: a member is compressed.
+        zipfile.BadZipFile: a member lies outside the file or has no header.
     """
     end = stream.seek(0, io.SEEK_END)
     found = {}
     for info in archive.infolist():
         if info.compress_type != zipfile.ZIP_STORED:
-            raise zipfile.BadZipFile(f"{info.filename} is compressed, which torch.save does not do")
+            raise ValueError(f"{archive.filename}: {info.filename} is compressed: {_SAVE_AGAIN}")
         stream.seek(info.header_offset)
         header = stream.read(_LOCAL_HEADER.size)
         if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):

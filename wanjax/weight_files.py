@@ -204,7 +204,8 @@ def write_weights(
         tensors: name and array, taken one at a time; no more than one shard is held in memory.
         config: contents of ``config.json``, None to write none.
         stem: file name without ``.safetensors``.
-        metadata: added to the header of each file.
+        metadata: of each file's header, instead of the one that diffusers and transformers ask for. With one entry the
+            same tensors give the same bytes; safetensors writes several in no fixed order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[tuple[pathlib.Path, list[str]]] = []
@@ -217,14 +218,14 @@ def write_weights(
         def flush() -> None:
             part = folder / f".{os.getpid()}.partial.{len(parts)}{SUFFIX}"
             parts.append((part, list(shard)))
-            save_file(shard, part, metadata={**_METADATA, **(metadata or {})})
+            save_file(shard, part, metadata=dict(metadata or _METADATA))
             shard.clear()
 
         for name, array in tensors:
             if shard and shard_bytes + array.nbytes > max_shard_bytes:
                 flush()
                 shard_bytes = 0
-            shard[name] = np.ascontiguousarray(array)  # save_file writes the buffer whatever the strides are
+            shard[name] = np.asarray(array, order="C")  # save_file writes the buffer whatever the strides are
             shard_bytes += array.nbytes
             total += array.nbytes
         flush()
