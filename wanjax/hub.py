@@ -1,8 +1,7 @@
-"""Foreign checkpoints in and out: config.json and safetensors of the diffusers and of Wan's own layout.
+"""Foreign checkpoints in and out: the networks of the diffusers layout, of Wan's own and of ComfyUI.
 
-What each tensor is called and how it is laid out stands in :mod:`wanjax.models.rows`; here are the folders and the
-configs. Every ``load_*`` takes one network's folder (or its single file) and returns ``(model, params)`` for
-``model.apply({"params": params}, ...)``.
+What each tensor is called and how it is laid out stands in :mod:`wanjax.models.rows`. Every ``load_*`` takes one
+network's folder (or its single file) and returns ``(model, params)`` for ``model.apply({"params": params}, ...)``.
 """
 
 from __future__ import annotations
@@ -22,7 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from wanjax import hub_configs, partition
+from wanjax import hub_configs, hub_float8, partition
+from wanjax.hub_layouts import is_official, one_network, open_layout
+from wanjax.hub_readers import Reader, View, shapes, unprefixed, untied
 from wanjax.models import rows as row_table
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows import Row
@@ -31,46 +32,47 @@ from wanjax.models.rows.umt5 import umt5_rows
 from wanjax.models.rows.vae import vae_rows
 from wanjax.models.umt5 import UMT5Config, UMT5Encoder
 from wanjax.models.vae import VAEConfig, WanVAE
-from wanjax.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, TensorReader, open_weights, write_weights
+from wanjax.torch_files import SUFFIXES as TORCH_SUFFIXES
+from wanjax.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, open_weights, write_weights
 
-LAYOUTS = ("diffusers", "official", "comfyui")
+__all__ = [
+    "DTYPES", "LAYOUTS", "NETWORK_LAYOUTS", "is_official", "load_dit", "load_text_encoder", "load_vae", "open_layout",
+    "save_dit", "save_text_encoder", "save_vae",
+]  # fmt: skip
+
+LAYOUTS = ("diffusers", "official", "comfyui")  # of a transformer
+NETWORK_LAYOUTS = ("diffusers", "official")  # of the codec and of the text encoder
 DTYPES = ("float32", "bfloat16", "float16")
 
 _log = logging.getLogger(__name__)
 _PathLike = str | os.PathLike[str]
 _COMFYUI_STEM = "diffusion_model"
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-_PARTS = {
-    "transformer": "load_dit",
-    "transformer_2": "load_dit",
-    "high_noise_model": "load_dit",
-    "low_noise_model": "load_dit",
-    "vae": "load_vae",
-    "text_encoder": "load_text_encoder",
-}
+_OFFICIAL_VAE_STEM, _OFFICIAL_TEXT_STEM = "Wan2.1_VAE", "models_t5_umt5-xxl-enc-"
+_SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def load_dit(folder: _PathLike, *, dtype: str | None = None, mesh: Mesh | None = None) -> tuple[WanDiT, Any]:
     """Opens a transformer in the diffusers or the official layout, told apart by its tensors' names.
 
     Sizes that ``config.json`` omits (the official one omits several) are read from the tensors' shapes. A single
-    ``.safetensors`` file with official names, as ComfyUI keeps it, opens as well.
+    ``.safetensors`` file with official names, as ComfyUI keeps it, opens as well, ``fp8_scaled`` included: 8-bit
+    weights are read times their scale.
 
     Args:
-        folder: ``transformer/``, ``high_noise_model/`` ..., or one safetensors file.
-        dtype: of parameters and compute; None takes the stored one.
+        folder: ``transformer/``, ``high_noise_model/`` ..., or one file.
+        dtype: of parameters and compute; None takes the stored one, bfloat16 for 8-bit floats.
         mesh: devices to spread the parameters over; None is one device.
 
     Raises:
         FileNotFoundError: no such folder, no weights in it, or shards missing.
-        ValueError: a pipeline's root (the message lists its parts), a config that describes another network, or
-            tensors missing, unexpected or of the wrong shape (all in one message).
+        ValueError: a pipeline's root (the message lists its parts), a damaged file, a config that describes another
+            network, or tensors missing, unexpected or of the wrong shape (all in one message).
     """
-    path = _one_network(folder)
-    reader = _unprefixed(open_weights(path))
+    path = one_network(folder)
+    reader = hub_float8.widened(unprefixed(open_weights(path)), dtype)
     naming = _naming(reader, dit_rows(DiTConfig(width=128, heads=1, layers=1, ffn=128)), "a Wan transformer")
-    stored = _read_config(path) or json.loads(reader.metadata.get("config", "{}"))
-    config, unused = hub_configs.dit_config(stored, naming, _shapes(reader), path)
+    stored = _stored_config(path, reader)
+    config, unused = hub_configs.dit_config(stored, naming, shapes(reader), path)
     _warn_unused(path, unused)
     compute = _dtype(reader, dtype)
     model = WanDiT(replace(config, dtype=compute, param_dtype=compute), mesh)
@@ -78,16 +80,17 @@ def load_dit(folder: _PathLike, *, dtype: str | None = None, mesh: Mesh | None =
 
 
 def load_vae(path_or_folder: _PathLike, *, dtype: str | None = None) -> tuple[WanVAE, Any]:
-    """Opens a codec in the diffusers layout (``vae/``) or a single safetensors file of it.
+    """Opens a codec: diffusers' ``vae/``, a single safetensors file, or the official ``Wan2.1_VAE.pth``.
 
-    A file without ``config.json`` beside it is taken for Wan2.1's codec, with the published statistics of its latents.
+    What no config states is read from the tensors; the statistics of latents are then the published ones.
 
     Args and errors as for :func:`load_dit`.
     """
-    path = _one_network(path_or_folder)
-    reader = open_weights(path)
+    path = one_network(path_or_folder)
+    reader = hub_float8.widened(open_weights(path), dtype)
     naming = _naming(reader, vae_rows(VAEConfig()), "a Wan codec")
-    config, unused = hub_configs.vae_config(_read_config(path), path)
+    stored = _stored_config(path, reader) or hub_configs.vae_sizes(naming, shapes(reader))
+    config, unused = hub_configs.vae_config(stored, path)
     _warn_unused(path, unused)
     compute = _dtype(reader, dtype)
     model = WanVAE(replace(config, dtype=compute, param_dtype=compute))
@@ -95,47 +98,21 @@ def load_vae(path_or_folder: _PathLike, *, dtype: str | None = None) -> tuple[Wa
 
 
 def load_text_encoder(folder: _PathLike, *, dtype: str | None = None) -> tuple[UMT5Encoder, Any]:
-    """Opens a umT5 encoder in the diffusers layout (``text_encoder/``, transformers' files).
+    """Opens a umT5 encoder: diffusers' ``text_encoder/``, or the official ``models_t5_umt5-xxl-enc-bf16.pth``.
 
-    Args and errors as for :func:`load_dit`; ``config.json`` must be there, its sizes cannot be told from shapes.
+    Without a config, sizes are read from the tensors and the rest is umT5's (128 as the farthest distance told apart).
+
+    Args and errors as for :func:`load_dit`.
     """
-    path = _one_network(folder)
-    reader = _untied(open_weights(path))
+    path = one_network(folder)
+    reader = hub_float8.widened(untied(open_weights(path)), dtype)
     naming = _naming(reader, umt5_rows(UMT5Config(num_layers=1)), "a umT5 encoder")
-    stored = _read_config(path)
-    if not stored:
-        raise FileNotFoundError(f"{path}: no config.json; a text encoder's heads cannot be told from its tensors")
+    stored = _stored_config(path, reader) or hub_configs.umt5_sizes(naming, shapes(reader))
     config, unused = hub_configs.umt5_config(stored, path)
     _warn_unused(path, unused)
     compute = _dtype(reader, dtype)
     model = UMT5Encoder(replace(config, dtype=compute, param_dtype=compute))
     return model, _import(umt5_rows(model.config), reader, naming, dtype, None)
-
-
-def open_layout(folder: _PathLike) -> dict[str, Any]:
-    """Parts of a pipeline's root in the diffusers layout (the folder of ``model_index.json``).
-
-    Returns:
-        The folder (``pathlib.Path``) of each part that is there, among ``transformer`` (high noise),
-        ``transformer_2`` (low noise), ``vae``, ``text_encoder``, ``tokenizer`` and ``scheduler``, and
-        ``boundary_ratio`` (float, None where there is one expert).
-
-    Raises:
-        FileNotFoundError: no ``model_index.json``, or a part that it names is missing.
-    """
-    root = pathlib.Path(folder)
-    index_file = root / "model_index.json"
-    if not index_file.is_file():
-        raise FileNotFoundError(f"{root} has no model_index.json: give a pipeline's root in the diffusers layout")
-    index = json.loads(index_file.read_text(encoding="utf-8"))
-    parts: dict[str, Any] = {"boundary_ratio": index.get("boundary_ratio")}
-    for name in ("transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler"):
-        if any(index.get(name) or ()):  # an absent part is [null, null]
-            parts[name] = root / name
-    missing = [name for name, part in parts.items() if isinstance(part, pathlib.Path) and not part.is_dir()]
-    if missing:
-        raise FileNotFoundError(f"{index_file} names parts that are not there: {', '.join(missing)}")
-    return parts
 
 
 def save_dit(
@@ -145,7 +122,8 @@ def save_dit(
     *,
     layout: str = "diffusers",
     max_shard_bytes: int = 5_000_000_000,
-) -> None:
+    fp8: bool = False,
+) -> float:
     """Writes a transformer; the parameters' own dtype is what is stored.
 
     Args:
@@ -153,82 +131,104 @@ def save_dit(
         layout: "diffusers" (opened by ``WanTransformer3DModel.from_pretrained``), "official" (as in
             ``high_noise_model/``) or "comfyui" (``diffusion_model.safetensors`` alone, official names).
         max_shard_bytes: larger weights are split, with an index; ComfyUI's single file never is.
+        fp8: of the "comfyui" layout: the matrices of all blocks in 8 bits with a scale each (``fp8_scaled``).
+
+    Returns:
+        Root mean square of what 8 bits changed relative to that of the matrices; 0.0 without ``fp8``.
 
     Raises:
-        ValueError: an unknown layout, or parameters that are not this model's.
+        ValueError: an unknown layout, ``fp8`` in another layout, or parameters that are not this model's.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+    single = layout == "comfyui"
+    if fp8 and not single:
+        raise ValueError(f"fp8 is of the layout 'comfyui' alone; layout {layout!r} keeps the parameters' own type")
     naming = "diffusers" if layout == "diffusers" else "official"
     config = hub_configs.dit_json(model.config, naming)
-    single = layout == "comfyui"
+    table = dit_rows(model.config)
+    matrices = [name for row in table if row.stacked and len(row.shape) == 2 and row.layout == "linear"
+                for name in row.foreign_names(naming)]  # fmt: skip
+    scaled = hub_float8.ScaledFloat8(matrices)
+    tensors = _export(table, params, naming)
     write_weights(
         pathlib.Path(folder),
-        _export(dit_rows(model.config), params, naming),
+        scaled(tensors) if fp8 else tensors,
         None if single else config,
         stem=_COMFYUI_STEM if single else DIFFUSERS_STEM,
         max_shard_bytes=2**62 if single else max_shard_bytes,
         metadata={"config": json.dumps(config)} if single else None,  # ComfyUI itself reads sizes from shapes
     )
+    return scaled.relative_error
 
 
-def save_vae(folder: _PathLike, model: WanVAE, params: Any) -> None:
-    """Writes a codec in the diffusers layout, as ``AutoencoderKLWan.from_pretrained`` opens it."""
-    write_weights(
-        pathlib.Path(folder),
-        _export(vae_rows(model.config), params, "diffusers"),
-        hub_configs.vae_json(model.config),
-    )
+def save_vae(folder: _PathLike, model: WanVAE, params: Any, *, layout: str = "diffusers") -> None:
+    """Writes a codec.
+
+    Args:
+        folder: made if absent.
+        layout: "diffusers" (as ``AutoencoderKLWan.from_pretrained`` opens it) or "official": ``Wan2.1_VAE.safetensors``
+            with the names of ``Wan2.1_VAE.pth``, its sizes in the file's header.
+
+    Raises:
+        ValueError: an unknown layout, or parameters that are not this model's.
+    """
+    _write_network(folder, vae_rows(model.config), params, layout, hub_configs.vae_json(model.config),
+                   {"diffusers": DIFFUSERS_STEM, "official": _OFFICIAL_VAE_STEM})  # fmt: skip
 
 
 def save_text_encoder(
-    folder: _PathLike, model: UMT5Encoder, params: Any, *, max_shard_bytes: int = 5_000_000_000
+    folder: _PathLike,
+    model: UMT5Encoder,
+    params: Any,
+    *,
+    layout: str = "diffusers",
+    max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes a text encoder in the diffusers layout, as ``UMT5EncoderModel.from_pretrained`` opens it."""
+    """Writes a text encoder.
+
+    Args:
+        folder: made if absent.
+        layout: "diffusers" (as ``UMT5EncoderModel.from_pretrained`` opens it) or "official": one file
+            ``models_t5_umt5-xxl-enc-bf16.safetensors`` (or fp16, fp32) with the names of the ``.pth`` called so.
+        max_shard_bytes: larger weights are split, with an index; the official file never is.
+
+    Raises:
+        ValueError: an unknown layout, or parameters that are not this model's.
+    """
+    official = _OFFICIAL_TEXT_STEM + _SHORT_DTYPES[model.config.param_dtype]
+    _write_network(folder, umt5_rows(model.config), params, layout, hub_configs.umt5_json(model.config),
+                   {"diffusers": TRANSFORMERS_STEM, "official": official}, max_shard_bytes)  # fmt: skip
+
+
+def _write_network(
+    folder: _PathLike,
+    rows: Sequence[Row],
+    params: Any,
+    layout: str,
+    config: Mapping[str, Any],
+    stems: Mapping[str, str],
+    max_shard_bytes: int = 2**62,
+) -> None:
+    """A codec or a text encoder; the official layout has no ``config.json`` for them."""
+    if layout not in NETWORK_LAYOUTS:
+        raise ValueError(f"layout {layout!r} is not one of {', '.join(NETWORK_LAYOUTS)}")
+    official = layout == "official"
     write_weights(
         pathlib.Path(folder),
-        _export(umt5_rows(model.config), params, "diffusers"),
-        hub_configs.umt5_json(model.config),
-        stem=TRANSFORMERS_STEM,
-        max_shard_bytes=max_shard_bytes,
+        _export(rows, params, layout),
+        None if official else config,
+        stem=stems[layout],
+        max_shard_bytes=2**62 if official else max_shard_bytes,
+        metadata={"config": json.dumps(config)} if official else None,
     )
 
 
-class _View(Mapping[str, np.ndarray]):
-    """A reader whose tensors go by other names and are cast when read."""
-
-    def __init__(self, reader: TensorReader | _View, names: Mapping[str, str], dtype: str | None = None):
-        self._reader, self._names, self._dtype = reader, names, dtype
-        self.metadata: dict[str, str] = reader.metadata
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        tensor = self._reader[self._names[name]]
-        return tensor if self._dtype is None else tensor.astype(self._dtype)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def shape_of(self, name: str) -> tuple[int, ...]:
-        return self._reader.shape_of(self._names[name])
-
-    def dtype_of(self, name: str) -> str:
-        return self._reader.dtype_of(self._names[name])
-
-
-_Reader = TensorReader | _View
-
-
-def _one_network(folder: _PathLike) -> pathlib.Path:
-    """The path, if it is not a pipeline's root."""
-    path = pathlib.Path(folder)
-    parts = [name for name in _PARTS if (path / name).is_dir()]
-    if parts or (path / "model_index.json").is_file():
-        calls = ", ".join(f"{_PARTS[name]}({str(path / name)!r})" for name in parts)
-        raise ValueError(f"{path} is the root of a pipeline, not one network; its parts: {calls or 'none of ours'}")
-    return path
+def _stored_config(path: pathlib.Path, reader: Reader) -> dict[str, Any]:
+    """Settings in the file's own header, or else in ``config.json``; a ``.pth`` has none."""
+    own: dict[str, Any] = json.loads(reader.metadata.get("config", "{}"))
+    # beside a .pth of Wan's releases lies the transformer's config.json
+    return own or ({} if path.suffix in TORCH_SUFFIXES else _read_config(path))
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def _naming(reader: _Reader, rows: Sequence[Row], what: str) -> str:
+def _naming(reader: Reader, rows: Sequence[Row], what: str) -> str:
     """The naming that the tensors follow; ``rows`` are those of any network of the kind."""
     names = {naming: {name for row in rows for name in row.foreign_names(naming)} for naming in row_table.NAMES}
     shared = set.intersection(*names.values())
@@ -254,43 +254,13 @@ def _naming(reader: _Reader, rows: Sequence[Row], what: str) -> str:
     if not known[best]:
         expected = " or ".join(min(of_this - shared) for of_this in names.values())
         raise ValueError(
-            f"{_source(reader)} is not {what}: expected tensors such as {expected}, found "
+            f"{reader.source} is not {what}: expected tensors such as {expected}, found "
             f"{', '.join(sorted(reader)[:3]) or 'none'}"
         )
     return best
 
 
-def _unprefixed(reader: TensorReader) -> _Reader:
-    """Names without the prefix that ComfyUI's tools put before all of them."""
-    for prefix in _PREFIXES:
-        if reader and all(name.startswith(prefix) for name in reader):
-            return _View(reader, {name.removeprefix(prefix): name for name in reader})
-    return reader
-
-
-def _untied(reader: TensorReader) -> _Reader:
-    """The token table under one name; transformers stores it under either of two, or both."""
-    shared, tied = "shared.weight", "encoder.embed_tokens.weight"
-    names = {name: name for name in reader}
-    if tied in names:
-        if shared in names and not np.array_equal(reader[shared], reader[tied]):
-            raise ValueError(f"{reader.source}: {shared} and {tied} differ, but umT5 has one table of tokens")
-        names.setdefault(shared, tied)
-        del names[tied]
-    return _View(reader, names)
-
-
-def _source(reader: _Reader) -> pathlib.Path:
-    while isinstance(reader, _View):
-        reader = reader._reader
-    return reader.source
-
-
-def _shapes(reader: _Reader) -> dict[str, tuple[int, ...]]:
-    return {name: reader.shape_of(name) for name in reader}
-
-
-def _dtype(reader: _Reader, dtype: str | None) -> str:
+def _dtype(reader: Reader, dtype: str | None) -> str:
     """The asked compute type, or the one in which most of the weights are stored."""
     if dtype is not None:
         name = jnp.dtype(dtype).name
@@ -308,14 +278,16 @@ def _warn_unused(path: pathlib.Path, unused: Sequence[str]) -> None:
         _log.warning("%s: config.json has settings that have no meaning here: %s", path, ", ".join(unused))
 
 
-def _import(rows: Sequence[Row], reader: _Reader, naming: str, dtype: str | None, mesh: Mesh | None) -> Any:
+def _import(rows: Sequence[Row], reader: Reader, naming: str, dtype: str | None, mesh: Mesh | None) -> Any:
     """Parameters on the device, or spread over the mesh; host memory is given back leaf by leaf."""
     if dtype is not None:
-        reader = _View(reader, {name: name for name in reader}, jnp.dtype(dtype).name)
+        reader = View(reader, {name: name for name in reader}, jnp.dtype(dtype).name)
+    else:
+        _refuse_mixed(rows, reader, naming)
     try:
         params = row_table.import_tensors(rows, reader, naming)
     except ValueError as error:
-        raise ValueError(f"{_source(reader)}: {error}") from error
+        raise ValueError(f"{reader.source}: {error}") from error
     leaves, structure = jax.tree.flatten(params)
     del params
     if mesh is None:
@@ -330,6 +302,17 @@ def _import(rows: Sequence[Row], reader: _Reader, naming: str, dtype: str | None
         else:
             leaves[i] = jax.make_array_from_callback(leaf.shape, place, leaf.__getitem__)
     return jax.tree.unflatten(structure, leaves)
+
+
+def _refuse_mixed(rows: Sequence[Row], reader: Reader, naming: str) -> None:
+    """Layers of one row become one array, which would round those stored in a wider type than the first."""
+    for row in rows:
+        stored = {reader.dtype_of(name) for name in row.foreign_names(naming) if name in reader}
+        if len(stored) > 1:
+            raise ValueError(
+                f"{reader.source}: {getattr(row, naming)} is stored as {' and '.join(sorted(stored))} in different "
+                "layers: name the type to read all of them in, such as dtype='float32'"
+            )
 
 
 def _export(rows: Sequence[Row], params: Any, naming: str) -> Iterator[tuple[str, np.ndarray]]:

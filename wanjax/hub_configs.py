@@ -10,6 +10,8 @@ from typing import Any
 
 from wanjax.models.dit import DiTConfig
 from wanjax.models.rows.dit import dit_rows
+from wanjax.models.rows.umt5 import umt5_rows
+from wanjax.models.rows.vae import vae_rows
 from wanjax.models.umt5 import UMT5Config
 from wanjax.models.vae import VAEConfig
 
@@ -126,9 +128,7 @@ def dit_config(stored: _Json, naming: str, shapes: _Shapes, source: pathlib.Path
         shape = shapes.get(first[path], ())
         if field not in values and len(shape) > axis:
             values[field] = shape[axis] // math.prod(values["patch"]) if field == "out_channels" else shape[axis]
-    pattern = re.escape(getattr(_DIT_ROWS["blocks", "ffn", "in", "kernel"], naming)).replace(r"\{i\}", r"(\d+)")
-    indices = [int(found[1]) for name in shapes if (found := re.fullmatch(pattern, name))]
-    values.setdefault("layers", 1 + max(indices, default=0))
+    values.setdefault("layers", _layers(getattr(_DIT_ROWS["blocks", "ffn", "in", "kernel"], naming), shapes))
     if "heads" not in values:
         if width % _WAN_HEAD_DIM:
             raise ValueError(
@@ -185,6 +185,29 @@ def dit_json(config: DiTConfig, naming: str) -> dict[str, Any]:
     }
 
 
+def vae_sizes(naming: str, shapes: _Shapes) -> dict[str, Any]:
+    """Sizes of a Wan2.1 codec from its tensors, as :func:`vae_config` takes them; empty if they are another's."""
+    names = {row.path: row.foreign_names(naming)[0] for row in vae_rows(VAEConfig())}
+    first, z_dim = shapes.get(names["encoder", "conv_in", "kernel"]), shapes.get(names["post_quant_conv", "kernel"])
+    block = names["encoder", "down_0", "conv1", "kernel"]
+    if first is None or z_dim is None or block not in shapes:
+        return {}
+    before, after = block.split("0", 1)
+    indices = [int(found[1]) for name in shapes if (found := re.match(re.escape(before) + r"(\d+)\.", name))]
+    per_stage, rest = divmod(max(indices) + 2, 4)  # residual blocks and a halving, four times, but for the last halving
+    widths = [shapes.get(f"{before}{stage * per_stage}{after}", first)[0] for stage in range(4)]
+    if rest or per_stage < 2 or any(width % first[0] for width in widths):
+        return {}
+    halvings = [f"{before}{stage * per_stage + per_stage - 1}.time_conv.weight" in shapes for stage in range(3)]
+    return {
+        "base_dim": first[0],
+        "z_dim": z_dim[0],
+        "dim_mult": [width // first[0] for width in widths],
+        "num_res_blocks": per_stage - 1,
+        "temperal_downsample": halvings,
+    }
+
+
 def vae_config(stored: _Json, source: pathlib.Path) -> tuple[VAEConfig, list[str]]:
     """Sizes of a codec from diffusers' ``config.json``; Wan2.1's where it states none. Returns as :func:`dit_config`.
 
@@ -235,6 +258,28 @@ def _vae_follow(config: VAEConfig) -> dict[str, int]:
     }
 
 
+def umt5_sizes(naming: str, shapes: _Shapes) -> dict[str, Any]:
+    """Sizes of a umT5 encoder from its tensors, as :func:`umt5_config` takes them; what they do not show is umT5's."""
+    rows = {row.path: row for row in umt5_rows(UMT5Config(num_layers=1))}
+
+    def shape(*path: str) -> tuple[int, ...]:
+        return shapes.get(rows[path].foreign_names(naming)[0], ())
+
+    table, bias = shape("token_embedding", "embedding"), shape("blocks", "attention", "relative_bias")
+    query, gate = shape("blocks", "attention", "q", "kernel"), shape("blocks", "mlp", "gate", "kernel")
+    if [len(found) for found in (table, bias, query, gate)] != [2] * 4 or query[0] % bias[1]:
+        return {}
+    return {
+        "vocab_size": table[0],
+        "d_model": table[1],
+        "d_kv": query[0] // bias[1],
+        "d_ff": gate[0],
+        "num_heads": bias[1],
+        "num_layers": _layers(getattr(rows["blocks", "attention", "q", "kernel"], naming), shapes),
+        "relative_attention_num_buckets": bias[0],
+    }
+
+
 def umt5_config(stored: _Json, source: pathlib.Path) -> tuple[UMT5Config, list[str]]:
     """Sizes of a umT5 encoder from transformers' ``config.json``. Returns as :func:`dit_config`.
 
@@ -244,7 +289,7 @@ def umt5_config(stored: _Json, source: pathlib.Path) -> tuple[UMT5Config, list[s
     _refuse_other(stored, _UMT5_FIXED, source)
     required = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")
     if missing := [name for name in required if stored.get(name) is None]:
-        raise ValueError(f"{source}: config.json states no {', '.join(missing)}")
+        raise ValueError(f"{source}: neither a config.json nor the tensors tell {', '.join(missing)}")
     values = {name: stored[name] for name in _UMT5_FIELDS if stored.get(name) is not None}
     return UMT5Config(**values), _unused(stored, set(_UMT5_FIELDS), _UMT5_FIXED, _UMT5_INERT)
 
@@ -261,6 +306,12 @@ def umt5_json(config: UMT5Config) -> dict[str, Any]:
         "dropout_rate": 0.0,
         **{name: getattr(config, name) for name in _UMT5_FIELDS},
     }
+
+
+def _layers(name: str, shapes: _Shapes) -> int:
+    """Number of layers that have a tensor of this name, ``{i}`` standing for the layer's index."""
+    pattern = re.escape(name).replace(r"\{i\}", r"(\d+)")
+    return 1 + max((int(found[1]) for stored in shapes if (found := re.fullmatch(pattern, stored))), default=0)
 
 
 def _refuse_other(stored: _Json, fixed: Mapping[str, tuple[Any, ...]], source: pathlib.Path) -> None:

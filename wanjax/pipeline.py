@@ -24,7 +24,8 @@ def open_pipeline(
 
     Args:
         path: a workdir of `experiments.train`, one expert's folder in it or the folder of one of its steps; or the
-            root of a pipeline in the diffusers layout (the folder of model_index.json).
+            root of a pipeline in the diffusers layout (the folder of model_index.json) or in Wan's own (that of
+            high_noise_model/, low_noise_model/, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/).
         weights: "ema" (averaged over training) or "raw", of a run. A released checkpoint has one set of weights.
         mesh: devices to spread the experts over; None is one device.
     Raises: FileNotFoundError where there is nothing at `path`; ValueError or CheckpointError where it is something
@@ -35,13 +36,8 @@ def open_pipeline(
         raise ValueError(f"weights = {weights!r}: expected 'ema' or 'raw'")
     if not root.exists():
         raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist")
-    if (root / "model_index.json").is_file():
+    if (root / "model_index.json").is_file() or hub.is_official(root):
         return _open_released(root, weights, mesh)
-    if (root / "high_noise_model").is_dir() or (root / "low_noise_model").is_dir():
-        raise ValueError(
-            f"checkpoint {str(path)!r} is in the official layout, whose codec and text encoder (.pth files) are not "
-            "read: give the same release in the diffusers layout (Wan-AI/Wan2.2-T2V-A14B-Diffusers)"
-        )
     if root.is_file():
         raise ValueError(f"checkpoint {str(path)!r} is a file: give a run's workdir or a pipeline's root folder")
     if any(root.glob("*.safetensors")):
@@ -73,15 +69,18 @@ def _open_released(root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | N
         raise ValueError(f"weights = 'raw': the release {root} has one set of weights; leave the option out")
     parts = hub.open_layout(root)
     absent = [name for name in ("transformer", "vae", "text_encoder", "tokenizer") if name not in parts]
+    official = not (root / "model_index.json").is_file()
+    listing = f"the official layout in {root}" if official else str(root / "model_index.json")
     if absent:
-        raise ValueError(f"{root / 'model_index.json'} names no {', '.join(absent)}: not a text-to-video pipeline")
+        raise ValueError(f"{listing} has no {', '.join(absent)}: not a whole text-to-video pipeline")
     names = {"high": "transformer", "low": "transformer_2"}
     experts = {name: hub.load_dit(parts[part], mesh=mesh) for name, part in names.items() if part in parts}
     boundary = parts["boundary_ratio"]
     if "low" in experts and boundary is None:
-        raise ValueError(f"{root / 'model_index.json'} names two transformers but no boundary_ratio between them")
+        raise ValueError(f"{listing} names two transformers but no boundary_ratio between them")
     vae, vae_params = hub.load_vae(parts["vae"])
     encoder, encoder_params = hub.load_text_encoder(parts["text_encoder"])
+    layout = "official" if official else "diffusers"
     kind = f"two experts, boundary {boundary}" if "low" in experts else "one transformer"
     return Pipeline(
         experts=experts,
@@ -93,5 +92,5 @@ def _open_released(root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | N
         height=WAN_HEIGHT,
         width=WAN_WIDTH,
         fps=WAN_FPS,
-        description=f"diffusers layout in {root}: {kind} of width {experts['high'][0].config.width}",
+        description=f"{layout} layout in {root}: {kind} of width {experts['high'][0].config.width}",
     )

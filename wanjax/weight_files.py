@@ -1,87 +1,152 @@
-"""Safetensors files of one network: found in a folder, read tensor by tensor, written without half-written results.
+"""Weight files of one network: found in a folder, read tensor by tensor, written without half-written results.
 
-Knows files and their names, nothing of networks; :mod:`wanjax.hub` gives tensors their meaning.
+Knows files and their names, nothing of networks; :mod:`wanjax.hub` gives tensors their meaning. Safetensors and the
+files of ``torch.save`` are read, safetensors are written.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from wanjax.torch_files import SUFFIXES as TORCH_SUFFIXES
+from wanjax.torch_files import TorchFile
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 TRANSFORMERS_STEM = "model"
+FLOAT8 = {"float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2}
 
 # diffusers' and transformers' loaders refuse a file that does not say this.
 _METADATA = {"format": "pt"}
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+
+
+class _File(Protocol):
+    """What is asked of one file of tensors."""
+
+    metadata: dict[str, str]
+
+    def keys(self) -> Iterable[str]: ...
+
+    def shape_of(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype_of(self, name: str) -> str: ...
+
+    def read(self, name: str) -> np.ndarray: ...
+
+
+class _SafetensorsFile:
+    def __init__(self, file: pathlib.Path):
+        self.file = file
+        try:
+            self._handle = safe_open(file, "np")
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is not a readable safetensors file ({error}): download or write it again"
+            ) from error
+        self.metadata: dict[str, str] = self._handle.metadata() or {}
+
+    def keys(self) -> Iterable[str]:
+        return self._handle.keys()
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        return tuple(self._handle.get_slice(name).get_shape())
+
+    def dtype_of(self, name: str) -> str:
+        stored = self._handle.get_slice(name).get_dtype()
+        return _DTYPES.get(stored, stored)
+
+    def read(self, name: str) -> np.ndarray:
+        dtype = self.dtype_of(name)
+        return self._read_float8(name, dtype) if dtype in FLOAT8 else self._handle.get_tensor(name)
+
+    def _read_float8(self, name: str, dtype: str) -> np.ndarray:
+        """safetensors gives numpy no 8-bit floats. It has checked the header, from which the bytes are found."""
+        start, end = self._offsets[name]
+        with self.file.open("rb") as stream:
+            stream.seek(start)
+            return np.frombuffer(stream.read(end - start), FLOAT8[dtype]).reshape(self.shape_of(name))
+
+    @functools.cached_property
+    def _offsets(self) -> dict[str, tuple[int, int]]:
+        """First byte of each tensor in the file and the one after its last."""
+        with self.file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+        spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+        return {name: (8 + length + start, 8 + length + end) for name, (start, end) in spans.items()}
 
 
 class TensorReader(Mapping[str, np.ndarray]):
-    """Tensors of one or several safetensors files by name; only ``reader[name]`` reads data.
+    """Tensors of one or several files by name; only ``reader[name]`` reads data.
 
     Args:
-        files: tensor name -> the file that holds it, None where any file may hold it.
+        files: safetensors, or files of ``torch.save``.
         source: what to call this in errors.
+        index: tensor name -> the name of the file that holds it; None where any file may hold it.
     """
 
     def __init__(self, files: list[pathlib.Path], source: pathlib.Path, index: Mapping[str, str] | None = None):
         self.source = source
         self.metadata: dict[str, str] = {}
-        self._handles: dict[str, Any] = {}
-        for file in files:
-            handle = _open(file)
-            self.metadata.update(handle.metadata() or {})
-            for name in handle.keys():
-                if name in self._handles and index is None:
+        self._files: dict[str, _File] = {}
+        for path in files:
+            file: _File = TorchFile(path) if path.suffix in TORCH_SUFFIXES else _SafetensorsFile(path)
+            self.metadata.update(file.metadata)
+            for name in file.keys():
+                if name in self._files and index is None:
                     raise ValueError(f"{source}: tensor {name} is in more than one file")
-                if index is None or index.get(name) == file.name:
-                    self._handles[name] = handle
-        if index is not None and (lost := sorted(set(index) - set(self._handles))):
+                if index is None or index.get(name) == path.name:
+                    self._files[name] = file
+        if index is not None and (lost := sorted(set(index) - set(self._files))):
             raise ValueError(
                 f"{source}: {len(lost)} tensors are not in the files that the index names, the first is {lost[0]} in "
                 f"{index[lost[0]]}: download those files again"
             )
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._handles[name].get_tensor(name)
+        return self._files[name].read(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._handles)
+        return iter(self._files)
 
     def __len__(self) -> int:
-        return len(self._handles)
+        return len(self._files)
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
-        return tuple(self._handles[name].get_slice(name).get_shape())
+        return self._files[name].shape_of(name)
 
     def dtype_of(self, name: str) -> str:
-        """"float32", "float16" or "bfloat16", without reading the tensor.
+        """"float32", "float16", "bfloat16", "float8_e4m3fn" or "float8_e5m2", without reading the tensor.
 
         Raises:
-            ValueError: another type, such as the 8-bit floats of quantised checkpoints.
+            ValueError: another type, such as the integers of some quantised checkpoints.
         """
-        stored = self._handles[name].get_slice(name).get_dtype()
-        if stored not in _DTYPES:
+        stored = self._files[name].dtype_of(name)
+        if stored not in _DTYPES.values():
             raise ValueError(
-                f"{self.source}: tensor {name} is stored as {stored}; expected {', '.join(_DTYPES)}: take an "
-                "unquantised checkpoint"
+                f"{self.source}: tensor {name} is stored as {stored}; expected {', '.join(_DTYPES.values())}: take "
+                "another version of the checkpoint"
             )
-        return _DTYPES[stored]
+        return stored
 
 
 def open_weights(path: pathlib.Path) -> TensorReader:
     """Opens the one set of weights that ``path`` is or holds: a file, or an index with its shards.
+
+    A folder's safetensors go before a file of ``torch.save`` in it.
 
     Raises:
         FileNotFoundError: nothing there, or shards that the index names are missing.
@@ -90,8 +155,11 @@ def open_weights(path: pathlib.Path) -> TensorReader:
     if path.is_file():
         if path.name.endswith(INDEX_SUFFIX):
             return _open_index(path)
-        if path.suffix != SUFFIX:
-            raise ValueError(f"{path}: expected a {SUFFIX} file; {path.suffix or 'this'} files are not read")
+        if path.suffix not in (SUFFIX, *TORCH_SUFFIXES):
+            raise ValueError(
+                f"{path}: expected a {SUFFIX} file or one of torch.save ({', '.join(TORCH_SUFFIXES)}); "
+                f"{path.suffix or 'such'} files are not read"
+            )
         return TensorReader([path], path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist: give a network's folder or its {SUFFIX} file")
@@ -105,9 +173,9 @@ def open_weights(path: pathlib.Path) -> TensorReader:
             break
     candidates = [*indices, *singles]
     if not candidates:
-        pickles = [file.name for file in sorted(path.iterdir()) if file.suffix in _PICKLES]
-        hint = f": PyTorch pickles ({', '.join(pickles)}) are not read, convert them to safetensors" if pickles else ""
-        raise FileNotFoundError(f"{path} holds no {SUFFIX} file{hint}")
+        candidates = singles = [file for file in sorted(path.iterdir()) if file.suffix in TORCH_SUFFIXES]
+    if not candidates:
+        raise FileNotFoundError(f"{path} holds no {SUFFIX} file and none of torch.save ({', '.join(TORCH_SUFFIXES)})")
     if len(candidates) > 1:
         raise ValueError(
             f"{path} holds several sets of weights and no single index over them "
@@ -136,7 +204,8 @@ def write_weights(
         tensors: name and array, taken one at a time; no more than one shard is held in memory.
         config: contents of ``config.json``, None to write none.
         stem: file name without ``.safetensors``.
-        metadata: added to the header of each file.
+        metadata: of each file's header, instead of the one that diffusers and transformers ask for. With one entry the
+            same tensors give the same bytes; safetensors writes several in no fixed order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[tuple[pathlib.Path, list[str]]] = []
@@ -149,14 +218,14 @@ def write_weights(
         def flush() -> None:
             part = folder / f".{os.getpid()}.partial.{len(parts)}{SUFFIX}"
             parts.append((part, list(shard)))
-            save_file(shard, part, metadata={**_METADATA, **(metadata or {})})
+            save_file(shard, part, metadata=dict(metadata or _METADATA))
             shard.clear()
 
         for name, array in tensors:
             if shard and shard_bytes + array.nbytes > max_shard_bytes:
                 flush()
                 shard_bytes = 0
-            shard[name] = np.ascontiguousarray(array)  # save_file writes the buffer whatever the strides are
+            shard[name] = np.asarray(array, order="C")  # save_file writes the buffer whatever the strides are
             shard_bytes += array.nbytes
             total += array.nbytes
         flush()
@@ -200,13 +269,6 @@ def _shard_names(stem: str, count: int) -> list[str]:
     if count == 1:
         return [stem + SUFFIX]
     return [f"{stem}-{i + 1:05d}-of-{count:05d}{SUFFIX}" for i in range(count)]
-
-
-def _open(file: pathlib.Path) -> Any:
-    try:
-        return safe_open(file, "np")
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a readable safetensors file ({error}): download or write it again") from error
 
 
 def _weight_map(index: pathlib.Path) -> dict[str, str]:

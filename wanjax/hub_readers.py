@@ -1,0 +1,65 @@
+"""Weights of a network under the names that its rows know, whatever a tool made of them."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from wanjax.weight_files import TensorReader
+
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+
+
+class View(Mapping[str, np.ndarray]):
+    """A reader whose tensors go by other names and are cast when read."""
+
+    def __init__(self, reader: Reader, names: Mapping[str, str], dtype: str | None = None):
+        self.source: pathlib.Path = reader.source
+        self.metadata: dict[str, str] = reader.metadata
+        self._reader, self._names, self._dtype = reader, names, dtype
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        tensor = self._reader[self._names[name]]
+        return tensor if self._dtype is None else tensor.astype(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        return self._reader.shape_of(self._names[name])
+
+    def dtype_of(self, name: str) -> str:
+        return self._reader.dtype_of(self._names[name])
+
+
+Reader = TensorReader | View
+
+
+def unprefixed(reader: Reader) -> Reader:
+    """Names without the prefix that ComfyUI's tools put before all of them."""
+    for prefix in _PREFIXES:
+        if reader and all(name.startswith(prefix) for name in reader):
+            return View(reader, {name.removeprefix(prefix): name for name in reader})
+    return reader
+
+
+def untied(reader: Reader) -> Reader:
+    """The token table under one name; transformers stores it under either of two, or both."""
+    shared, tied = "shared.weight", "encoder.embed_tokens.weight"
+    names = {name: name for name in reader}
+    if tied in names:
+        if shared in names and not np.array_equal(reader[shared], reader[tied]):
+            raise ValueError(f"{reader.source}: {shared} and {tied} differ, but umT5 has one table of tokens")
+        names.setdefault(shared, tied)
+        del names[tied]
+    return View(reader, names)
+
+
+def shapes(reader: Reader) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor, none of them read."""
+    return {name: reader.shape_of(name) for name in reader}
