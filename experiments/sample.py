@@ -8,7 +8,7 @@ and anything else, which is passed on to samples.jsonl). The output folder recei
 and samples.jsonl, one record per clip. Every clip's seed and settings are printed and stored in the file itself, so
 that it can be made again; clips that are there already, from the same weights and settings, are kept. Settings that
 are not given are the checkpoint's own. --correct takes flicker of exposure and colour out of the clips
-(docs/correct.md).
+(docs/correct.md). --lora_high and --lora_low merge LoRA files into the experts' weights (docs/lora.md).
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
-from wanjax import generate, solvers, video
+from wanjax import generate, lora, solvers, video
 from wanjax.checkpoint import CheckpointError
 from wanjax.generate import Pipeline, SampleConfig
 from wanjax.light.correct import correct as without_flicker
+from wanjax.models.rows.dit import dit_rows
 from wanjax.pipeline import open_pipeline
 
 RECORDS = "samples.jsonl"
@@ -100,6 +101,7 @@ def sample(
     changes: Mapping[str, Any] | None = None,
     batch: int = 1,
     correct: bool = False,
+    loras: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Makes the clips of `requests` that are not there yet; returns every clip's record.
 
@@ -109,11 +111,13 @@ def sample(
       changes: fields of `SampleConfig` and frames, height, width, fps that replace the checkpoint's own.
       batch: clips that are denoised together.
       correct: whether flicker of exposure and colour is taken out, see `wanjax.light.correct`.
+      loras: "high" or "low" -> LoRA files that are merged into that expert's weights, see `wanjax.lora.parse`.
     """
     targets = _targets(out, len(requests))
     pipeline, config = _configured(open_pipeline(checkpoint, weights=weights), changes or {})
     print(f"found {pipeline.description}", flush=True)
-    records = [_record(request, pipeline, config, checkpoint, weights, correct) for request in requests]
+    pipeline, merged = _with_loras(pipeline, config, loras or {})
+    records = [_record(request, pipeline, config, checkpoint, weights, correct, merged) for request in requests]
     done = {i for i, target in enumerate(targets) if _is_there(target, records[i])}
     if done:
         print(f"{len(done)} of {len(requests)} clips are there already and are kept", flush=True)
@@ -189,12 +193,39 @@ def _configured(pipeline: Pipeline, changes: Mapping[str, Any]) -> tuple[Pipelin
     return pipeline, config
 
 
+def _with_loras(
+    pipeline: Pipeline, config: SampleConfig, loras: Mapping[str, str]
+) -> tuple[Pipeline, dict[str, list[dict[str, Any]]]]:
+    """The pipeline with LoRAs merged, its own weights given up; and what was merged, by expert."""
+    experts, records = dict(pipeline.experts), {}
+    files = {name: lora.parse(text) for name, text in loras.items()}
+    for name in files:
+        if name not in experts:
+            raise ValueError(f"lora_{name}: there is no {name}-noise expert here, only {', '.join(experts)}")
+        if not config.expert_steps[name]:
+            raise ValueError(f"lora_{name} would do nothing: no step falls to the {name}-noise expert here")
+    for name, named in files.items():
+        model, params = experts[name]
+        params, records[name] = lora.merge_files(params, dit_rows(model.config), named, donate=True)
+        experts[name] = (model, params)
+        for record in records[name]:
+            print(f"merged {record['file']} into the {name}-noise expert, weight {record['weight']}", flush=True)
+    return dataclasses.replace(pipeline, experts=experts), records
+
+
 def _record(
-    request: Request, pipeline: Pipeline, config: SampleConfig, checkpoint: str, weights: str, correct: bool
+    request: Request,
+    pipeline: Pipeline,
+    config: SampleConfig,
+    checkpoint: str,
+    weights: str,
+    correct: bool,
+    loras: Mapping[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
     """What is stored in a clip's file: all it takes to make the clip again.
 
-    The setting "correct" is there only where it is on, so that clips from before it existed are still known.
+    The setting "correct" and the checkpoint's "loras" are there only where they are in use, so that clips from before
+    they existed are still known.
     """
     sizes = {name: getattr(pipeline, name) for name in SIZES}
     return {
@@ -206,7 +237,8 @@ def _record(
             "found": pipeline.description,
             "weights": weights,
             "fingerprint": pipeline.fingerprint,
-        },
+        }
+        | ({"loras": dict(loras)} if loras else {}),
     }
 
 
@@ -223,7 +255,17 @@ def _is_there(target: pathlib.Path, record: Mapping[str, Any]) -> bool:
         all(stored.get(name) == record[name] for name in ("prompt", "seed", "settings"))
         and isinstance(found, dict)
         and found.get("fingerprint") == record["checkpoint"]["fingerprint"]
+        and _lora_bytes(found) == _lora_bytes(record["checkpoint"])
     )
+
+
+def _lora_bytes(checkpoint: Mapping[str, Any]) -> dict[str, list[tuple[str, float]]]:
+    """The LoRAs of a record, whatever their files are called. The fingerprint reads a sample of the weights, which a
+    LoRA may leave as it is."""
+    return {
+        name: [(one["sha256"], one["weight"]) for one in merged]
+        for name, merged in checkpoint.get("loras", {}).items()
+    }
 
 
 def _line(target: pathlib.Path, request: Request, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,6 +292,7 @@ def main(argv: list[str]) -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)
     given = flags.FLAGS
     changes = {name: given[name].value for name in (*SETTINGS, *SIZES) if given[name].value is not None}
+    loras = {name: given[f"lora_{name}"].value for name in ("high", "low") if given[f"lora_{name}"].value is not None}
     try:
         if given.prompts is not None:
             requests = read_prompts(given.prompts, given.seed)
@@ -260,6 +303,7 @@ def main(argv: list[str]) -> None:
         sample(
             given.checkpoint, requests, given.out,
             weights=given.weights, changes=changes, batch=given.batch, correct=given.correct,
+            loras=loras,
         )  # fmt: skip
     except (CheckpointError, OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
@@ -275,6 +319,8 @@ def entry() -> None:
     flags.DEFINE_integer("seed", 0, "Of the first clip; the next ones count up.", lower_bound=0)
     flags.DEFINE_integer("batch", 1, "Clips denoised together; more is faster and takes more memory.", lower_bound=1)
     flags.DEFINE_bool("correct", False, "Take flicker of exposure and colour out of each clip.")
+    flags.DEFINE_string("lora_high", None, "LoRA files to merge into the high-noise expert: file[:weight],...")
+    flags.DEFINE_string("lora_low", None, "LoRA files to merge into the low-noise expert: file[:weight],...")
     flags.DEFINE_enum("solver", None, solvers.NAMES, "Default: the checkpoint's own, as for all settings below.")
     flags.DEFINE_enum("grid", None, solvers.GRIDS, "Noise levels of the solver; distilled for few-step weights.")
     flags.DEFINE_integer("steps", None, "Calls of the networks.")
