@@ -184,12 +184,15 @@ def test_wrong_tensors_are_listed_in_one_error(tmp_path, params):
     tensors = load_file(file)
     tensors["blocks.1.attn1.to_queries.weight"] = tensors.pop("blocks.1.attn1.to_q.weight")
     tensors["proj_out.bias"] = np.zeros(7, np.float32)
+    turned = "blocks.2.ffn.net.2.weight"
+    tensors[turned] = np.ascontiguousarray(tensors[turned].T)
     save_file(tensors, file)
     with pytest.raises(ValueError) as caught:
         hub.load_dit(tmp_path)
     message = str(caught.value)
     assert "missing blocks.1.attn1.to_q.weight" in message and "unexpected blocks.1.attn1.to_queries.weight" in message
     assert "wrong shape proj_out.bias: (7,), expected (64,)" in message and str(tmp_path) in message
+    assert f"wrong shape {turned}: (56, 48), expected (48, 56)" in message
 
 
 @pytest.mark.parametrize("change", [{"qk_norm": "rms_norm"}, {"cross_attn_norm": False}, {"added_kv_proj_dim": 1024},

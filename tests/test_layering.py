@@ -11,7 +11,8 @@ ROOMS = ("wanjax", "experiments", "data_pipelines", "configs")
 TRAINING = {"wanjax.train", "wanjax.optim", "wanjax.objectives", "wanjax.checkpoint", "wanjax.codec_training",
             "wanjax.warm_start", "wanjax.run_log", "wanjax.workdir", "optax", "experiments"}
 FILES = {"os", "io", "pathlib", "json", "tempfile", "shutil", "safetensors", "huggingface_hub", "h5py", "orbax", "av",
-         "wanjax.hub", "wanjax.hub_layouts", "wanjax.hub_readers", "wanjax.torch_files", "wanjax.weight_files", "wanjax.video", "wanjax.codec", "wanjax.latent_cache"}
+         "wanjax.hub", "wanjax.hub_layouts", "wanjax.hub_readers", "wanjax.hub_float8", "wanjax.torch_files",
+         "wanjax.weight_files", "wanjax.video", "wanjax.codec", "wanjax.latent_cache"}
 NETWORKS = {"flax", "wanjax.models", "wanjax.codec", "wanjax.text", "wanjax.generate"}
 MESHES = {"jax.sharding", "jax.experimental.mesh_utils", "wanjax.partition"}
 OURS = set(ROOMS)
@@ -21,7 +22,7 @@ MAY_NOT_KNOW = {
     "wanjax/models": FILES | TRAINING | {"ml_collections", "wanjax.config", "wanjax.data", "wanjax.light"},
     "wanjax/partition.py": OURS | {"flax"},
     "wanjax/light": NETWORKS | MESHES | TRAINING | {"ml_collections", "wanjax.hub", "wanjax.config"},
-    "wanjax/train.py": {"ml_collections", "wanjax.config", "wanjax.hub", "wanjax.hub_layouts", "wanjax.hub_readers", "wanjax.torch_files", "wanjax.weight_files", "wanjax.latent_cache",
+    "wanjax/train.py": {"ml_collections", "wanjax.config", "wanjax.hub", "wanjax.weight_files", "wanjax.latent_cache",
                         "wanjax.video", "safetensors", "huggingface_hub", "h5py", "json", "orbax", "av"},
     "wanjax/hub.py": TRAINING | {"ml_collections", "wanjax.config", "wanjax.data", "wanjax.latent_cache", "orbax"},
     "wanjax/data.py": TRAINING | NETWORKS | {"ml_collections", "wanjax.config", "tensorflow_datasets"},

@@ -320,7 +320,7 @@ def test_what_cannot_be_opened_is_named(tmp_path):
     with pytest.raises(ValueError, match="is a file"):
         pipeline.open_pipeline(tmp_path / "model.safetensors")
     (tmp_path / "high_noise_model").mkdir()
-    with pytest.raises(ValueError, match="official layout.*has no transformer, vae"):
+    with pytest.raises(ValueError, match="official layout.*has no vae, text_encoder, tokenizer"):
         pipeline.open_pipeline(tmp_path)
     with pytest.raises(ValueError, match="weights = 'best'"):
         pipeline.open_pipeline(tmp_path, weights="best")

@@ -158,7 +158,7 @@ class TorchFile:
         member = self._members[f"{self._folder}data/{storage.key}"]
         stored = self._bytes[member.start : member.start + member.size]
         if storage.key not in self._verified:
-            if zlib.crc32(stored) != member.crc:
+            if zlib.crc32(stored.data) != member.crc:
                 raise ValueError(f"{self.file}: the bytes of tensor {name} are damaged (CRC-32): download it again")
             self._verified.add(storage.key)
         dtype = np.dtype(storage.dtype)
@@ -213,7 +213,7 @@ def _unpickled(program: bytes, file: pathlib.Path) -> Any:
             if instruction.name not in _INSTRUCTIONS:
                 raise pickle.UnpicklingError(f"its pickle has the instruction {instruction.name}; {_SAVE_AGAIN}")
             # The memo is an array as long as the largest number in it.
-            if instruction.name == "LONG_BINPUT" and argument > len(program):
+            if instruction.name == "LONG_BINPUT" and int(argument or 0) > len(program):
                 raise pickle.UnpicklingError("its pickle numbers more values than it has bytes")
         return _Unpickler(io.BytesIO(program)).load()
     except (pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, EOFError) as error:
