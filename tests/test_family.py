@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from wanjax import config
-from wanjax.family import MEMBERS, WAN21_STRIDES
+from wanjax.family import MEMBERS, WAN21_STRIDES, member_like
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = {"t2v_a14b": "Wan2.2-T2V-A14B"}
@@ -60,3 +60,12 @@ def test_a_config_of_a_member_is_that_member(name, member):
     for field in ("frames", "height", "width", "fps"):
         assert getattr(experiment.data, field) == getattr(published, field), field
     assert published.strides == config.CODEC_STRIDES
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_checkpoint_finds_its_published_settings_also_at_other_widths_of_the_same_kind(name):
+    member = MEMBERS[name]
+    assert member_like([member.model] * len(member.experts)) is member
+    small = dataclasses.replace(member.model, width=128, heads=1, layers=2, ffn=64)
+    found = member_like([small] * len(member.experts))
+    assert (found.model.in_channels, found.experts) == (member.model.in_channels, member.experts)

@@ -5,6 +5,7 @@ Sources: wan/configs of github.com/Wan-Video/Wan2.2 and of Wan2.1, whose default
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wanjax.generate import SampleConfig
@@ -80,3 +81,18 @@ MEMBERS = {
         _ONE_EXPERT, 16, WAN21_STRIDES, 81, 480, 832, 16.0, _ONE_EXPERT_SAMPLE,
     ),
 }  # fmt: skip
+
+
+def member_like(models: Sequence[DiTConfig]) -> Member:
+    """The member whose published settings fit a checkpoint: told by how many transformers it has and what they read.
+
+    Args:
+        models: of each transformer, one or two.
+    Returns: among those with as many transformers, the one that reads as many channels and is nearest in width.
+    """
+    like = [member for member in MEMBERS.values() if len(member.experts) == len(models)]
+
+    def distance(member: Member) -> tuple[bool, int]:
+        return member.model.in_channels != models[0].in_channels, abs(member.model.width - models[0].width)
+
+    return min(like, key=distance)

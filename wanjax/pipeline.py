@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 
 import jax
 
-from wanjax import checkpoint, codec, hub, text
-from wanjax.generate import Pipeline, SampleConfig
+from wanjax import checkpoint, codec, family, hub, text
+from wanjax.generate import Pipeline
 from wanjax.models.dit import WanDiT
 
 WAN_TEXT_LENGTH = 512
-WAN_FRAMES, WAN_HEIGHT, WAN_WIDTH, WAN_FPS = 81, 480, 832, 16.0
-# Wan2.1 has one transformer for all noise levels, and these settings
-ONE_EXPERT = SampleConfig(steps=50, shift=5.0, guidance_high=5.0, guidance_low=5.0, boundary=0.0)
 
 
 def open_pipeline(
@@ -80,6 +78,8 @@ def _open_released(root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | N
         raise ValueError(f"{listing} names two transformers but no boundary_ratio between them")
     vae, vae_params = hub.load_vae(parts["vae"])
     encoder, encoder_params = hub.load_text_encoder(parts["text_encoder"])
+    member = family.member_like([model.config for model, _ in experts.values()])
+    published = member.sample if boundary is None else dataclasses.replace(member.sample, boundary=boundary)
     layout = "official" if official else "diffusers"
     kind = f"two experts, boundary {boundary}" if "low" in experts else "one transformer"
     return Pipeline(
@@ -87,10 +87,10 @@ def _open_released(root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | N
         vae=vae,
         vae_params=vae_params,
         text=text.TextEncoder(text.load_tokenizer(str(parts["tokenizer"])), encoder, encoder_params, WAN_TEXT_LENGTH),
-        config=SampleConfig(boundary=boundary) if "low" in experts else ONE_EXPERT,
-        frames=WAN_FRAMES,
-        height=WAN_HEIGHT,
-        width=WAN_WIDTH,
-        fps=WAN_FPS,
+        config=published,
+        frames=member.frames,
+        height=member.height,
+        width=member.width,
+        fps=member.fps,
         description=f"{layout} layout in {root}: {kind} of width {experts['high'][0].config.width}",
     )
