@@ -1,5 +1,6 @@
 """Wan's own releases: codec and text encoder of torch.save, and the root that holds everything."""
 
+import dataclasses
 import json
 import shutil
 
@@ -19,7 +20,7 @@ from wanjax.models.rows.dit import dit_rows
 from wanjax.models.rows.umt5 import umt5_rows
 from wanjax.models.rows.vae import vae_rows
 from wanjax.models.umt5 import UMT5Config
-from wanjax.models.vae import VAEConfig, WanVAE
+from wanjax.models.vae import WAN22, VAEConfig, WanVAE
 
 # With the published statistics of latents, which no tensor tells.
 VAE = WanVAE(VAEConfig(base_dim=4, num_res_blocks=1, dim_mult=(1, 3, 2, 4), temporal_downsample=(True, False, True)))
@@ -49,6 +50,20 @@ def test_the_official_codec_opens_and_its_sizes_are_read_from_its_tensors(tmp_pa
     assert model == VAE
     equal(found, codec_params)
     assert hub.load_vae(tmp_path / "Wan2.1_VAE.pth", dtype="bfloat16")[0].config.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("naming", ["official", "diffusers"])
+def test_the_codec_of_wan22_is_known_by_its_tensors_and_takes_published_statistics(tmp_path, naming):
+    config = dataclasses.replace(WAN22, base_dim=8, decoder_base_dim=16)
+    params = random_params(vae_rows(config))
+    torch_writing.save(rows.export_tensors(vae_rows(config), params, naming), tmp_path / "Wan2.2_VAE.pth")
+    model, found = hub.load_vae(tmp_path / "Wan2.2_VAE.pth")
+    assert model.config == config and model.strides == (4, 16, 16)
+    equal(found, params)
+    hub.save_vae(tmp_path / "written", model, found, layout="official")
+    again, back = hub.load_vae(tmp_path / "written/Wan2.2_VAE.safetensors")
+    assert again == model
+    equal(back, params)
 
 
 def test_the_official_text_encoder_opens_and_its_sizes_are_read_from_its_tensors(tmp_path, text_params):

@@ -9,7 +9,9 @@ from typing import Any
 from wanjax import hub
 from wanjax.light import luminance
 from wanjax.models.vae import WanVAE
+from wanjax.weight_files import SUFFIX, TORCH_SUFFIXES
 
+WEIGHT_SUFFIXES = (SUFFIX, *TORCH_SUFFIXES)
 SHIPPED = pathlib.Path(__file__).parent / "assets"
 
 
@@ -51,7 +53,7 @@ def open_codec(name_or_folder: str, *, dtype: str | None = None) -> Codec:
     folder = find_codec(name_or_folder)
     model, params = hub.load_vae(folder, dtype=dtype)
     digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for file in sorted(f for f in folder.iterdir() if f.name == "config.json" or f.suffix in WEIGHT_SUFFIXES):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 24):

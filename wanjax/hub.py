@@ -47,7 +47,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 _log = logging.getLogger(__name__)
 _PathLike = str | os.PathLike[str]
 _COMFYUI_STEM = "diffusion_model"
-_OFFICIAL_VAE_STEM, _OFFICIAL_TEXT_STEM = "Wan2.1_VAE", "models_t5_umt5-xxl-enc-"
+_OFFICIAL_TEXT_STEM = "models_t5_umt5-xxl-enc-"
 _SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -168,13 +168,14 @@ def save_vae(folder: _PathLike, model: WanVAE, params: Any, *, layout: str = "di
     Args:
         folder: made if absent.
         layout: "diffusers" (as ``AutoencoderKLWan.from_pretrained`` opens it) or "official": ``Wan2.1_VAE.safetensors``
-            with the names of ``Wan2.1_VAE.pth``, its sizes in the file's header.
+            or ``Wan2.2_VAE.safetensors`` with the names of the ``.pth`` file, its sizes in the file's header.
 
     Raises:
         ValueError: an unknown layout, or parameters that are not this model's.
     """
+    official = "Wan2.2_VAE" if model.config.residual else "Wan2.1_VAE"
     _write_network(folder, vae_rows(model.config), params, layout, hub_configs.vae_json(model.config),
-                   {"diffusers": DIFFUSERS_STEM, "official": _OFFICIAL_VAE_STEM})  # fmt: skip
+                   {"diffusers": DIFFUSERS_STEM, "official": official})  # fmt: skip
 
 
 def save_text_encoder(

@@ -13,7 +13,7 @@ from wanjax.models.rows.dit import dit_rows
 from wanjax.models.rows.umt5 import umt5_rows
 from wanjax.models.rows.vae import vae_rows
 from wanjax.models.umt5 import UMT5Config
-from wanjax.models.vae import VAEConfig
+from wanjax.models.vae import WAN22, VAEConfig
 
 _Json = Mapping[str, Any]
 _Shapes = Mapping[str, tuple[int, ...]]
@@ -186,7 +186,13 @@ def dit_json(config: DiTConfig, naming: str) -> dict[str, Any]:
 
 
 def vae_sizes(naming: str, shapes: _Shapes) -> dict[str, Any]:
-    """Sizes of a Wan2.1 codec from its tensors, as :func:`vae_config` takes them; empty if they are another's."""
+    """Sizes of a codec from its tensors, as :func:`vae_config` takes them; empty if they are another's.
+
+    Of a Wan2.2 codec the widths are read, and what its tensors do not show is as published.
+    """
+    nested = {row.path: row.foreign_names(naming)[0] for row in vae_rows(WAN22)}
+    if nested["encoder", "down_0", "conv1", "kernel"] in shapes:
+        return _wan22_sizes(nested, shapes)
     names = {row.path: row.foreign_names(naming)[0] for row in vae_rows(VAEConfig())}
     first, z_dim = shapes.get(names["encoder", "conv_in", "kernel"]), shapes.get(names["post_quant_conv", "kernel"])
     block = names["encoder", "down_0", "conv1", "kernel"]
@@ -206,6 +212,14 @@ def vae_sizes(naming: str, shapes: _Shapes) -> dict[str, Any]:
         "num_res_blocks": per_stage - 1,
         "temperal_downsample": halvings,
     }
+
+
+def _wan22_sizes(names: Mapping[tuple[str, ...], str], shapes: _Shapes) -> dict[str, Any]:
+    ends = {"base_dim": ("encoder", "conv_in", "bias"), "z_dim": ("post_quant_conv", "bias")}
+    if any(names[path] not in shapes for path in (*ends.values(), ("decoder", "norm_out"))):
+        return {}
+    widths = {field: shapes[names[path]][0] for field, path in ends.items()}
+    return vae_json(WAN22) | widths | {"decoder_base_dim": shapes[names["decoder", "norm_out"]][0]}
 
 
 def vae_config(stored: _Json, source: pathlib.Path) -> tuple[VAEConfig, list[str]]:
