@@ -113,10 +113,11 @@ def sample(
       correct: whether flicker of exposure and colour is taken out, see `wanjax.light.correct`.
       loras: "high" or "low" -> LoRA files that are merged into that expert's weights, see `wanjax.lora.parse`.
     """
+    files = {name: lora.parse(text) for name, text in (loras or {}).items()}
     targets = _targets(out, len(requests))
     pipeline, config = _configured(open_pipeline(checkpoint, weights=weights), changes or {})
     print(f"found {pipeline.description}", flush=True)
-    pipeline, merged = _with_loras(pipeline, config, loras or {})
+    pipeline, merged = _with_loras(pipeline, config, files)
     records = [_record(request, pipeline, config, checkpoint, weights, correct, merged) for request in requests]
     done = {i for i, target in enumerate(targets) if _is_there(target, records[i])}
     if done:
@@ -194,11 +195,10 @@ def _configured(pipeline: Pipeline, changes: Mapping[str, Any]) -> tuple[Pipelin
 
 
 def _with_loras(
-    pipeline: Pipeline, config: SampleConfig, loras: Mapping[str, str]
+    pipeline: Pipeline, config: SampleConfig, files: Mapping[str, list[tuple[pathlib.Path, float]]]
 ) -> tuple[Pipeline, dict[str, list[dict[str, Any]]]]:
     """The pipeline with LoRAs merged, its own weights given up; and what was merged, by expert."""
     experts, records = dict(pipeline.experts), {}
-    files = {name: lora.parse(text) for name, text in loras.items()}
     for name in files:
         if name not in experts:
             raise ValueError(f"lora_{name}: there is no {name}-noise expert here, only {', '.join(experts)}")

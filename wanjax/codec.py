@@ -9,9 +9,8 @@ from typing import Any
 from wanjax import hub
 from wanjax.light import luminance
 from wanjax.models.vae import WanVAE
-from wanjax.weight_files import SUFFIX, TORCH_SUFFIXES
+from wanjax.weight_files import SUFFIXES
 
-WEIGHT_SUFFIXES = (SUFFIX, *TORCH_SUFFIXES)
 SHIPPED = pathlib.Path(__file__).parent / "assets"
 
 
@@ -53,7 +52,7 @@ def open_codec(name_or_folder: str, *, dtype: str | None = None) -> Codec:
     folder = find_codec(name_or_folder)
     model, params = hub.load_vae(folder, dtype=dtype)
     digest = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.name == "config.json" or f.suffix in WEIGHT_SUFFIXES):
+    for file in sorted(f for f in folder.iterdir() if f.name == "config.json" or f.suffix in SUFFIXES):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 24):

@@ -22,6 +22,7 @@ from wanjax.torch_files import SUFFIXES as TORCH_SUFFIXES
 from wanjax.torch_files import TorchFile
 
 SUFFIX = ".safetensors"
+SUFFIXES = (SUFFIX, *TORCH_SUFFIXES)  # of what is read
 INDEX_SUFFIX = ".safetensors.index.json"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 TRANSFORMERS_STEM = "model"
@@ -155,7 +156,7 @@ def open_weights(path: pathlib.Path) -> TensorReader:
     if path.is_file():
         if path.name.endswith(INDEX_SUFFIX):
             return _open_index(path)
-        if path.suffix not in (SUFFIX, *TORCH_SUFFIXES):
+        if path.suffix not in SUFFIXES:
             raise ValueError(
                 f"{path}: expected a {SUFFIX} file or one of torch.save ({', '.join(TORCH_SUFFIXES)}); "
                 f"{path.suffix or 'such'} files are not read"

@@ -223,10 +223,10 @@ def run_stage(stage: Sequence[Block], params: Params, x: jax.Array, memory: Memo
     y = x
     for block in stage:
         y = run_block(block, params[block.name], y, memory)
-    last = stage[-1]
-    size = (last.outputs, 2 if last.kind.endswith("time") else 1, 1 if last.kind == "residual" else 2)
     if not shortcut:
         return y
+    last = stage[-1]
+    size = (last.outputs, 2 if last.kind.endswith("time") else 1, 1 if last.kind == "residual" else 2)
     if last.kind.startswith("up"):
         return y + duplicate_up(x, *size, first=memory.first)
     return y + average_down(x, *size)
