@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wanjax.generate import SampleConfig
 from wanjax.models import rows
 from wanjax.models.dit_config import DiTConfig
 from wanjax.models.rows.dit import dit_rows
+from wanjax.sample_config import SampleConfig
 
 WAN21_STRIDES, WAN22_STRIDES = (4, 8, 8), (4, 16, 16)
 

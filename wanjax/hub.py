@@ -36,8 +36,8 @@ from wanjax.torch_files import SUFFIXES as TORCH_SUFFIXES
 from wanjax.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, open_weights, write_weights
 
 __all__ = [
-    "DTYPES", "LAYOUTS", "NETWORK_LAYOUTS", "is_official", "load_dit", "load_text_encoder", "load_vae", "open_layout",
-    "save_dit", "save_text_encoder", "save_vae",
+    "DTYPES", "LAYOUTS", "NETWORK_LAYOUTS", "dit_config", "is_official", "load_dit", "load_text_encoder", "load_vae",
+    "open_layout", "save_dit", "save_text_encoder", "save_vae",
 ]  # fmt: skip
 
 LAYOUTS = ("diffusers", "official", "comfyui")  # of a transformer
@@ -68,6 +68,18 @@ def load_dit(folder: _PathLike, *, dtype: str | None = None, mesh: Mesh | None =
         ValueError: a pipeline's root (the message lists its parts), a damaged file, a config that describes another
             network, or tensors missing, unexpected or of the wrong shape (all in one message).
     """
+    config, reader, naming = _open_dit(folder, dtype)
+    model = WanDiT(config, mesh)
+    return model, _import(dit_rows(config), reader, naming, dtype, mesh)
+
+
+def dit_config(folder: _PathLike, *, dtype: str | None = None) -> DiTConfig:
+    """Of the transformer that :func:`load_dit` opens; reads headers, no weights. Args and errors as there."""
+    return _open_dit(folder, dtype)[0]
+
+
+def _open_dit(folder: _PathLike, dtype: str | None) -> tuple[DiTConfig, Reader, str]:
+    """Shape, tensors and naming of a transformer."""
     path = one_network(folder)
     reader = hub_float8.widened(unprefixed(open_weights(path)), dtype)
     naming = _naming(reader, dit_rows(DiTConfig(width=128, heads=1, layers=1, ffn=128)), "a Wan transformer")
@@ -75,8 +87,7 @@ def load_dit(folder: _PathLike, *, dtype: str | None = None, mesh: Mesh | None =
     config, unused = hub_configs.dit_config(stored, naming, shapes(reader), path)
     _warn_unused(path, unused)
     compute = _dtype(reader, dtype)
-    model = WanDiT(replace(config, dtype=compute, param_dtype=compute), mesh)
-    return model, _import(dit_rows(model.config), reader, naming, dtype, mesh)
+    return replace(config, dtype=compute, param_dtype=compute), reader, naming
 
 
 def load_vae(path_or_folder: _PathLike, *, dtype: str | None = None) -> tuple[WanVAE, Any]:

@@ -47,11 +47,11 @@ def initial_params(source: str | os.PathLike[str], expert: str, config: DiTConfi
     """
     source = find_experts(source)
     if checkpoint.is_run(source):
-        run = checkpoint.open_run(source, "ema", mesh)
+        run = checkpoint.open_run(source, "ema")
         if expert not in run.experts:
             raise ValueError(f"config.train.init_from = {str(source)!r} has no {expert} expert, only "
                              f"{', '.join(run.experts)}: set config.train.expert to that, or give another source")
-        found, params = run.config.model, run.experts[expert]
+        found, (params, _) = run.config.model, run.experts[expert].read(mesh)
     else:
         folders = [source / names[expert] for names in (DIFFUSERS_FOLDERS, OFFICIAL_FOLDERS)]
         folder = next((f for f in folders if f.is_dir()), source)
