@@ -84,8 +84,8 @@ def run(folder: str, settings: Settings, *, weights: str = "ema") -> dict[str, A
     families = _families(source, settings)
     found = {name: _probe(name, opened, settings, shipped, cache, families) for name in wanted}
     settings_read = dataclasses.asdict(settings) | {"weights": weights, "visibility_cell": cell}
-    return {"checkpoint": folder, "config": experiment.name, "steps": {name: saved.step for name, saved in opened.experts.items()},
-            "settings": settings_read,
+    steps = {name: saved.step for name, saved in opened.experts.items()}
+    return {"checkpoint": folder, "config": experiment.name, "steps": steps, "settings": settings_read,
             "experts": found}
 
 

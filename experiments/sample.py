@@ -271,7 +271,7 @@ def main(argv: list[str]) -> None:
         if given.prompts is not None:
             for name in ("image", "last_image"):
                 if given[name].value is not None:
-                    raise ValueError(f"--{name} goes with --prompt; with --prompts, name it in the lines of a .jsonl file")
+                    raise ValueError(f"--{name} goes with --prompt; with --prompts, name it in a .jsonl file's lines")
             lines = read_prompts(given.prompts, given.seed)
         elif given.prompt.strip():
             first, last = (None if file is None else pathlib.Path(file) for file in (given.image, given.last_image))

@@ -139,7 +139,7 @@ def denoise(
 
     Args:
         experts: "high" and "low"; one may be absent where no step falls to it.
-        batches: all of the same shapes.
+        batches: all of the same size.
         config: settings, see `SampleConfig`.
         execution: see there; its ``batch`` has no meaning here.
         on_step: called after every step.
@@ -152,6 +152,7 @@ def denoise(
             raise ValueError("guidance needs the embedding of the negative prompt, null_text is None")
     if not batches:
         return
+    _check_channels(stages, batches)
     execution = fitting(experts, batches[0], config, execution or Execution())
     held = Held(experts, 2 if execution.holding == "both" else 1, on_read)
     total, done = config.steps * len(batches), 0
@@ -177,6 +178,18 @@ def denoise(
             carries = [jax.device_get(run(stage, batch, c)) for batch, c in zip(group, carries, strict=True)]
         for batch, carry in zip(group, carries, strict=True):
             yield np.asarray(run(stages[-1], batch, carry).x)
+
+
+def _check_channels(stages: Sequence[Stage], batches: Sequence[Batch]) -> None:
+    for stage in stages:
+        config = stage.model.config
+        for batch in batches:
+            own, given = batch.noise.shape[-1], batch.condition.channels
+            if (config.in_channels, config.out_channels) != (own + given, own):
+                raise ValueError(
+                    f"the {stage.expert}-noise expert takes {config.in_channels} channels and gives "
+                    f"{config.out_channels}; these latents have {own}, and {given} of images beside them"
+                )
 
 
 def _solver(config: SampleConfig) -> tuple[str, int, float, str]:
@@ -243,8 +256,9 @@ def fitting(experts: Mapping[str, Expert], batch: Batch, config: SampleConfig, e
 
 
 def _bytes_needed(
-    experts: Mapping[str, Expert], stages: Sequence[Stage], batch: Batch, config: SampleConfig, holding: str, passes: str
-) -> int:
+    experts: Mapping[str, Expert], stages: Sequence[Stage], batch: Batch, config: SampleConfig, holding: str,
+    passes: str,
+) -> int:  # fmt: skip
     """Bytes on each device while the most demanding stage runs, as the compiler states them."""
     beside, own = 0, {stage.expert: experts[stage.expert].nbytes for stage in stages}
     for stage in stages:
