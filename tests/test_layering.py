@@ -12,8 +12,9 @@ TRAINING = {"wanjax.train", "wanjax.optim", "wanjax.objectives", "wanjax.checkpo
             "wanjax.warm_start", "wanjax.run_log", "wanjax.workdir", "optax", "experiments"}
 FILES = {"os", "io", "pathlib", "json", "tempfile", "shutil", "safetensors", "huggingface_hub", "h5py", "orbax", "av",
          "wanjax.hub", "wanjax.hub_layouts", "wanjax.hub_readers", "wanjax.hub_float8", "wanjax.torch_files",
-         "wanjax.weight_files", "wanjax.video", "wanjax.codec", "wanjax.latent_cache"}
-NETWORKS = {"flax", "wanjax.models", "wanjax.codec", "wanjax.text", "wanjax.generate"}
+         "wanjax.weight_files", "wanjax.file_digest", "wanjax.prompt_embeddings", "wanjax.video", "wanjax.codec",
+         "wanjax.latent_cache"}
+NETWORKS = {"flax", "wanjax.models", "wanjax.codec", "wanjax.text", "wanjax.prompt_embeddings", "wanjax.generate"}
 MESHES = {"jax.sharding", "jax.experimental.mesh_utils", "wanjax.partition"}
 OURS = set(ROOMS)
 
