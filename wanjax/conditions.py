@@ -77,7 +77,7 @@ class ImageChannels(Condition):
 
     Attributes:
         given: [B or 1, F, h, w, 4 + C]: which of a latent frame's frames are given (1 or 0; the clip's first frame,
-            which is a latent frame by itself, counts four times), then the latents of the clip whose other frames are mid-grey.
+            which is a latent frame by itself, counts four times), then the latents of the clip with these frames alone.
     """
 
     given: Any

@@ -147,5 +147,6 @@ def prepare_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
         Image.fromarray(np.asarray(image[..., channel], np.float32)) for channel in range(3)
     ]  # fmt: skip
     resized = [np.asarray(one.resize(size, Image.Resampling.LANCZOS)) for one in pictures]
-    pixels = resized[0] / np.float32(255) if eight else np.stack(resized, axis=-1)
+    # Lanczos overshoots beside edges; 8 bits are cut by their type
+    pixels = resized[0] / np.float32(255) if eight else np.clip(np.stack(resized, axis=-1), 0, 1)
     return np.asarray(pixels[top : top + height, left : left + width] * 2 - 1, np.float32)
