@@ -82,7 +82,7 @@ def from_level(opened: generate.Pipeline, captions: Sequence[Caption], latents: 
     embedded = opened.text.embed([*(c.prompt for c in captions), config.negative_prompt])
     null = text.pad([embedded.pop()], opened.text.length)
     model = opened.experts["low"].model
-    params = {name: expert.read(expert.model) for name, expert in opened.experts.items()}
+    params = {name: expert.read(expert.places()) for name, expert in opened.experts.items()}
     noise = np.stack([generate.noise_for(c.seed, opened.latent_shape) for c in captions])
     for i in range(len(captions)):
         x = (1 - level) * latents[i : i + 1] + level * noise[i : i + 1]

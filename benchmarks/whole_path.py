@@ -81,7 +81,7 @@ def pipeline_of(experiment: config.Experiment) -> generate.Pipeline:
 def sampling(experiment: config.Experiment, rounds: int) -> str:
     pipeline, batch = pipeline_of(experiment), len(PROMPTS)
     model = pipeline.experts["high"].model
-    params = pipeline.experts["high"].read(model)
+    params = pipeline.experts["high"].read(pipeline.experts["high"].places())
     x = jnp.zeros((2 * batch, *pipeline.latent_shape))
     words = jnp.zeros((2 * batch, experiment.text.length, experiment.model.text_dim))
     forward = jax.jit(lambda p, x, t, w: model.apply({"params": p}, x, t, w))

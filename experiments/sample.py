@@ -35,7 +35,6 @@ from wanjax.estimate import estimate
 from wanjax.experts import Expert
 from wanjax.generate import Pipeline
 from wanjax.light import correct as corrector
-from wanjax.models.dit import WanDiT
 from wanjax.models.rows.dit import dit_rows
 from wanjax.pipeline import open_pipeline
 from wanjax.prompt_file import Line, read_prompts
@@ -236,8 +235,8 @@ def _with_loras(
 def _merged(expert: Expert, loras: Sequence[tuple[lora.Lora, float]]) -> Expert:
     """The expert whose parameters are changed as they are read."""
 
-    def read(model: WanDiT) -> Any:
-        return lora.merge(expert.read(model), dit_rows(model.config), loras, donate=True)
+    def read(places: Any) -> Any:
+        return lora.merge(expert.read(places), dit_rows(expert.model.config), loras, donate=True)
 
     return dataclasses.replace(expert, read=read)
 

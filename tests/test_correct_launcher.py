@@ -140,7 +140,7 @@ def sampled(monkeypatch):
                            latents_std=(1.0,) * 4))  # fmt: skip
     model = WanDiT(DiTConfig(width=24, heads=2, layers=1, ffn=32, in_channels=4, out_channels=4))
     pipeline = generate.Pipeline(
-        experts={"high": Expert(model, None, "")}, vae=vae, vae_params={}, vae_fingerprint="",
+        experts={"high": Expert(model, None, "", "float32")}, vae=vae, vae_params={}, vae_fingerprint="",
         text=SimpleNamespace(fingerprint="bytes", length=8), config=SampleConfig(steps=2, boundary=0.0), frames=13,
         height=48, width=48, fps=8.0,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Statements about sampling: who takes which step, what guidance does, what a clip depends on."""
 
 import dataclasses
+import functools
 import gc
 import weakref
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wanjax import conditions, denoise, generate, solvers, text
+from wanjax import conditions, denoise, generate, images, solvers, text
 from wanjax.denoise import Batch, Execution
 from wanjax.experts import Expert
 from wanjax.generate import Pipeline, Request, noise_for
@@ -81,7 +82,7 @@ def run(experts, noise, prompt, null, config, **options):
 def answer(experts):
     """answer(expert, x, t, text): one call of one network, as numpy."""
     apply = jax.jit(lambda params, x, t, c: experts["high"].model.apply({"params": params}, x, t, c))
-    params = {name: expert.read(expert.model) for name, expert in experts.items()}
+    params = {name: expert.read(expert.places()) for name, expert in experts.items()}
     return lambda name, x, t, c: np.asarray(apply(params[name], x, np.full(len(x), t, np.float32), c))
 
 
@@ -133,7 +134,7 @@ def test_a_missing_expert_is_named_with_the_steps_it_would_take(experts):
 def test_an_expert_of_other_channels_is_refused_before_it_is_read(experts):
     noise, prompt, null = inputs()
     model = WanDiT(dataclasses.replace(DIT, in_channels=9))
-    image = Expert(model, lambda model: pytest.fail("was read"), "")
+    image = Expert(model, lambda places: pytest.fail("was read"), "", "float32")
     with pytest.raises(ValueError, match="takes 9 channels"):
         run(experts | {"high": image}, noise, prompt, null, SampleConfig())
 
@@ -170,14 +171,16 @@ class Shelf:
 
     def __init__(self, experts):
         self.read, self.alive = [], {}
-        self.experts = {name: dataclasses.replace(expert, read=lambda model, n=name, e=expert: self.fetch(n, e))
-                        for name, expert in experts.items()}  # fmt: skip
+        self.experts = {
+            name: dataclasses.replace(expert, read=functools.partial(self.fetch, name, expert))
+            for name, expert in experts.items()
+        }
 
-    def fetch(self, name, expert):
+    def fetch(self, name, expert, places):
         gc.collect()
         held = sorted(other for other, leaf in self.alive.items() if leaf() is not None)
         self.read.append((name, held))
-        params = jax.tree.map(jnp.array, expert.read(expert.model))
+        params = jax.tree.map(jnp.array, expert.read(places))
         self.alive[name] = weakref.ref(jax.tree.leaves(params)[0])
         return params
 
@@ -195,6 +198,15 @@ def test_one_expert_at_a_time_is_read_once_and_makes_the_same_clips(experts):
     assert one.read == [("high", []), ("low", [])]
 
 
+def test_blocks_streamed_from_the_host_make_the_same_clips(experts):
+    noise, prompt, null = inputs()
+    resident, streamed = (run(experts, noise, prompt, null, GUIDED, execution=Execution(holding=holding))
+                          for holding in ("both", "blocks"))  # fmt: skip
+    np.testing.assert_array_equal(resident, streamed)
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(experts["high"].variables(streamed=True))}
+    assert "pinned_host" in kinds
+
+
 def test_every_step_is_told_with_its_time(experts):
     noise, prompt, null = inputs()
     steps = []
@@ -207,8 +219,8 @@ def test_every_step_is_told_with_its_time(experts):
 
 def test_what_fits_is_held(experts, monkeypatch):
     noise, prompt, null = inputs()
-    own = experts["high"].nbytes
-    assert own == 4 * sum(leaf.size for leaf in jax.tree.leaves(experts["high"].shapes))
+    own = experts["high"].nbytes()
+    assert own == 4 * sum(leaf.size for leaf in jax.tree.leaves(experts["high"].shapes()))
     chosen = {}
     for free in range(3 * own, 0, -own // 64):
         monkeypatch.setattr(denoise, "free_bytes", lambda devices, free=free: free)
@@ -297,6 +309,43 @@ def test_a_batch_that_is_not_full_compiles_nothing_new(pipeline):
     assert denoise._step._cache_size() == before
 
 
+# -- images -----------------------------------------------------------------------------------------------
+
+PICTURE = np.random.default_rng(9).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+
+
+def with_images(pipeline, kind, channels):
+    """The pipeline with an expert for images of that many channels."""
+    sole = expert(7, dataclasses.replace(DIT, in_channels=channels))
+    return dataclasses.replace(pipeline, experts={"high": sole}, kind=kind)
+
+
+def test_an_image_makes_another_clip_and_its_latents_stay(pipeline):
+    picture = with_images(pipeline, "ti2v", 4)
+    words = Request("sun rises", 5)
+    shown = dataclasses.replace(words, image=PICTURE)
+    plain, given, again = generate.latents(picture, [words, shown, words], execution=Execution(batch=2))
+    np.testing.assert_allclose(plain, again, atol=1e-5)
+    assert np.abs(plain[1:] - given[1:]).max() > 1e-3
+    pixels = images.prepare_image(PICTURE, picture.height, picture.width)
+    own = picture.vae.apply({"params": picture.vae_params}, pixels[None, None], method="encode")
+    np.testing.assert_allclose(given[:1], own[0], atol=1e-6)
+    assert np.abs(plain[:1] - own[0]).max() > 0.1
+
+
+def test_image_to_video_reads_the_image_and_needs_it(pipeline):
+    picture = with_images(pipeline, "i2v", 4 + 4 + 4)
+    other = PICTURE[::-1].copy()
+    requests = [Request("dawn", 1, PICTURE), Request("dawn", 1, other), Request("dawn", 1, PICTURE, other)]
+    one, two, both = generate.latents(picture, requests, execution=Execution(batch=3))
+    for a, b in ((one, two), (one, both)):
+        assert np.abs(a - b).max() > 1e-3
+    with pytest.raises(ValueError, match="needs an image"):
+        next(generate.latents(picture, [Request("dawn", 1)]))
+    with pytest.raises(ValueError, match="takes no image"):
+        next(generate.latents(pipeline, [Request("dawn", 1, PICTURE)]))
+
+
 def test_bad_requests_are_refused_before_anything_runs(pipeline, experts):
     run = lambda p, *a, **k: list(generate.generate(p, *a, **k))
     with pytest.raises(ValueError, match="1 prompts and 2 seeds"):
@@ -315,7 +364,7 @@ def test_bad_requests_are_refused_before_anything_runs(pipeline, experts):
 
 def test_latents_that_are_not_finite_are_not_made_into_a_clip(pipeline):
     spoil = lambda params: jax.tree.map(lambda leaf: leaf * np.nan, params)
-    broken = {name: Expert.of(one.model, spoil(one.read(one.model))) for name, one in pipeline.experts.items()}
+    broken = {name: Expert.of(one.model, spoil(one.read(one.places()))) for name, one in pipeline.experts.items()}
     with pytest.raises(FloatingPointError, match="prompt 'a', seed 1 are not finite"):
         list(generate.generate(dataclasses.replace(pipeline, experts=broken), ["a"], [1]))
 

@@ -128,7 +128,7 @@ def lines(*prompts):
 
 def params_of(opened, name):
     expert = opened.experts[name]
-    return expert.read(expert.model)
+    return expert.read(expert.places())
 
 
 def records(folder):

@@ -18,7 +18,6 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from wanjax import config as config_lib
-from wanjax import partition
 from wanjax.file_digest import sampled_digest
 from wanjax.models import rows
 from wanjax.models.dit import WanDiT
@@ -176,20 +175,19 @@ class SavedExpert:
         root = self.folder / self.part
         return sampled_digest((str(file.relative_to(root)), file) for file in sorted(root.rglob("*")) if file.is_file())
 
-    def read(self, mesh: jax.sharding.Mesh | None = None) -> tuple[Any, Any]:
+    def read(self, places: Any = None) -> tuple[Any, Any]:
         """The transformer's parameters and those of its shadow head (None without one).
 
         Args:
-          mesh: where they go; None for one device.
+          places: tree of shardings of the transformer's parameters; None for one device. The head goes to one device.
 
         Raises:
           CheckpointError: if they cannot be read.
         """
         model = WanDiT(self.config.model)
-        table = network_rows(model, self.config.shadow_head(model))
-        shapes = rows.shapes(table, "float32")
-        target = mesh or partition.make_mesh(dict.fromkeys(partition.AXES, 1), devices=jax.devices()[:1])
-        placed = partition.shardings(target, rows.logical_axes(table), shapes)
+        shapes = rows.shapes(network_rows(model, self.config.shadow_head(model)), "float32")
+        alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        placed = jax.tree.map(lambda _: alone, shapes) | (places or {})
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
         try:
             params = ocp.load_checkpointables(self.folder, {self.part: abstract})[self.part]

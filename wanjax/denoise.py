@@ -154,18 +154,19 @@ def denoise(
         return
     _check_channels(stages, batches)
     execution = fitting(experts, batches[0], config, execution or Execution())
-    held = Held(experts, 2 if execution.holding == "both" else 1, on_read)
+    at_once, streamed = (2 if execution.holding == "both" else 1), execution.holding == "blocks"
+    held = Held(experts, at_once, streamed=streamed, on_read=on_read)
     total, done = config.steps * len(batches), 0
 
     def run(stage: Stage, batch: Batch, carry: _Carry) -> _Carry:
         nonlocal done
         program = _program(stage, config, execution.passes == "batched")
-        params = held.params(stage.expert)
+        variables = held.variables(stage.expert)
         carry, *given = jax.device_put((carry, *_inputs(program, batch)), _place(stage.model))
         for i in range(stage.first, stage.last):
             started = time.perf_counter()
             carry = jax.block_until_ready(
-                _step(program, params, carry, *given, np.float32(stage.guidance), np.int32(i))
+                _step(program, variables, carry, *given, np.float32(stage.guidance), np.int32(i))
             )
             done += 1
             on_step(Step(stage.expert, done, total, time.perf_counter() - started))
@@ -238,7 +239,9 @@ def fitting(experts: Mapping[str, Expert], batch: Batch, config: SampleConfig, e
     meshes = [stage.model.mesh for stage in stages]
     free = free_bytes(jax.devices()[:1] if meshes[0] is None else list(meshes[0].local_devices))
     ways: list[tuple[str, str]] = []
-    for holding in ("both", "one") if execution.holding == "auto" else (execution.holding,):
+    # a host that computes has no other memory to stream from
+    known = HOLDING[1:3] if jax.default_backend() == "cpu" else HOLDING[1:]
+    for holding in known if execution.holding == "auto" else (execution.holding,):
         for passes in ("batched", "two") if execution.passes == "auto" else (execution.passes,):
             ways.append((holding, passes))
     least = None
@@ -260,36 +263,38 @@ def _bytes_needed(
     passes: str,
 ) -> int:  # fmt: skip
     """Bytes on each device while the most demanding stage runs, as the compiler states them."""
-    beside, own = 0, {stage.expert: experts[stage.expert].nbytes for stage in stages}
+    most, own = 0, {stage.expert: experts[stage.expert].nbytes() for stage in stages}
     for stage in stages:
-        stats = _compiled(experts[stage.expert], stage, batch, config, passes == "batched").memory_analysis()
+        compiled = _compiled(experts[stage.expert], stage, batch, config, holding == "blocks", passes == "batched")
+        stats = compiled.memory_analysis()
         others = sum(own.values()) - own[stage.expert] if holding == "both" else 0
         whole = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
-        beside = max(beside, whole - stats.alias_size_in_bytes + others)
-    return beside
+        most = max(most, whole - stats.alias_size_in_bytes + others)
+    return most
 
 
-def _compiled(expert: Expert, stage: Stage, batch: Batch, config: SampleConfig, batched: bool) -> Any:
+def _compiled(
+    expert: Expert, stage: Stage, batch: Batch, config: SampleConfig, streamed: bool, batched: bool
+) -> Any:
     program, place = _program(stage, config, batched), _place(stage.model)
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype, sharding=place)
 
     given = jax.tree.map(shape, (_begin(batch, config), *_inputs(program, batch)))
-    lowered = _step.lower(program, expert.shapes, *given, np.float32(stage.guidance), np.int32(0))
-    return lowered.compile()
+    shapes = expert.shapes(streamed=streamed)
+    return _step.lower(program, shapes, *given, np.float32(stage.guidance), np.int32(0)).compile()
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _step(
-    program: _Program, params: Any, carry: _Carry, text: Any, null_text: Any, condition: Condition, guidance: Any,
+    program: _Program, variables: Any, carry: _Carry, text: Any, null_text: Any, condition: Condition, guidance: Any,
     i: Any,
 ) -> _Carry:  # fmt: skip
     solver, model = _make(program.solver), program.model
     x, t = jnp.asarray(carry.x), jnp.asarray(solver.timesteps, jnp.float32)[i]
     inputs = condition.network_input(x)
     timesteps = condition.timesteps(t, len(x), model.config.grid(x.shape[1:4]))
-    variables = {"params": params}
     if not program.guided:
         v = model.apply(variables, inputs, timesteps, text)
     else:

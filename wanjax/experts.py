@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from wanjax import partition
+from wanjax import offload, partition
 from wanjax.models import rows
 from wanjax.models.dit import WanDiT
 from wanjax.models.rows.dit import dit_rows
@@ -23,78 +22,81 @@ class Expert:
 
     Attributes:
         model: the network, with the mesh that it runs on.
-        read: model -> parameters, each placed where the model's mesh wants it; called each time that they are needed
+        read: a tree of shardings -> the parameters, each where its sharding says; called each time that they are needed
             and are not held, so it may take minutes.
         fingerprint: tells one set of weights from another; found without reading them all.
-        dtype: of the parameters; None takes that of the model's config.
+        dtype: of the parameters.
+        changes: LoRAs that are added to the parameters where these are used (`wanjax.models.lora`); empty for none.
     """
 
     model: WanDiT
-    read: Callable[[WanDiT], Any]
+    read: Callable[[Any], Any]
     fingerprint: str
-    dtype: str | None = None
+    dtype: str
+    changes: Any = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, model: WanDiT, params: Any) -> Expert:
         """An expert whose parameters are there already, arrays of numpy or jax; they stay with the caller too."""
         dtypes = {np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(params)}
-        if len(dtypes) > 1:
-            raise ValueError(f"parameters of several types {sorted(dtypes)}: give all in one")
-        dtype = dtypes.pop() if dtypes else model.config.param_dtype
-        return cls(model, lambda model: _placed(model, params, dtype), _fingerprint_of(params), dtype)
+        if len(dtypes) != 1:
+            raise ValueError(f"parameters of the types {sorted(dtypes)}: expected all of one")
+        return cls(model, lambda places: jax.device_put(params, places), _fingerprint_of(params), dtypes.pop())
 
-    @property
-    def shapes(self) -> Any:
-        """Tree of ``jax.ShapeDtypeStruct`` of the parameters, with shardings where there is a mesh."""
-        return _shapes(self.model, self.dtype or self.model.config.param_dtype)
+    def places(self, *, streamed: bool = False) -> Any:
+        """Tree of shardings of the parameters: on the devices, or with the stack's matrices in the host's memory."""
+        table, mesh = dit_rows(self.model.config), self.model.mesh
+        if streamed:
+            return offload.shardings(table, mesh=mesh)
+        if mesh is None:
+            return rows.tree(table, lambda row: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        return partition.shardings(mesh, rows.logical_axes(table), rows.shapes(table, self.dtype))
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the parameters on the device that holds most of them."""
-        return sum(_bytes_per_device(leaf) for leaf in jax.tree.leaves(self.shapes))
+    def variables(self, *, streamed: bool = False) -> dict[str, Any]:
+        """What the model is applied with; reads the parameters."""
+        return self._with_changes(self.read(self.places(streamed=streamed)))
+
+    def shapes(self, *, streamed: bool = False) -> dict[str, Any]:
+        """Tree of ``jax.ShapeDtypeStruct`` like :meth:`variables`; reads nothing."""
+        shapes = rows.shapes(dit_rows(self.model.config), self.dtype)
+        places = self.places(streamed=streamed)
+        return self._with_changes(
+            jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+        )
+
+    def nbytes(self, *, streamed: bool = False) -> int:
+        """Bytes of parameters on the device that holds most of them."""
+        return offload.device_bytes(dit_rows(self.model.config), self.dtype, streamed=streamed, mesh=self.model.mesh)
+
+    def _with_changes(self, params: Any) -> dict[str, Any]:
+        return {"params": params, "lora": self.changes} if self.changes else {"params": params}
 
 
 class Held:
-    """The parameters that are on the devices: those of the experts asked for last.
+    """The parameters that are held: those of the experts asked for last.
 
     Args:
         experts: by name.
         at_once: of how many experts parameters are held; those of the others are let go of before new ones are read.
+        streamed: whether the stacks' matrices are held in the host's memory.
         on_read: told the name of an expert before its parameters are read.
     """
 
-    def __init__(self, experts: Mapping[str, Expert], at_once: int, on_read: Callable[[str], None] = lambda name: None):
-        self._experts, self._at_once, self._on_read = experts, at_once, on_read
-        self._params: dict[str, Any] = {}
+    def __init__(
+        self, experts: Mapping[str, Expert], at_once: int, *, streamed: bool = False,
+        on_read: Callable[[str], None] = lambda name: None,
+    ):  # fmt: skip
+        self._experts, self._at_once, self._streamed, self._on_read = experts, at_once, streamed, on_read
+        self._variables: dict[str, dict[str, Any]] = {}
 
-    def params(self, name: str) -> Any:
-        """Parameters of one expert."""
-        if name not in self._params:
-            while len(self._params) >= self._at_once:
-                del self._params[next(iter(self._params))]
+    def variables(self, name: str) -> dict[str, Any]:
+        """What one expert's model is applied with."""
+        if name not in self._variables:
+            while len(self._variables) >= self._at_once:
+                del self._variables[next(iter(self._variables))]
             self._on_read(name)
-            expert = self._experts[name]
-            self._params[name] = expert.read(expert.model)
-        return self._params[name]
-
-
-def _shapes(model: WanDiT, dtype: str) -> Any:
-    table = dit_rows(model.config)
-    shapes = rows.shapes(table, dtype)
-    if model.mesh is None:
-        return shapes
-    places = partition.shardings(model.mesh, rows.logical_axes(table), shapes)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
-
-
-def _placed(model: WanDiT, params: Any, dtype: str) -> Any:
-    """``params`` on the model's devices; arrays that are there already are not copied."""
-    return jax.tree.map(lambda leaf, x: jax.device_put(leaf, x.sharding), params, _shapes(model, dtype))
-
-
-def _bytes_per_device(leaf: jax.ShapeDtypeStruct) -> int:
-    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-    return math.prod(shape) * np.dtype(leaf.dtype).itemsize
+            self._variables[name] = self._experts[name].variables(streamed=self._streamed)
+        return self._variables[name]
 
 
 def _fingerprint_of(params: Any) -> str:

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import pathlib
+from typing import Any
 
 import jax
 
@@ -80,8 +81,8 @@ def _open_run(
     )  # fmt: skip
 
 
-def _read_saved(saved: checkpoint.SavedExpert, model: WanDiT) -> object:
-    return saved.read(model.mesh)[0]
+def _read_saved(saved: checkpoint.SavedExpert, places: Any) -> Any:
+    return saved.read(places)[0]
 
 
 def _open_released(
@@ -127,7 +128,11 @@ def _open_released(
 
 def _released_expert(folder: pathlib.Path, mesh: jax.sharding.Mesh | None) -> Expert:
     config = hub.dit_config(folder)
-    return Expert(WanDiT(config, mesh), lambda model: hub.load_dit(folder, mesh=model.mesh)[1], _digest(folder))
+
+    def read(places: Any) -> Any:
+        return jax.device_put(hub.load_dit(folder)[1], places)
+
+    return Expert(WanDiT(config, mesh), read, _digest(folder), config.param_dtype)
 
 
 def _digest(weights: pathlib.Path) -> str:

@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 
-from wanjax import checkpoint, hub
+from wanjax import checkpoint, hub, partition
+from wanjax.models import rows
 from wanjax.models.dit import DiTConfig
+from wanjax.models.rows.dit import dit_rows
 
 DIFFUSERS_FOLDERS = {"high": "transformer", "low": "transformer_2"}
 OFFICIAL_FOLDERS = {"high": "high_noise_model", "low": "low_noise_model"}
@@ -51,7 +53,7 @@ def initial_params(source: str | os.PathLike[str], expert: str, config: DiTConfi
         if expert not in run.experts:
             raise ValueError(f"config.train.init_from = {str(source)!r} has no {expert} expert, only "
                              f"{', '.join(run.experts)}: set config.train.expert to that, or give another source")
-        found, (params, _) = run.config.model, run.experts[expert].read(mesh)
+        found, (params, _) = run.config.model, run.experts[expert].read(_places(config, mesh))
     else:
         folders = [source / names[expert] for names in (DIFFUSERS_FOLDERS, OFFICIAL_FOLDERS)]
         folder = next((f for f in folders if f.is_dir()), source)
@@ -64,3 +66,9 @@ def initial_params(source: str | os.PathLike[str], expert: str, config: DiTConfi
     if wrong:
         raise ValueError(f"config.train.init_from = {str(source)!r} is another architecture: {'; '.join(wrong)}")
     return params
+
+
+def _places(config: DiTConfig, mesh: jax.sharding.Mesh) -> Any:
+    """Where training keeps the transformer's parameters."""
+    table = dit_rows(config)
+    return partition.shardings(mesh, rows.logical_axes(table), rows.shapes(table, config.param_dtype))

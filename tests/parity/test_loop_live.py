@@ -1,6 +1,5 @@
 """Whole clips against diffusers' pipelines: the same folder, prompt, noise and images, from text to pixels."""
 
-import json
 import shutil
 
 import numpy as np
@@ -10,44 +9,25 @@ pytest.importorskip("torch", reason="PyTorch is installed by make parity")
 
 from tests.parity import loop
 from tests.parity.loop_case import CASES, FRAMES, PROMPT
-from wanjax import generate, hub, images, solvers, text
-from wanjax.conditions import condition_on, kind_of
+from wanjax import hub, images, text
+from wanjax.conditions import condition_on
+from wanjax.denoise import Batch, denoise
 from wanjax.pipeline import open_pipeline
 
 ATOL = 5e-4  # of pixels in [0, 1]
 
 
-def denoised(pipeline, condition, noise, prompt, negative, config):
-    """Latents from noise: the loop of `wanjax.conditions`."""
-    solver = solvers.make(config.solver, steps=config.steps, shift=config.shift, grid=config.grid)
-    x = condition.start(noise)
-    state = solver.init(x)
-    for i, t in enumerate(solver.timesteps):
-        name = "high" if t >= 1000 * config.boundary else "low"
-        model, params = pipeline.experts[name]
-        timesteps = condition.timesteps(t, len(x), model.config.grid(x.shape[1:4]))
-        read = condition.network_input(x)
-        v, v_null = (model.apply({"params": params}, read, timesteps, c) for c in (prompt, negative))
-        x, state = solver.step(state, x, v_null + config.guidance(name) * (v - v_null), i)
-        x = condition.after_step(x)
-    return x
-
-
 def pixels(case, folder):
     """The clip [T, H, W, 3] in [0, 1] that wanjax makes of what the folder holds."""
     pipeline = open_pipeline(folder)
-    models = [model.config for model, _ in pipeline.experts.values()]
-    kind = kind_of(models, pipeline.vae, expand_timesteps=case.expand_timesteps)
+    assert pipeline.kind == case.kind
     first, last = (None if image is None else images.prepare_image(image, *case.size) for image in case.images)
-    condition = condition_on(kind, pipeline.vae, pipeline.vae_params, first, last, frames=FRAMES)
+    condition = condition_on(pipeline.kind, pipeline.vae, pipeline.vae_params, first, last, frames=FRAMES)
     embeddings = pipeline.text.embed([PROMPT, case.sample.negative_prompt])
     prompt, negative = (text.pad([one], pipeline.text.length) for one in embeddings)
-    if kind == "t2v":
-        experts = (pipeline.experts.get(name) for name in ("high", "low"))
-        latents = generate.denoise(*experts, case.noise, prompt, negative, case.sample)
-    else:
-        latents = denoised(pipeline, condition, case.noise, prompt, negative, case.sample)
-    video = np.asarray(generate.decode(pipeline.vae, pipeline.vae_params, latents))[0]
+    batch = Batch(case.noise, prompt, negative, condition)
+    (latents,) = denoise(pipeline.experts, [batch], case.sample)
+    video = np.concatenate(list(pipeline.vae.stream({"params": pipeline.vae_params}, latents)), axis=1)[0]
     return np.clip((video + 1) / 2, 0, 1)
 
 
