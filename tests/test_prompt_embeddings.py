@@ -109,7 +109,8 @@ def test_without_a_cache_everything_is_embedded(encoder):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_prompt_is_embedded_as_if_alone_and_whatever_the_longest_may_be(tmp_path, dtype):
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, dtype=dtype, d_model=256, d_kv=32, num_heads=8))
+    model = dataclasses.replace(MODEL, dtype=dtype, d_model=256, d_kv=32, num_heads=8)
+    config = dataclasses.replace(CONFIG, model=model)
     prompts = [f"light slides {i}" * (1 + i) for i in range(6)]
     together = PromptEmbedder.of_config(config, cache=tmp_path / "a").embed(prompts)
     equal(PromptEmbedder.of_config(config, cache=tmp_path / "a").embed(prompts[::-1]), together[::-1])

@@ -78,7 +78,7 @@ def token_table(reader: Reader) -> tuple[int, int]:
     names = [name for naming in NAMES for name in table.foreign_names(naming)] + [_TIED_TABLE]
     for name in names:
         if name in reader and len(shape := reader.shape_of(name)) == 2:
-            return shape
+            return shape[0], shape[1]
     raise ValueError(
         f"{reader.source} is not a umT5 encoder: expected a matrix {' or '.join(names)}, found "
         f"{', '.join(sorted(reader)[:3]) or 'none'}"
