@@ -17,10 +17,21 @@ from typing import Any
 from wanjax import checkpoint, hub, hub_writing, lora, manifest
 from wanjax.expert_boundary import BOUNDARIES
 from wanjax.family import MEMBERS, member_like
-from wanjax.hub_layouts import COMFYUI_FOLDERS, EXPERTS, INDEX, PARTS, TOKENIZER, layout_of, open_layout, read_index
+from wanjax.hub_layouts import (
+    COMFYUI_FOLDERS,
+    EXPERTS,
+    INDEX,
+    PARTS,
+    TOKENIZER,
+    is_orbax,
+    layout_of,
+    open_layout,
+    read_index,
+)
 from wanjax.hub_networks import CastWeights, Network
 from wanjax.hub_opening import holds_float8
 from wanjax.models.dit import WanDiT
+from wanjax.weight_files import SUFFIXES
 
 SIDE = ("tokenizer", "scheduler")  # parts that are files to copy
 _EXPERT_PARTS = {"high": "transformer", "low": "transformer_2"}
@@ -177,6 +188,11 @@ def _of_release(src: pathlib.Path, dtype: str | None, fp8: bool, only: Collectio
     else:
         parts = {name: src / name for name in (*_EXPERT_PARTS.values(), *EXPERTS.values()) if (src / name).is_dir()}
     if not parts:
+        if src.is_dir() and not is_orbax(src) and not any(file.suffix in SUFFIXES for file in src.iterdir()):
+            raise ValueError(
+                f"--src {src} is neither a run nor a pipeline's root, and holds no network: expected {INDEX}, "
+                f"{', '.join(EXPERTS.values())}, diffusion_models/ or weights ({', '.join(SUFFIXES)})"
+            )
         network = _open(src, None, dtype, fp8)
         return Contents({network.kind: network}, single=True, said=f"one network in {src}: {network.kind}")
     boundary = parts.pop("boundary_ratio", None)
@@ -196,7 +212,7 @@ def _of_release(src: pathlib.Path, dtype: str | None, fp8: bool, only: Collectio
 
 
 def _open(path: pathlib.Path, kind: str | None, dtype: str | None, fp8: bool) -> Network:
-    eight = holds_float8(path) if path.exists() and layout_of(path) is None else False
+    eight = holds_float8(path)
     if eight and dtype is None and not fp8:
         raise ValueError(
             f"{path} holds 8-bit floats: say what to write, --dtype bfloat16 (or another), or --layout comfyui --fp8"
