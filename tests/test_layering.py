@@ -11,7 +11,8 @@ ROOMS = ("wanjax", "experiments", "data_pipelines", "configs")
 TRAINING = {"wanjax.train", "wanjax.optim", "wanjax.objectives", "wanjax.checkpoint", "wanjax.codec_training",
             "wanjax.warm_start", "wanjax.run_log", "wanjax.workdir", "optax", "experiments"}
 FILES = {"os", "io", "pathlib", "json", "tempfile", "shutil", "safetensors", "huggingface_hub", "h5py", "orbax", "av",
-         "wanjax.hub", "wanjax.hub_layouts", "wanjax.hub_names", "wanjax.hub_readers", "wanjax.hub_float8",
+         "wanjax.hub", "wanjax.hub_layouts", "wanjax.hub_names", "wanjax.hub_networks", "wanjax.hub_opening",
+         "wanjax.hub_orbax", "wanjax.hub_readers", "wanjax.hub_writing", "wanjax.hub_float8", "wanjax.manifest",
          "wanjax.torch_files", "wanjax.pth_writing", "wanjax.weight_files", "wanjax.file_digest",
          "wanjax.prompt_embeddings", "wanjax.video", "wanjax.codec", "wanjax.latent_cache"}
 NETWORKS = {"flax", "wanjax.models", "wanjax.codec", "wanjax.text", "wanjax.prompt_embeddings", "wanjax.generate"}

@@ -7,13 +7,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from wanjax.models.rows import NAMES
-from wanjax.models.rows.umt5 import umt5_rows
-from wanjax.models.umt5 import UMT5Config
-from wanjax.weight_files import TensorReader
+from wanjax.weight_files import Cut, TensorReader, whole
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-_TIED_TABLE = "encoder.embed_tokens.weight"
+VOCABULARY = "spiece_model"  # the tokenizer's file as a tensor of bytes, in text encoders of ComfyUI
 
 
 class View(Mapping[str, np.ndarray]):
@@ -25,8 +22,14 @@ class View(Mapping[str, np.ndarray]):
         self._reader, self._names, self._dtype = reader, names, dtype
 
     def __getitem__(self, name: str) -> np.ndarray:
-        tensor = self._reader[self._names[name]]
-        return tensor if self._dtype is None else tensor.astype(self._dtype)
+        """A copy, as of :class:`wanjax.weight_files.TensorReader`."""
+        tensor = self.read(name, whole)
+        return tensor if tensor.flags.owndata else tensor.copy()
+
+    def read(self, name: str, cut: Cut) -> np.ndarray:
+        """What ``cut`` takes of the stored tensor, then cast; without a cast it may share memory with the file."""
+        part = self._reader.read(self._names[name], cut)
+        return part if self._dtype is None else part.astype(self._dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -41,7 +44,7 @@ class View(Mapping[str, np.ndarray]):
         return self._reader.shape_of(self._names[name])
 
     def dtype_of(self, name: str) -> str:
-        return self._reader.dtype_of(self._names[name])
+        return self._dtype or self._reader.dtype_of(self._names[name])
 
 
 Reader = TensorReader | View
@@ -56,33 +59,15 @@ def unprefixed(reader: Reader) -> Reader:
 
 
 def untied(reader: Reader) -> Reader:
-    """The token table under one name; transformers stores it under either of two, or both."""
-    shared, tied = "shared.weight", _TIED_TABLE
-    names = {name: name for name in reader}
+    """The token table under one name; transformers stores it under either of two, or both. Without a vocabulary."""
+    shared, tied = "shared.weight", "encoder.embed_tokens.weight"
+    names = {name: name for name in reader if name != VOCABULARY}
     if tied in names:
-        if shared in names and not np.array_equal(reader[shared], reader[tied]):
+        if shared in names and not np.array_equal(reader.read(shared, whole), reader.read(tied, whole)):
             raise ValueError(f"{reader.source}: {shared} and {tied} differ, but umT5 has one table of tokens")
         names.setdefault(shared, tied)
         del names[tied]
     return View(reader, names)
-
-
-def token_table(reader: Reader) -> tuple[int, int]:
-    """(vocab_size, E) of a umT5 encoder, from the shape of its table of tokens.
-
-    Raises:
-        ValueError: there is no such table.
-    """
-    rows = {row.path: row for row in umt5_rows(UMT5Config(num_layers=1))}
-    table = rows["token_embedding", "embedding"]
-    names = [name for naming in NAMES for name in table.foreign_names(naming)] + [_TIED_TABLE]
-    for name in names:
-        if name in reader and len(shape := reader.shape_of(name)) == 2:
-            return shape[0], shape[1]
-    raise ValueError(
-        f"{reader.source} is not a umT5 encoder: expected a matrix {' or '.join(names)}, found "
-        f"{', '.join(sorted(reader)[:3]) or 'none'}"
-    )
 
 
 def shapes(reader: Reader) -> dict[str, tuple[int, ...]]:

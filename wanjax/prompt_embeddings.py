@@ -21,11 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from wanjax import hub, text
-from wanjax.file_digest import sampled_digest
-from wanjax.hub_layouts import one_network
-from wanjax.hub_readers import token_table
-from wanjax.torch_files import SUFFIXES as TORCH_SUFFIXES
-from wanjax.weight_files import open_weights
+from wanjax.models.umt5 import UMT5Config
 
 # Part of every key: raise it when the same encoder gives other embeddings of the same tokens than before.
 _VERSION = 1
@@ -214,13 +210,9 @@ class PromptEmbedder:
 
 def _described(path: _PathLike) -> tuple[tuple[int, int], str]:
     """(vocab_size, E) of a stored encoder, and a digest of its files, from headers and samples."""
-    place = one_network(path)
-    reader = open_weights(place)
-    files = list(reader.files)
-    beside = (place if place.is_dir() else place.parent) / "config.json"
-    if beside.is_file() and place.suffix not in TORCH_SUFFIXES:  # beside a .pth lies the transformer's
-        files.append(beside)
-    return token_table(reader), sampled_digest((file.name, file) for file in files)
+    config = hub.open_network(path, "text_encoder").config
+    assert isinstance(config, UMT5Config)
+    return (config.vocab_size, config.d_model), hub.digest(path)
 
 
 def _fingerprint(tokenizer: text.Tokenizer, digest: str, dtype: str | None) -> str:

@@ -39,8 +39,8 @@ def initial_params(source: str | os.PathLike[str], expert: str, config: DiTConfi
     """One expert's weights, placed on ``mesh``.
 
     Args:
-      source: a run's workdir (its EMA weights are taken), a diffusers or official pipeline folder, one network's, or
-        the name of shipped experts.
+      source: a run's workdir (its EMA weights are taken), a pipeline's root or one network's folder or file in any
+        layout that the hub opens, or the name of shipped experts.
       expert: "high" or "low".
       config: of the transformer that will take them.
 
@@ -55,8 +55,10 @@ def initial_params(source: str | os.PathLike[str], expert: str, config: DiTConfi
                              f"{', '.join(run.experts)}: set config.train.expert to that, or give another source")
         found, (params, _) = run.config.model, run.experts[expert].read(_places(config, mesh))
     else:
+        part = DIFFUSERS_FOLDERS[expert]
+        parts = hub.open_layout(source) if hub.layout_of(source) else {}
         folders = [source / names[expert] for names in (DIFFUSERS_FOLDERS, OFFICIAL_FOLDERS)]
-        folder = next((f for f in folders if f.is_dir()), source)
+        folder = parts.get(part) or next((f for f in folders if f.is_dir()), source)
         model, params = hub.load_dit(folder, dtype="float32", mesh=mesh)
         found = model.config
     shape_fields = ("width", "heads", "layers", "ffn", "in_channels", "out_channels", "patch", "freq_dim", "text_dim",
