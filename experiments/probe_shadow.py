@@ -75,6 +75,7 @@ def run(folder: str, settings: Settings, *, weights: str = "ema") -> dict[str, A
                              "config.objective.shadow had no weight; without --head trained, one is trained on it")
         raise ValueError(f"{folder!r} has no {', '.join(absent)} expert, only {', '.join(opened.experts)}")
     shipped = codec.open_codec(experiment.codec)
+    config.check_codec(experiment, shipped.model)
     cell, source = experiment.data.visibility_cell, encode.open_source(experiment.data)
     cache = encode.ensure_cache(
         settings.cache_dir or experiment.data.cache_dir, source=source, vae=shipped.model,
@@ -106,7 +107,7 @@ def _probe(name: str, opened: checkpoint.Run, settings: Settings, shipped: codec
     model = WanDiT(experiment.model)
     span = experiment.train.timesteps(name)
     head = experiment.shadow_head(model) if settings.trained else ShadowHead(
-        settings.head, model, config.CODEC_STRIDES[1] // cell)
+        settings.head, model, experiment.visibility_cells)
     assert head is not None
     if settings.trained:
         own = opened.shadow_heads[name]
