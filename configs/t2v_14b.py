@@ -2,10 +2,10 @@
 
     python -m experiments.train --config configs/t2v_14b.py --workdir gs://bucket/run
 
-It needs the published checkpoint on disk and a cluster; 75,600 tokens per clip. A single expert is called "high", and its
-``boundary`` is 0. 480p goes with shift 3: ``--config.data.height=480 --config.data.width=832 --config.train.shift=3.0
---config.sample.shift=3.0``. It has not been trained at full size here; cut down by overrides it takes a real step in the
-tests.
+It needs the published checkpoint on disk and a cluster; 75,600 tokens per clip. A single expert is called "high", and
+its ``boundary`` is 0. 480p goes with shift 3: ``--config.data.height=480 --config.data.width=832
+--config.train.shift=3.0 --config.sample.shift=3.0``. It has not been trained at full size here; cut down by overrides
+it takes a real step in the tests.
 """
 import ml_collections
 

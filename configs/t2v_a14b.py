@@ -49,7 +49,8 @@ def get_config(checkpoint: str = CHECKPOINT) -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=-1, seq=1, tensor=1))
     config.train = ml_collections.ConfigDict(dict(
         expert="both", steps_high=10000, steps_low=10000, boundary=0.875, shift=12.0, first_frame=0.0, accumulate=1,
-        log_every=10, checkpoint_every=500, keep=3, validate_every=500, validation_bins=4, preview_every=0, init_from=checkpoint,
+        log_every=10, checkpoint_every=500, keep=3, validate_every=500, validation_bins=4, preview_every=0,
+        init_from=checkpoint,
     ))
     config.sample = ml_collections.ConfigDict(dict(
         solver="unipc", steps=40, shift=12.0, guidance_high=4.0, guidance_low=3.0, boundary=0.875, negative_prompt="",

@@ -25,6 +25,7 @@ from absl import app, flags
 
 from data_pipelines import encode
 from wanjax import checkpoint, codec, config, data, text
+from wanjax.first_frame import reads_image
 from wanjax.latent_cache import CacheError, LatentCache
 from wanjax.models.dit import WanDiT
 from wanjax.models.shadow_head import ShadowHead, ShadowHeadConfig
@@ -64,9 +65,12 @@ def run(folder: str, settings: Settings, *, weights: str = "ema") -> dict[str, A
     """Probes a run; returns what ``--json`` holds.
 
     Raises:
-      ValueError: for an expert, or a trained head, that the run does not have.
+      ValueError: for an expert, or a trained head, that the run does not have, or experts that read an image.
     """
     opened = checkpoint.open_run(folder, weights)
+    if reads_image(opened.config.model):
+        raise ValueError(f"{folder!r} has image-to-video experts: their hidden states are not probed here, since they see "
+                         "a first frame; give a text-to-video run")
     experiment, wanted = opened.config, settings.experts or tuple(opened.experts)
     absent = sorted(set(wanted) - set(opened.shadow_heads if settings.trained else opened.experts))
     if absent:

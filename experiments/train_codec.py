@@ -5,8 +5,8 @@
     python -m experiments.train_codec --fit_luminance --checkpoint wanjax/assets/codec_light_scenes_tiny
 
 The first two write ``DIR/codec/`` (diffusers ``vae`` layout with luminance.json) and continue where they were stopped;
-the last only rewrites ``luminance.json`` in the codec's folder. A given codec is of Wan2.1's architecture or Wan2.2's; from
-scratch only Wan2.1's is trained: the linear transform that it starts from (``wanjax.codec_start``) is made for it.
+the last only rewrites ``luminance.json`` in the codec's folder. A given codec is of Wan2.1's architecture or Wan2.2's;
+from scratch only Wan2.1's is trained: the linear transform that it starts from (``wanjax.codec_start``) is made for it.
 """
 
 from __future__ import annotations

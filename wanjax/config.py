@@ -295,8 +295,8 @@ def _train_problems(e: Experiment) -> list[str]:
         out.append(f"config.train.first_frame = {t.first_frame}: a transformer that reads {e.model.in_channels} "
                    "channels is always given the first frame; set it to 1")
     if t.first_frame and latent_frames < 2:
-        out.append(f"config.train.first_frame = {t.first_frame}, but config.data.frames = {e.data.frames} is nothing but "
-                   "a first frame: lengthen the clips or set it to 0")
+        out.append(f"config.train.first_frame = {t.first_frame}, but clips of config.data.frames = {e.data.frames} are "
+                   "nothing but a first frame: lengthen them or set it to 0")
     if t.first_frame and e.model.patch[0] != 1:
         out.append(f"config.train.first_frame = {t.first_frame}, but tokens span config.model.patch[0] = "
                    f"{e.model.patch[0]} latent frames: only patches of one can have a first frame of their own")

@@ -4,8 +4,8 @@ There are two ways, told apart by how many channels a transformer reads:
 
 * as many as it predicts (TI2V-5B): the first latent frame, which is the causal codec's code of the first frame alone,
   is clean, and its tokens have timestep 0;
-* 2 C + 4 (I2V-A14B): noisy latents, then a mask that is 1 where frames are given (a channel for each frame of a latent),
-  then latents of the clip whose other frames are grey, 0 in [-1, 1].
+* 2 C + 4 (I2V-A14B): noisy latents, a mask that is 1 where frames are given (a channel for each frame of a latent), and
+  latents of the clip whose other frames are grey, 0 in [-1, 1].
 
 Source: ``wan/textimage2video.py`` and ``wan/image2video.py`` of github.com/Wan-Video/Wan2.2, which sample so; how their
 weights were trained is not published.
@@ -35,14 +35,23 @@ def alone(first: jax.Array, frames: int) -> jax.Array:
     return jnp.pad(first, ((0, 0), (0, frames - 1), (0, 0), (0, 0), (0, 0)))
 
 
-def share(probability: float, clips: int, batch: int | None = None) -> np.ndarray:
-    """Which clips of a batch are given their first frame where none is drawn: as large a share as ``probability``.
+def draw(config: DiTConfig, probability: float, key: jax.Array, clips: int) -> jax.Array | None:
+    """Which clips of a training batch have a clean first latent frame, bool [clips]; None: none can have."""
+    if reads_image(config) or probability == 0.0:
+        return None
+    return jax.random.bernoulli(key, probability, (clips,))
+
+
+def share(config: DiTConfig, probability: float, clips: int, batch: int | None = None) -> np.ndarray | None:
+    """The same where nothing is left to chance: the first of the clips, as large a share as ``probability``.
 
     Args:
-        clips: that count; the share is of the first of them.
-        batch: B, by default ``clips``.
-    Returns: bool [B].
+        clips: that count.
+        batch: B, ``clips`` and what is filled up behind them; by default ``clips``.
+    Returns: bool [B], or None.
     """
+    if reads_image(config) or probability == 0.0:
+        return None
     return np.arange(batch or clips) < round(probability * clips)
 
 

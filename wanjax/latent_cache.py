@@ -10,9 +10,10 @@ Latents and caption embeddings do not change while a model trains, so each clip 
 A record holds the bytes of one safetensors file: ``latents`` [F, h, w, C] float32, normalised, and ``text_0``,
 ``text_1``, … [n, E] float32, the clip's captions in the order of ``Manifest.captions``, without padding. Where the data
 has it, ``visibility`` [F, H/cell, W/cell] uint8 is how much of the key light is seen, 255 = all, averaged over cells of
-``Manifest.visibility_cell`` pixels and over the frames of a latent (frame 0 alone, then groups of 4). Where a transformer
-reads image latents, ``image`` [F, h, w, C] float32 are those of the clip whose first frame alone is known, grey after it
-(``wanjax.first_frame``). Records and files are hashed by ArrayRecord, so a damaged file is noticed when it is read.
+``Manifest.visibility_cell`` pixels and over the frames of a latent (frame 0 alone, then groups of 4). Where the
+transformer reads image latents, ``image`` [F, h, w, C] float32 are those of the clip whose first frame alone is known,
+grey after it (``wanjax.first_frame``). Records and files are hashed by ArrayRecord, so a damaged file is noticed when
+it is read.
 """
 
 from __future__ import annotations

@@ -36,8 +36,7 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
     made = -(-clips // ways) * ways
     x0, text = (jnp.asarray(batch[k][:made]) for k in ("latents", "text"))
     image = jnp.asarray(batch["image"][:made]) if reads_image(model.config) else None
-    held = first_frame > 0.0 and image is None
-    given = share(first_frame, min(clips, len(x0)), len(x0)) if held else None
+    given = share(model.config, first_frame, min(clips, len(x0)), len(x0))
     solver = solvers.make("euler", steps=config.steps, shift=config.shift)
     edge = int(np.sum(np.asarray(solver.timesteps) >= 1000.0 * config.boundary))
     keys = [jax.random.fold_in(jax.random.key(seed), clip) for clip in range(len(x0))]
@@ -62,7 +61,7 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
         if expert == "high" and sigma:
             x = rectified_flow.x0_from_velocity(x, velocity(x, 1000.0 * sigma), jnp.full(len(x0), sigma))
         if given is not None:
-            x = hold(x, x0, given)
+            x = hold(jnp.asarray(x), x0, given)
         return codec.model.apply({"params": codec_params}, x, method="decode")
 
     def preview(params: Any) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from wanjax import optim, partition, rectified_flow
-from wanjax.first_frame import hold, network_inputs, reads_image, share
+from wanjax.first_frame import draw, hold, network_inputs, share
 from wanjax.models import rows
 from wanjax.models.dit import WanDiT
 from wanjax.models.rows.dit import dit_rows
@@ -225,8 +225,7 @@ def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.Gradie
         noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
         timestep = rectified_flow.sample_timesteps(time_key, x0.shape[0], shift=shift, low=timesteps[0],
                                                    high=timesteps[1])
-        drawn = first_frame > 0.0 and not reads_image(model.config)
-        given = jax.random.bernoulli(given_key, first_frame, timestep.shape) if drawn else None
+        given = draw(model.config, first_frame, given_key, x0.shape[0])
         if accumulate == 1:
             (_, metrics), grads = value_and_grad(state.params, state.step, decoder_params, x0, text, noise, timestep,
                                                  visibility, given, image)
@@ -263,8 +262,7 @@ def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int,
         x0 = batch["latents"]
         noise = jax.random.normal(key, x0.shape, jnp.float32)
         target = jnp.asarray(rectified_flow.velocity_target(x0, noise))
-        held = first_frame > 0.0 and not reads_image(model.config)
-        given = share(first_frame, x0.shape[0]) if held else None
+        given = share(model.config, first_frame, x0.shape[0])
 
         def one(timestep):
             t = jnp.full((x0.shape[0],), timestep)
@@ -366,7 +364,8 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
             programs[objective.names] = jax.jit(
                 make_train_step(expert.model, objective, optimizer, timesteps=span, shift=config.shift,
                                 accumulate=config.accumulate, ema_decay=expert.optimizer_config.ema_decay,
-                                first_frame=config.first_frame, head=expert.head), donate_argnums=0, out_shardings=(shardings, None))
+                                first_frame=config.first_frame, head=expert.head),
+                donate_argnums=0, out_shardings=(shardings, None))
         return programs[objective.names]
 
     validate = make_validation(expert.model, timesteps=span, bins=config.validation_bins,
