@@ -272,7 +272,7 @@ def _write(
     """Writes one network; where it lies, and by how much each lossy step changed it."""
     cast = network.weights
     if loras:
-        params, merged = lora.merge_files(network.place(None), network.rows, loras, donate=True)
+        params, merged = lora.merge_files(network.place(), network.rows, loras, donate=True)
         say(f"{part}: merged {', '.join('{file} x {weight}'.format(**one) for one in merged)}")
         network = hub.network_of(WanDiT(network.config), params)
     folder, stem = _place(contents, part, layout)
