@@ -173,7 +173,8 @@ def open_contents(
 def _of_run(src: pathlib.Path, weights: str) -> Contents:
     run = checkpoint.open_run(src, weights)
     networks = {
-        _EXPERT_PARTS[name]: hub.network_of(WanDiT(run.config.model), params) for name, params in run.experts.items()
+        _EXPERT_PARTS[name]: hub.network_of(WanDiT(run.config.model), saved.read()[0])
+        for name, saved in run.experts.items()
     }
     return Contents(networks, experts=True, run=True, said=run.description)
 
