@@ -14,7 +14,7 @@ from wanjax import generate, hub, images, solvers, text
 from wanjax.conditions import condition_on, kind_of
 from wanjax.pipeline import open_pipeline
 
-ATOL = 5e-4  # of pixels in [0, 1]
+ATOL = 1e-4  # of pixels in [0, 1]
 
 
 def denoised(pipeline, condition, noise, prompt, negative, config):
