@@ -9,12 +9,12 @@ import numpy as np
 
 from tests.parity import dit_case, umt5_case, vae_case
 from wanjax.family import MEMBERS, Member
-from wanjax.generate import SampleConfig
 from wanjax.models.dit_config import DiTConfig
 from wanjax.models.rows import export_tensors
 from wanjax.models.rows.dit import dit_rows
 from wanjax.models.umt5 import UMT5Config
 from wanjax.models.vae import WAN22, VAEConfig
+from wanjax.sample_config import SampleConfig
 
 PROMPT = "A lamp is switched on &amp; the wall turns warm,  sl\u00f6wly"
 NEGATIVE = "overexposed, static"
@@ -43,6 +43,11 @@ class Case:
     @property
     def published(self) -> Member:
         return MEMBERS[self.member]
+
+    @property
+    def kind(self) -> str:
+        """As `wanjax.conditions.KINDS`."""
+        return {"Wan2.2-I2V-A14B": "i2v", "Wan2.2-TI2V-5B": "ti2v"}.get(self.member, "t2v")
 
     @property
     def codec(self) -> VAEConfig:
