@@ -69,8 +69,8 @@ def run(folder: str, settings: Settings, *, weights: str = "ema") -> dict[str, A
     """
     opened = checkpoint.open_run(folder, weights)
     if reads_image(opened.config.model):
-        raise ValueError(f"{folder!r} has image-to-video experts: their hidden states are not probed here, since they see "
-                         "a first frame; give a text-to-video run")
+        raise ValueError(f"{folder!r} has image-to-video experts: their hidden states are not probed here, since they "
+                         "see a first frame; give a text-to-video run")
     experiment, wanted = opened.config, settings.experts or tuple(opened.experts)
     there = [name for name, saved in opened.experts.items() if not settings.trained or saved.has_head]
     absent = sorted(set(wanted) - set(there))

@@ -14,7 +14,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 TINY = ROOT / "configs/light_scenes_tiny.py"
 A14B = ROOT / "configs/t2v_a14b.py"
 SINGLE = {"train.boundary": 0.0, "sample.boundary": 0.0}
-ONLY_PIXELS = {"objective.temporal_luminance.weight": 0.1, "objective.velocity.weight": 0.0, "objective.light.weight": 0.0}
+ONLY_PIXELS = {"objective.temporal_luminance.weight": 0.1, "objective.velocity.weight": 0.0,
+               "objective.light.weight": 0.0}
 
 
 def test_every_config_loads_and_survives_json():
