@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding
 
 from wanjax import partition
 from wanjax.models import rows as row_table
@@ -23,9 +23,9 @@ BUFFERS = 2  # blocks on a device at a time
 
 
 def is_streamed(row: Row) -> bool:
-    """Whether this tensor lies in host memory: the matrices of a stack. Its vectors are a thousandth of it, and a row
-    of a tiled array cannot be copied by itself on every device."""
-    return bool(row.stacked) and len(row.shape) > 1
+    """Whether this tensor lies in host memory: the matrices of a stack. Its vectors and tables are a thousandth of it,
+    and a TPU tiles them over the layers, so that one layer cannot be copied by itself."""
+    return bool(row.stacked) and row.layout == "linear"
 
 
 def shardings(rows: Sequence[Row], *, mesh: Mesh | None = None, device: jax.Device | None = None) -> dict[str, Any]:
@@ -39,19 +39,22 @@ def shardings(rows: Sequence[Row], *, mesh: Mesh | None = None, device: jax.Devi
     """
     if mesh is not None and device is not None:
         raise ValueError("a mesh and a device: give one of them")
-    one = device or (jax.local_devices()[0] if mesh is None else mesh.local_devices[0])
+    if mesh is None:
+        # of a mesh even then: jax writes the memory into an array's type for NamedSharding alone
+        mesh = partition.make_mesh({}, devices=[device or jax.local_devices()[0]])
+    one = mesh.local_devices[0]
     kinds = [memory.kind for memory in one.addressable_memories()]
     if HOST not in kinds:
         raise ValueError(f"{one} has no {HOST} memory to stream parameters from, only {', '.join(kinds)}")
 
-    def place(row: Row) -> Sharding:
-        own: Sharding = SingleDeviceSharding(one)
-        if mesh is not None:
-            axes = ("layers", *row.axes) if row.stacked else row.axes
-            own = NamedSharding(mesh, partition.spec(mesh, axes, row.full_shape))
-        return own.with_memory_kind(HOST) if is_streamed(row) else own
+    return row_table.tree(
+        rows, lambda row: _on_device(row, mesh).with_memory_kind(HOST) if is_streamed(row) else _on_device(row, mesh)
+    )
 
-    return row_table.tree(rows, place)
+
+def _on_device(row: Row, mesh: Mesh) -> NamedSharding:
+    axes = ("layers", *row.axes) if row.stacked else row.axes
+    return NamedSharding(mesh, partition.spec(mesh, axes, row.full_shape))
 
 
 def to_host(
@@ -88,8 +91,7 @@ def device_bytes(rows: Sequence[Row], dtype: Any, *, streamed: bool, mesh: Mesh 
     for row in rows:
         shape = row.full_shape
         if mesh is not None:
-            axes = ("layers", *row.axes) if row.stacked else row.axes
-            shape = NamedSharding(mesh, partition.spec(mesh, axes, shape)).shard_shape(shape)
+            shape = _on_device(row, mesh).shard_shape(shape)
         if streamed and is_streamed(row):
             shape = (min(BUFFERS, row.stacked), *shape[1:])
         total += math.prod(shape)

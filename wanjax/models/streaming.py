@@ -18,9 +18,9 @@ _ON_HOST, _ON_DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
 def scan(body: Callable[[Carry, Any], Carry], carry: Carry, xs: Any) -> Carry:
     """``carry = body(carry, x)`` for each slice x of ``xs``, under ``jax.lax.scan``.
 
-    Where leaves of ``xs`` lie in host memory, the copy of the next slice is issued before the work on this one, so that
-    it can run beside it, and two slices of those leaves are on the device at a time. The last step copies its own
-    slice once more, which costs one slice's transfer and keeps one program for all steps.
+    Where leaves of ``xs`` lie in host memory, the next slice is copied while this one is worked on, and two slices of
+    those leaves are on the device at a time. The last step copies its own slice once more, which costs one slice's
+    transfer and keeps one program for all steps.
 
     Args:
         body: pure.
@@ -48,7 +48,9 @@ def scan(body: Callable[[Carry, Any], Carry], carry: Carry, xs: Any) -> Carry:
         x = jax.tree.unflatten(tree, [next(own if away else beside) for away in hosted])
         return (jax.tree.map(_forward_only, body(carry, x)), following), None
 
-    return jax.lax.scan(streamed, (carry, fetch(0)), (jnp.arange(steps), near))[0][0]
+    # Two steps per turn of the loop: with one, the compiler writes the next slice over this one, and so copies only
+    # when the work on this one is done.
+    return jax.lax.scan(streamed, (carry, fetch(0)), (jnp.arange(steps), near), unroll=2)[0][0]
 
 
 @jax.custom_jvp
