@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wanjax import conditions, denoise, generate, images, solvers, text
+from wanjax import conditions, denoise, generate, images, partition, solvers, text
 from wanjax.denoise import Batch, Execution
 from wanjax.experts import Expert
 from wanjax.generate import Pipeline, Request, noise_for
@@ -205,6 +205,19 @@ def test_blocks_streamed_from_the_host_make_the_same_clips(experts):
     np.testing.assert_array_equal(resident, streamed)
     kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(experts["high"].variables(streamed=True))}
     assert "pinned_host" in kinds
+
+
+@pytest.mark.parametrize("holding", ["one", "blocks"])
+def test_a_mesh_makes_the_same_clips_and_compiles_one_step_per_expert(experts, holding):
+    mesh = partition.make_mesh({"fsdp": 2, "seq": 2, "tensor": 2})
+    spread = {name: Expert.of(WanDiT(DIT, mesh), expert.read(expert.places())) for name, expert in experts.items()}
+    noise, prompt, null = inputs()
+    before = denoise._step._cache_size()
+    execution = Execution(holding=holding, passes="batched")
+    got = run(spread, noise, prompt, null, GUIDED, execution=execution)
+    assert denoise._step._cache_size() - before == 2
+    np.testing.assert_allclose(got, run(experts, noise, prompt, null, GUIDED), atol=1e-5)
+    assert spread["high"].nbytes() < experts["high"].nbytes() / 2
 
 
 def test_every_step_is_told_with_its_time(experts):

@@ -239,7 +239,7 @@ def test_a_variant_may_lie_beside_the_weights(tmp_path, params):
 
 
 def test_bad_folders_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+    with pytest.raises(FileNotFoundError, match="nowhere' does not exist"):
         hub.load_dit(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no .safetensors file"):
         hub.load_vae(tmp_path)

@@ -170,7 +170,7 @@ def test_the_command_makes_clips_that_can_be_made_again(workdir, tmp_path):
 def test_a_mistake_gives_one_line_and_a_failing_exit(tmp_path):
     done = command("--checkpoint", tmp_path / "nowhere", "--prompt", "dawn", "--out", tmp_path / "clip.mp4")
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == f"error: checkpoint '{tmp_path / 'nowhere'}' does not exist"
+    assert done.stderr.strip().splitlines()[-1] == f"error: '{tmp_path / 'nowhere'}' does not exist"
     assert not (tmp_path / "clip.mp4").exists()
 
 

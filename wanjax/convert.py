@@ -28,6 +28,7 @@ from wanjax.hub_layouts import (
     open_layout,
     read_index,
 )
+from wanjax.hub_names import resolve
 from wanjax.hub_networks import CastWeights, Network
 from wanjax.hub_opening import holds_float8
 from wanjax.models.dit import WanDiT
@@ -89,7 +90,8 @@ def convert(
     """Converts a pipeline, a network or a run.
 
     Args:
-        src: a pipeline's root in any layout, one network's folder or file, or a run's workdir (its transformers).
+        src: a pipeline's root in any layout, one network's folder or file, the name of either on the Hugging Face Hub, or
+            a run's workdir (its transformers).
         dst: folder to write.
         layout: "diffusers", "official", "comfyui" or "orbax".
         weights: "ema" or "raw", of a run.
@@ -180,8 +182,7 @@ def _of_run(src: pathlib.Path, weights: str) -> Contents:
 
 
 def _of_release(src: pathlib.Path, dtype: str | None, fp8: bool, only: Collection[str]) -> Contents:
-    if not src.exists():
-        raise FileNotFoundError(f"--src {src} does not exist")
+    src = resolve(src, parts=tuple(only) or None)
     layout = layout_of(src) if src.is_dir() else None
     parts: dict[str, Any]
     if layout is not None:

@@ -14,12 +14,14 @@ from wanjax import checkpoint, codec, conditions, family, hub, partition
 from wanjax.experts import Expert
 from wanjax.generate import Pipeline
 from wanjax.hub_layouts import INDEX, read_index
+from wanjax.hub_names import resolve
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.vae import WanVAE
 from wanjax.prompt_embeddings import PromptEmbedder
 from wanjax.text import SEEDED
 
 WAN_TEXT_LENGTH = 512
+PARTS = ("transformer", "transformer_2", "vae", "text_encoder", "tokenizer")  # of a release, what sampling needs
 
 
 def open_pipeline(
@@ -34,18 +36,17 @@ def open_pipeline(
     Args:
         path: a workdir of `experiments.train`, one expert's folder in it or the folder of one of its steps; or the
             root of a pipeline in the diffusers layout (the folder of model_index.json) or in Wan's own (that of
-            high_noise_model/, low_noise_model/, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/).
+            high_noise_model/, low_noise_model/, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/), in
+            ComfyUI's or in ours; or such a pipeline's name on the Hugging Face Hub, see `wanjax.hub_names`.
         weights: "ema" (averaged over training) or "raw", of a run. A released checkpoint has one set of weights.
         mesh: devices to spread the experts over; None is one device.
         text_cache: folder in which embeddings of prompts are kept, see `wanjax.prompt_embeddings`; None keeps none.
     Raises: FileNotFoundError where there is nothing at `path`; ValueError or CheckpointError where it is something
         else, naming what it is.
     """
-    root = pathlib.Path(path)
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights = {weights!r}: expected 'ema' or 'raw'")
-    if not root.exists():
-        raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist")
+    root = resolve(path, parts=PARTS)
     if root.is_file():
         raise ValueError(f"checkpoint {str(path)!r} is a file: give a run's workdir or a pipeline's root folder")
     layout = hub.layout_of(root)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from wanjax import checkpoint, hub, partition
+from wanjax import checkpoint, hub, hub_names, partition
 from wanjax.models import rows
 from wanjax.models.dit import DiTConfig
 from wanjax.models.rows.dit import dit_rows
@@ -20,7 +20,7 @@ SHIPPED = pathlib.Path(__file__).parent / "assets"
 
 
 def find_experts(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
-    """The folder of shipped experts (``"light_scenes_tiny"``), or the given folder.
+    """The folder of shipped experts (``"light_scenes_tiny"``), the given folder, or that of a repository.
 
     Raises:
       FileNotFoundError: naming the shipped ones.
@@ -28,11 +28,14 @@ def find_experts(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
     shipped, folder = SHIPPED / f"experts_{name_or_folder}", pathlib.Path(name_or_folder)
     if "/" not in str(name_or_folder) and shipped.is_dir():
         return shipped
-    if not folder.exists():
+    if folder.exists():
+        return folder
+    try:
+        return hub_names.resolve(name_or_folder, parts=tuple(DIFFUSERS_FOLDERS.values()))
+    except FileNotFoundError as error:
         names = ", ".join(sorted(p.name.removeprefix("experts_") for p in SHIPPED.glob("experts_*"))) or "none"
-        raise FileNotFoundError(f"config.train.init_from = {str(name_or_folder)!r} does not exist: give a run, a "
-                                f"folder that the hub opens, or shipped experts ({names})")
-    return folder
+        raise FileNotFoundError(f"config.train.init_from: {error}. Give a run, a folder that the hub opens, a "
+                                f"repository's name, or shipped experts ({names})") from error
 
 
 def initial_params(source: str | os.PathLike[str], expert: str, config: DiTConfig, mesh: jax.sharding.Mesh) -> Any:
