@@ -56,6 +56,7 @@ class Contents:
 
     Attributes:
         networks: by part, among "transformer" (high noise), "transformer_2", "vae", "text_encoder".
+        parts: all that the source has, also those that are not taken.
         files: tokenizer and scheduler folders, and a codec's luminance.json.
         experts: whether its transformers are two experts, even if one of them is not taken.
         boundary: noise level between them; None where it is stated nowhere.
@@ -66,6 +67,7 @@ class Contents:
     """
 
     networks: dict[str, Network]
+    parts: tuple[str, ...]
     files: dict[str, pathlib.Path] = field(default_factory=dict)
     experts: bool = False
     boundary: float | None = None
@@ -161,9 +163,8 @@ def open_contents(
         raise ValueError(f"--weights raw: the release {src} has one set of weights; leave the flag out")
     else:
         contents = _of_release(src, dtype, fp8, only)
-    found = [*contents.networks, *(name for name in contents.files if name in SIDE)]
-    if absent := [part for part in only if part not in found]:
-        raise ValueError(f"--only {absent[0]}: {src} has none, only {', '.join(found)}")
+    if absent := [part for part in only if part not in contents.parts]:
+        raise ValueError(f"--only {absent[0]}: {src} has none, only {', '.join(contents.parts)}")
     chosen = set(only or PARTS)
     networks = {part: network for part, network in contents.networks.items() if part in chosen}
     if dtype is not None:
@@ -178,7 +179,7 @@ def _of_run(src: pathlib.Path, weights: str) -> Contents:
         _EXPERT_PARTS[name]: hub.network_of(WanDiT(run.config.model), saved.read()[0])
         for name, saved in run.experts.items()
     }
-    return Contents(networks, experts=True, run=True, said=run.description)
+    return Contents(networks, tuple(networks), experts=True, run=True, said=run.description)
 
 
 def _of_release(src: pathlib.Path, dtype: str | None, fp8: bool, only: Collection[str]) -> Contents:
@@ -196,7 +197,8 @@ def _of_release(src: pathlib.Path, dtype: str | None, fp8: bool, only: Collectio
                 f"{', '.join(EXPERTS.values())}, diffusion_models/ or weights ({', '.join(SUFFIXES)})"
             )
         network = _open(src, None, dtype, fp8)
-        return Contents({network.kind: network}, single=True, said=f"one network in {src}: {network.kind}")
+        return Contents({network.kind: network}, (network.kind,), single=True,
+                        said=f"one network in {src}: {network.kind}")  # fmt: skip
     boundary = parts.pop("boundary_ratio", None)
     networks = {
         part: _open(parts[part], "transformer" if part in _EXPERT_PARTS.values() else part, dtype, fp8)
@@ -208,9 +210,10 @@ def _of_release(src: pathlib.Path, dtype: str | None, fp8: bool, only: Collectio
     files = {name: parts[name] for name in SIDE if name in parts}
     if "vae" in parts and (parts["vae"] / _LUMINANCE).is_file():
         files["luminance"] = parts["vae"] / _LUMINANCE
-    return Contents(networks, files, experts="transformer_2" in parts, boundary=boundary,
+    present = tuple(name for name in PARTS if name in parts)
+    return Contents(networks, present, files, experts="transformer_2" in parts, boundary=boundary,
                     index=read_index(src) if (src / INDEX).is_file() else {},
-                    said=f"{layout or 'diffusers'} layout in {src}: {', '.join(name for name in PARTS if name in parts)}")  # fmt: skip
+                    said=f"{layout or 'diffusers'} layout in {src}: {', '.join(present)}")  # fmt: skip
 
 
 def _open(path: pathlib.Path, kind: str | None, dtype: str | None, fp8: bool) -> Network:
@@ -281,7 +284,7 @@ def _write(
     eight = fp8 and network.kind == "transformer"
     vocabulary = contents.files.get("tokenizer", pathlib.Path()) / _VOCABULARY
     error = hub.save_network(
-        root / folder, network, layout=layout, stem=stem, fp8=eight,
+        root / folder, network, layout=layout, stem=stem, max_shard_bytes=hub_writing.SHARD_BYTES, fp8=eight,
         vocabulary=vocabulary.read_bytes() if part == "text_encoder" and vocabulary.is_file() else None,
     )  # fmt: skip
     errors = {"8-bit storage": error} if eight else {}

@@ -116,9 +116,9 @@ def one_network(folder: _PathLike) -> pathlib.Path:
     path = pathlib.Path(folder)
     found = {part: path / part for part in _LOADERS if (path / part).is_dir()}
     if any((path / name).is_dir() for name in EXPERTS.values()):
-        found |= {part: place for part, place in _official_parts(path).items() if part in _LOADERS}
+        found = {part: place for part, place in _official_parts(path).items() if part in _LOADERS}
     elif layout_of(path) == "comfyui":
-        found |= {part: place for part, place in _comfyui_parts(path).items() if part in _LOADERS}
+        found = {part: place for part, place in _comfyui_parts(path).items() if part in _LOADERS}
     if found or (path / INDEX).is_file():
         calls = ", ".join(f"{_LOADERS[part]}({str(place)!r})" for part, place in found.items())
         raise ValueError(f"{path} is the root of a pipeline, not one network; its parts: {calls or 'none of ours'}")

@@ -254,7 +254,8 @@ class CastWeights:
 
     def read(self, row: Row, layer: int, index: Index = ...) -> np.ndarray:
         exact = self._weights.read(row, layer, index)
-        out = exact.astype(self._dtype)
+        with np.errstate(over="ignore"):  # said below, by name
+            out = exact.astype(self._dtype)
         if _holds(self._dtype, exact.dtype.name):
             return out
         wide = exact.astype(np.float32)

@@ -215,11 +215,11 @@ def _check(rows: Sequence[Row], found: dict[tuple[str, ...], Any], folder: pathl
 
 
 class _Expected(logging.Filter):
-    """Drops orbax's warnings that there is no OCDBT database, which these checkpoints do without."""
+    """Drops orbax's diary, and its warnings that there is no OCDBT database: these checkpoints do without."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return "Skipping merge of OCDBT" not in message and "TensorStore data files not found" not in message
+        return record.levelno > logging.INFO and "Skipping merge of OCDBT" not in message and "TensorStore data files not found" not in message
 
 
 @contextlib.contextmanager

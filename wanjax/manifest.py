@@ -154,6 +154,6 @@ def _sum_like(path: pathlib.Path, expected: str) -> str:
 
 def _sum(path: pathlib.Path, digest: Any) -> str:
     with path.open("rb") as stream:
-        while block := stream.read(1 << 24):
+        while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
