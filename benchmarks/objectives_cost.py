@@ -55,8 +55,9 @@ def make_step(experiment: config.Experiment, opened: codec.Codec, batch: int, te
                                          shift=experiment.train.shift, accumulate=1,
                                          ema_decay=experiment.optimizer.ema_decay, head=head), donate_argnums=0)
     rng, data = np.random.default_rng(0), experiment.data
-    f, h, w = 1 + (data.frames - 1) // 4, data.height // 8, data.width // 8
-    cells = config.CODEC_STRIDES[1] // data.visibility_cell
+    time, down, across = experiment.codec_strides
+    f, h, w = 1 + (data.frames - 1) // time, data.height // down, data.width // across
+    cells = experiment.visibility_cells
     arrays = {"latents": rng.standard_normal((batch, f, h, w, 16), np.float32),
               "text": rng.standard_normal((batch, experiment.text.length, experiment.model.text_dim), np.float32)}
     if head:

@@ -15,6 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.name = "light_scenes_tiny"
     config.seed = 0
     config.codec = "light_scenes_tiny"
+    config.codec_strides = (4, 8, 8)
 
     config.model = ml_collections.ConfigDict(dict(
         width=128, heads=2, layers=6, ffn=512, in_channels=16, out_channels=16, freq_dim=256, text_dim=64,
@@ -43,8 +44,9 @@ def get_config() -> ml_collections.ConfigDict:
     ))
     config.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=-1, seq=1, tensor=1))
     config.train = ml_collections.ConfigDict(dict(
-        expert="both", steps_high=2200, steps_low=800, boundary=0.5, shift=3.0, accumulate=1, log_every=20,
-        checkpoint_every=200, keep=2, validate_every=800, validation_bins=4, preview_every=800, init_from="",
+        expert="both", steps_high=2200, steps_low=800, boundary=0.5, shift=3.0, first_frame=0.0, accumulate=1,
+        log_every=20, checkpoint_every=200, keep=2, validate_every=800, validation_bins=4, preview_every=800,
+        init_from="",
     ))
     config.sample = ml_collections.ConfigDict(dict(
         solver="unipc", steps=24, shift=4.0, guidance_high=3.0, guidance_low=1.5, boundary=0.5, negative_prompt="",

@@ -14,18 +14,19 @@ import ml_collections
 CHECKPOINT = "checkpoints/Wan2.2-T2V-A14B-Diffusers"
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(checkpoint: str = CHECKPOINT) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.name = "t2v_a14b"
     config.seed = 0
-    config.codec = f"{CHECKPOINT}/vae"
+    config.codec = f"{checkpoint}/vae"
+    config.codec_strides = (4, 8, 8)
 
     config.model = ml_collections.ConfigDict(dict(
         width=5120, heads=40, layers=40, ffn=13824, in_channels=16, out_channels=16, freq_dim=256, text_dim=4096,
         dtype="bfloat16", remat="full",
     ))
     config.text = ml_collections.ConfigDict(dict(
-        tokenizer=f"{CHECKPOINT}/tokenizer", encoder=f"{CHECKPOINT}/text_encoder", length=512, seed=0,
+        tokenizer=f"{checkpoint}/tokenizer", encoder=f"{checkpoint}/text_encoder", length=512, seed=0,
         model=dict(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_heads=64, num_layers=24),
     ))
     config.data = ml_collections.ConfigDict(dict(
@@ -47,8 +48,9 @@ def get_config() -> ml_collections.ConfigDict:
     ))
     config.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=-1, seq=1, tensor=1))
     config.train = ml_collections.ConfigDict(dict(
-        expert="both", steps_high=10000, steps_low=10000, boundary=0.875, shift=12.0, accumulate=1, log_every=10,
-        checkpoint_every=500, keep=3, validate_every=500, validation_bins=4, preview_every=0, init_from=CHECKPOINT,
+        expert="both", steps_high=10000, steps_low=10000, boundary=0.875, shift=12.0, first_frame=0.0, accumulate=1,
+        log_every=10, checkpoint_every=500, keep=3, validate_every=500, validation_bins=4, preview_every=0,
+        init_from=checkpoint,
     ))
     config.sample = ml_collections.ConfigDict(dict(
         solver="unipc", steps=40, shift=12.0, guidance_high=4.0, guidance_low=3.0, boundary=0.875, negative_prompt="",

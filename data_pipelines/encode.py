@@ -27,7 +27,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from data_pipelines import light_scenes
-from wanjax import latent_cache
+from wanjax import first_frame, latent_cache
 from wanjax.data import DataConfig
 from wanjax.latent_cache import Clip, LatentCache, Manifest, Shard
 from wanjax.models.vae import WanVAE
@@ -68,6 +68,7 @@ def ensure_cache(
     text: TextEncoder,
     splits: Sequence[str] = SPLITS,
     visibility_cell: int = 0,
+    image: bool = False,
     clips_per_shard: int = CLIPS_PER_SHARD,
 ) -> LatentCache:
     """Opens the cache of these clips, after encoding what is not there yet.
@@ -81,10 +82,11 @@ def ensure_cache(
       splits: what must be there in the end; splits already in the cache stay.
       visibility_cell: refuses, before anything is encoded, a cache without visibility in cells of so many pixels; 0
         takes any.
+      image: a new cache gets image latents, one without them is refused before anything is encoded.
 
     Raises:
       CacheError: if the folder belongs to another codec, text encoder or data set, naming what changed, or lacks the
-        visibility that is asked for.
+        visibility or the image latents that are asked for.
       DataError: if a clip cannot be read or has another size than the config says.
       OSError: if the disk is full; finished files are kept.
     """
@@ -92,21 +94,23 @@ def ensure_cache(
     folder = pathlib.Path(cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        manifest = _plan(folder, clips, vae, vae_params, vae_fingerprint, text, splits, clips_per_shard)
+        manifest = _plan(folder, clips, vae, vae_params, vae_fingerprint, text, splits, clips_per_shard, image)
         if visibility_cell:
             latent_cache.check_visibility(folder, manifest, visibility_cell)
+        if image:
+            latent_cache.check_image(folder, manifest)
         if any(not shard.bytes for shards in manifest.splits.values() for shard in shards):
             for leftover in folder.glob(".*.array_record.*"):
                 leftover.unlink()
             latent_cache.write_null_text(folder, text.embed([""])[0])
-            encoder = _Encoder(clips, vae, vae_params, text, manifest.visibility_cell)
+            encoder = _Encoder(clips, vae, vae_params, text, manifest.visibility_cell, manifest.image)
             for split in manifest.splits:
                 manifest = _encode_split(folder, manifest, split, clips, encoder)
     return LatentCache(folder)
 
 
 def _plan(folder: pathlib.Path, clips: ClipSource, vae: WanVAE, vae_params: Any, vae_fingerprint: str,
-          text: TextEncoder, splits: Sequence[str], per_shard: int) -> Manifest:
+          text: TextEncoder, splits: Sequence[str], per_shard: int, image: bool) -> Manifest:
     """The folder's manifest, or a new one; files that are not there have ``bytes = 0``."""
     if (folder / latent_cache.MANIFEST).exists():
         manifest = latent_cache.read_manifest(folder)
@@ -117,7 +121,7 @@ def _plan(folder: pathlib.Path, clips: ClipSource, vae: WanVAE, vae_params: Any,
         encode = functools.partial(vae.apply, method="encode")
         _, f, h, w, c = jax.eval_shape(encode, {"params": vae_params}, video).shape
         manifest = Manifest(vae_fingerprint, text.fingerprint, dict(clips.fingerprint), clips.captions, (f, h, w, c),
-                            text.width, {}, clips.visibility_cell)
+                            text.width, {}, clips.visibility_cell, image)
     planned = {name: tuple(s if (folder / s.file).exists() else dataclasses.replace(s, bytes=0) for s in shards)
                for name, shards in manifest.splits.items()}
     for split in splits:
@@ -152,25 +156,36 @@ def _encode_split(folder: pathlib.Path, manifest: Manifest, split: str, clips: C
 
 
 class _Encoder:
-    """Runs codec and text encoder; one compiled program, whatever the number of clips."""
+    """Runs codec and text encoder; one compiled program, and one for image latents, whatever the number of clips."""
 
-    def __init__(self, clips: ClipSource, vae: WanVAE, params: Any, text: TextEncoder, visibility_cell: int):
+    def __init__(self, clips: ClipSource, vae: WanVAE, params: Any, text: TextEncoder, visibility_cell: int,
+                 image: bool):
         pixels = int(np.prod(clips.size))
         method = "encode" if pixels <= _PIXELS_IN_ONE_PIECE else "encode_chunked"
-        self._clips, self._params, self._text, self._cell = clips, params, text, visibility_cell
+        self._clips, self._params, self._text = clips, params, text
+        self._cell, self._time = visibility_cell, vae.strides[0]
         self._batch = max(1, min(16, _PIXELS_PER_CALL // pixels))
 
         @jax.jit
         def encode(params: Any, video: jax.Array) -> jax.Array:
             return vae.apply({"params": params}, video.astype(jnp.float32) / 127.5 - 1.0, method=method)
 
-        self._encode = encode
+        @jax.jit
+        def encode_image(params: Any, first: jax.Array) -> jax.Array:
+            alone = first_frame.alone(first.astype(jnp.float32) / 127.5 - 1.0, clips.size[0])
+            return vae.apply({"params": params}, alone, method=method)
+
+        self._encode, self._encode_image = encode, encode_image if image else None
+
+    def _visible(self, example: Mapping[str, Any]) -> np.ndarray:
+        return latent_cache.visibility_cells(example["visibility"], self._cell, time=self._time)
 
     def encode(self, examples: Sequence[Mapping[str, Any]], numbers: range, bar: tqdm) -> list[Clip]:
         """The clips ``examples[numbers]``, encoded."""
         videos: list[np.ndarray] = []
         captions: list[str] = []
         latents: list[np.ndarray] = []
+        images: list[np.ndarray] = []
         seen: list[np.ndarray | None] = []
         for i in numbers:
             example = examples[i]
@@ -179,19 +194,23 @@ class _Encoder:
                 raise DataError(f"clip {i} is {video.dtype} {video.shape}, config.data says uint8 "
                                 f"{(*self._clips.size, 3)} (frames, height, width, 3)")
             videos.append(video)
-            seen.append(latent_cache.visibility_cells(example["visibility"], self._cell) if self._cell else None)
+            seen.append(self._visible(example) if self._cell else None)
             captions += [_string(example[name]) for name in self._clips.captions]
             if len(videos) == self._batch or i == numbers[-1]:
                 # the last call is filled up, so that it does not compile a second program
                 filled = np.stack(videos + [videos[-1]] * (self._batch - len(videos)))
                 latents += list(np.asarray(self._encode(self._params, filled), np.float32)[: len(videos)])
+                if self._encode_image:
+                    made = self._encode_image(self._params, filled[:, :1])
+                    images += list(np.asarray(made, np.float32)[: len(videos)])
                 bar.update(len(videos))
                 videos = []
         distinct = list(dict.fromkeys(captions))
         embeddings = dict(zip(distinct, self._text.embed(distinct), strict=True))
         width = len(self._clips.captions)
-        return [Clip(latent, tuple(embeddings[caption] for caption in captions[n * width : (n + 1) * width]), visible)
-                for n, (latent, visible) in enumerate(zip(latents, seen, strict=True))]
+        texts = [tuple(embeddings[caption] for caption in captions[n : n + width])
+                 for n in range(0, len(captions), width)]
+        return [Clip(*parts) for parts in zip(latents, texts, seen, images or [None] * len(latents), strict=True)]
 
 
 def _string(value: Any) -> str:
@@ -317,9 +336,11 @@ def run(values: ml_collections.ConfigDict) -> None:
 
     experiment = config.from_config_dict(values)
     opened = codec.open_codec(experiment.codec)
+    config.check_codec(experiment, opened.model)
     cache = ensure_cache(experiment.data.cache_dir, source=experiment.data, vae=opened.model,
                          vae_params=opened.params, vae_fingerprint=opened.fingerprint,
-                         text=load_text_encoder_for(experiment.text))
+                         text=load_text_encoder_for(experiment.text),
+                         image=first_frame.reads_image(experiment.model))
     clips = ", ".join(f"{name} {cache.manifest.clips(name)}" for name in cache.manifest.splits)
     print(f"latent cache {cache.folder}: {clips} clips; latents {list(cache.manifest.latent_shape)}")
 

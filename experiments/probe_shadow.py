@@ -25,6 +25,7 @@ from absl import app, flags
 
 from data_pipelines import encode
 from wanjax import checkpoint, codec, config, data, text
+from wanjax.first_frame import reads_image
 from wanjax.latent_cache import CacheError, LatentCache
 from wanjax.models.dit import WanDiT
 from wanjax.models.shadow_head import ShadowHead, ShadowHeadConfig
@@ -64,9 +65,12 @@ def run(folder: str, settings: Settings, *, weights: str = "ema") -> dict[str, A
     """Probes a run; returns what ``--json`` holds.
 
     Raises:
-      ValueError: for an expert, or a trained head, that the run does not have.
+      ValueError: for an expert, or a trained head, that the run does not have, or experts that read an image.
     """
     opened = checkpoint.open_run(folder, weights)
+    if reads_image(opened.config.model):
+        raise ValueError(f"{folder!r} has image-to-video experts: their hidden states are not probed here, since they "
+                         "see a first frame; give a text-to-video run")
     experiment, wanted = opened.config, settings.experts or tuple(opened.experts)
     there = [name for name, saved in opened.experts.items() if not settings.trained or saved.has_head]
     absent = sorted(set(wanted) - set(there))
@@ -76,6 +80,7 @@ def run(folder: str, settings: Settings, *, weights: str = "ema") -> dict[str, A
                              "config.objective.shadow had no weight; without --head trained, one is trained on it")
         raise ValueError(f"{folder!r} has no {', '.join(absent)} expert, only {', '.join(opened.experts)}")
     shipped = codec.open_codec(experiment.codec)
+    config.check_codec(experiment, shipped.model)
     cell, source = experiment.data.visibility_cell, encode.open_source(experiment.data)
     cache = encode.ensure_cache(
         settings.cache_dir or experiment.data.cache_dir, source=source, vae=shipped.model,
@@ -108,7 +113,7 @@ def _probe(name: str, opened: checkpoint.Run, settings: Settings, shipped: codec
     model = WanDiT(experiment.model)
     span = experiment.train.timesteps(name)
     head = experiment.shadow_head(model) if settings.trained else ShadowHead(
-        settings.head, model, config.CODEC_STRIDES[1] // cell)
+        settings.head, model, experiment.visibility_cells)
     assert head is not None
     if settings.trained:
         own = trained

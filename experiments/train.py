@@ -1,4 +1,4 @@
-"""Trains the experts of a config: data, latents, both experts, checkpoints; resumes where a run was left.
+"""Trains the experts of a config, two or one: data, latents, training, checkpoints; resumes where a run was left.
 
     python -m experiments.train --config configs/light_scenes_tiny.py --workdir runs/tiny --config.model.width=128
 """
@@ -17,7 +17,7 @@ from ml_collections import config_flags
 from data_pipelines import encode
 from wanjax import codec as codec_lib
 from wanjax import config as config_lib
-from wanjax import data, partition, text, warm_start
+from wanjax import data, first_frame, partition, text, warm_start
 from wanjax.checkpoint import CheckpointError, Checkpoints
 from wanjax.latent_cache import CacheError, LatentCache
 from wanjax.models.dit import WanDiT
@@ -36,18 +36,20 @@ def run(experiment: config_lib.Experiment, workdir: str) -> None:
     mesh = partition.make_mesh(sizes)
     with Workdir(workdir, experiment):
         codec = codec_lib.open_codec(experiment.codec)
+        config_lib.check_codec(experiment, codec.model)
         objectives = {name: objective_for(name, experiment, codec) for name in experiment.train.experts}
         encoder = text.load_text_encoder_for(experiment.text)
         cache = encode.ensure_cache(experiment.data.cache_dir, source=experiment.data, vae=codec.model,
                                     vae_params=codec.params, vae_fingerprint=codec.fingerprint, text=encoder,
-                                    visibility_cell=_visibility_cell(experiment))
+                                    visibility_cell=_visibility_cell(experiment),
+                                    image=first_frame.reads_image(experiment.model))
         for name, objective in objectives.items():
             _train(name, experiment, mesh, objective, codec, cache, pathlib.Path(workdir) / name)
 
 
 def objective_for(name: str, experiment: config_lib.Experiment, codec: codec_lib.Codec) -> Objective:
     """What the expert "high" or "low" minimises; says which terms of the config are not for it."""
-    config = experiment.objective.of(name)
+    config = experiment.objective.of(experiment.train.timesteps(name))
     for left_out in sorted({*experiment.objective.active} - {*config.active}):
         print(f"{name} expert: config.objective.{left_out} applies to the low-noise expert alone and is left out here",
               flush=True)
@@ -64,14 +66,15 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
            codec: codec_lib.Codec, cache: LatentCache, folder: pathlib.Path) -> None:
     config, steps = experiment.train, experiment.train.steps(name)
     model = WanDiT(experiment.model, mesh if mesh.size > 1 else None)
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = data.make_loader(cache.folder, "train", batch=experiment.data.batch, text_length=experiment.text.length,
+    settings = {"image": first_frame.reads_image(experiment.model), "text_length": experiment.text.length,
+                "process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = data.make_loader(cache.folder, "train", batch=experiment.data.batch,
                                caption_dropout=experiment.data.caption_dropout, null_text=cache.null_text,
                                seed=experiment.data.seed + EXPERTS.index(name),
-                               visibility_cell=_visibility_cell(experiment), **processes)
-    validation = data.validation_batches(cache.folder, "validation", batch=experiment.data.batch,
-                                         text_length=experiment.text.length, **processes)
-    preview = make_preview(name, model, codec, validation[0], experiment.sample, seed=experiment.seed)
+                               visibility_cell=_visibility_cell(experiment), **settings)
+    validation = data.validation_batches(cache.folder, "validation", batch=experiment.data.batch, **settings)
+    preview = make_preview(name, model, codec, validation[0], experiment.sample, seed=experiment.seed,
+                           first_frame=config.first_frame)
     params = None
     if config.init_from:
         def params() -> Any:

@@ -1,10 +1,12 @@
-"""Train the tiny codec on rendered scenes, or fit the luminance vector of a codec.
+"""Train the tiny codec on rendered scenes, train a given one further, or fit the luminance vector of a codec.
 
     python -m experiments.train_codec --workdir runs/codec
+    python -m experiments.train_codec --workdir runs/further --init_from runs/codec/codec
     python -m experiments.train_codec --fit_luminance --checkpoint wanjax/assets/codec_light_scenes_tiny
 
-The first writes ``DIR/codec/`` (diffusers ``vae`` layout with luminance.json) and continues where it was stopped; the
-second only rewrites ``luminance.json`` in the codec's folder.
+The first two write ``DIR/codec/`` (diffusers ``vae`` layout with luminance.json) and continue where they were stopped;
+the last only rewrites ``luminance.json`` in the codec's folder. A given codec is of Wan2.1's architecture or Wan2.2's;
+from scratch only Wan2.1's is trained: the linear transform that it starts from (``wanjax.codec_start``) is made for it.
 """
 
 from __future__ import annotations
@@ -108,14 +110,20 @@ def fit(model: WanVAE, params: Mapping[str, Any], clips: np.ndarray, families: S
 
 
 def compacted(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The decoder's largest kernels in float16, which brings the file under 8 MB; the encoder stays exact.
+    """The decoder's largest kernels in float16, which brings a tiny codec's file under 8 MB; the encoder stays exact.
 
-    They are under half of the weights, so that the hub still reads a float32 network.
+    Only where they are under half of the weights, so that the hub still reads a float32 network; a wide codec is left
+    as it is.
     """
 
+    def is_large(path: tuple[Any, ...], leaf: np.ndarray) -> bool:
+        return path[0].key == "decoder" and leaf.size > 100_000
+
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    halved = 2 * sum(leaf.size for path, leaf in leaves if is_large(path, leaf)) < sum(leaf.size for _, leaf in leaves)
+
     def shrink(path: tuple[Any, ...], leaf: np.ndarray) -> np.ndarray:
-        large = path[0].key == "decoder" and leaf.size > 100_000
-        return np.asarray(leaf, np.float16 if large else np.float32)
+        return np.asarray(leaf, np.float16 if halved and is_large(path, leaf) else np.float32)
 
     return jax.tree_util.tree_map_with_path(shrink, params)
 
@@ -134,19 +142,13 @@ def export(
     return found
 
 
-def start_from(folder: Path, config: VAEConfig) -> Mapping[str, Any]:
-    """Parameters of the codec in ``folder``; its latents' statistics are left, new ones are fitted after training.
-
-    Raises:
-        ValueError: it has other sizes than ``config``.
-    """
+def start_from(folder: Path) -> tuple[VAEConfig, Mapping[str, Any]]:
+    """Sizes and parameters of the codec in ``folder``, of either architecture; its latents' statistics are left, new
+    ones are fitted after training."""
     model, params = hub.load_vae(folder, dtype="float32")  # some of it may be stored in float16
-    unnormalised = dataclasses.replace(
-        model.config, latents_mean=config.latents_mean, latents_std=config.latents_std
-    )
-    if unnormalised != config:
-        raise ValueError(f"{folder}: a codec with {unnormalised}; expected {config}")
-    return jax.device_get(params)
+    channels = model.config.z_dim
+    unnormalised = dataclasses.replace(model.config, latents_mean=(0.0,) * channels, latents_std=(1.0,) * channels)
+    return unnormalised, jax.device_get(params)
 
 
 def fit_again(folder: Path, *, families: Sequence[str], fit_clips: int) -> LuminanceFit:
@@ -166,7 +168,7 @@ def run(
     clips: int,
     held_out: int,
     fit_clips: int,
-    init_from: Path | None = None,
+    start: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train in ``workdir`` (or go on there) and export; returns the codec's folder.
 
@@ -175,10 +177,7 @@ def run(
         clips: rendered training clips of each family.
         held_out: held-out clips of each family that are measured.
         fit_clips: training clips of each family for latent statistics and luminance.
-        init_from: codec's folder whose weights a new run starts from; by default a fitted linear transform.
-
-    Raises:
-        ValueError: ``init_from`` is a codec of other sizes than ``config``.
+        start: parameters that a new run starts from; by default a fitted linear transform, of Wan2.1's architecture.
     """
 
     def report(step: int, figures: Mapping[str, float]) -> None:
@@ -187,13 +186,12 @@ def run(
         with open(workdir / "metrics.jsonl", "a") as file:
             file.write(line + "\n")
 
-    first = None if init_from is None else start_from(init_from, config)
     sample = rendered(families, "train", fit_clips)
     params = codec_training.train(
         WanVAE(config),
         training,
         Augmented(training_clips(workdir, families, clips)),
-        start=sample[:: max(len(sample) // 12, 1)] if first is None else first,
+        start=sample[:: max(len(sample) // 12, 1)] if start is None else start,
         workdir=workdir,
         held_out={name: rendered([name], "test", held_out) for name in families},
         report=report,
@@ -221,13 +219,17 @@ def main(argv: list[str]) -> None:
         return
     if not FLAGS.workdir:
         raise app.UsageError("--workdir is needed")
+    if FLAGS.init_from and FLAGS["base_dim"].present:
+        raise app.UsageError("--base_dim is for a codec from scratch: one that --init_from names keeps its own sizes")
     training = CodecTrainingConfig(
         steps=FLAGS.steps, full_steps=min(FLAGS.full_steps, FLAGS.steps), learning_rate=FLAGS.learning_rate
     )
     sizes = {"families": families, "clips": FLAGS.clips, "held_out": FLAGS.held_out, "fit_clips": FLAGS.fit_clips}
     try:
-        first = find_codec(FLAGS.init_from) if FLAGS.init_from else None
-        run(Path(FLAGS.workdir), tiny_config(FLAGS.base_dim), training, **sizes, init_from=first)
+        config, start = tiny_config(FLAGS.base_dim), None
+        if FLAGS.init_from:
+            config, start = start_from(find_codec(FLAGS.init_from))
+        run(Path(FLAGS.workdir), config, training, **sizes, start=start)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
@@ -241,8 +243,8 @@ def entry() -> None:
     flags.DEFINE_float("learning_rate", CodecTrainingConfig.learning_rate, "Peak.", lower_bound=0.0)
     flags.DEFINE_integer("clips", 240, "Rendered training clips of each family.", lower_bound=1)
     flags.DEFINE_integer("held_out", 4, "Held-out clips of each family that are measured.", lower_bound=1)
-    flags.DEFINE_integer("base_dim", 8, "Channels at full resolution.", lower_bound=8)
-    flags.DEFINE_string("init_from", None, "Codec folder whose weights a new run starts from.")
+    flags.DEFINE_integer("base_dim", 8, "Channels at full resolution, from scratch.", lower_bound=8)
+    flags.DEFINE_string("init_from", None, "Codec folder whose weights and sizes a new run starts from.")
     flags.DEFINE_bool("fit_luminance", False, "Only fit the luminance vector of --checkpoint.")
     flags.DEFINE_string("checkpoint", None, "Codec folder, for --fit_luminance.")
     flags.DEFINE_integer("fit_clips", 20, "Training clips of each family for latent statistics and luminance.")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import chex
@@ -14,13 +15,14 @@ from experiments import train_codec
 from wanjax import codec_training, hub
 from wanjax.codec import find_codec
 from wanjax.codec_training import CodecTrainingConfig
-from wanjax.light import luminance
-from wanjax.models.vae import VAEConfig, WanVAE
+from wanjax.light import luminance, photometry
+from wanjax.models.vae import WAN22, VAEConfig, WanVAE
 
 ROOT = Path(__file__).parents[1]
 MODEL = WanVAE(
     VAEConfig(base_dim=8, num_res_blocks=1, dim_mult=(1, 2, 2, 5), latents_mean=(0.0,) * 16, latents_std=(1.0,) * 16)
 )
+MODEL22 = WanVAE(replace(WAN22, base_dim=4, decoder_base_dim=8, num_res_blocks=1))
 START = np.zeros((1, 1, 8, 8, 3), np.uint8)
 # Single frames: a step's program is then a third as large, and compiling it is most of these tests' time.
 CONFIG = CodecTrainingConfig(
@@ -74,16 +76,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, random_start):
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "strides", "message"),
     [
-        ({"full_steps": 9, "steps": 4}, "full_steps is 9; expected 0 to steps = 4"),
-        ({"crop_frames": 8}, r"crop_frames is 8; the codec takes 4n \+ 1"),
-        ({"full_size": 60}, "full_size is 60; the codec takes multiples of 8"),
+        ({"crop_frames": 8}, (4, 8, 8), r"crop_frames is 8; the codec takes 4n \+ 1"),
+        ({"full_size": 60}, (4, 8, 8), "full_size is 60; the codec takes multiples of 8"),
+        ({"crop_size": 24}, (4, 16, 16), "crop_size is 24; the codec takes multiples of 16"),
     ],
 )
-def test_config_refuses_what_the_codec_cannot_take(fields, message):
+def test_sizes_that_the_codec_cannot_take_are_refused(fields, strides, message):
     with pytest.raises(ValueError, match=message):
-        CodecTrainingConfig(**fields)
+        CodecTrainingConfig(**fields).check(strides)
+
+
+def test_more_steps_on_whole_clips_than_there_are_steps_are_refused():
+    with pytest.raises(ValueError, match="full_steps is 9; expected 0 to steps = 4"):
+        CodecTrainingConfig(full_steps=9, steps=4)
 
 
 def test_luminance_vector_is_recovered_from_a_linear_codec():
@@ -130,9 +137,64 @@ def test_launcher_trains_exports_and_fits_luminance_again(tmp_path):
     np.testing.assert_allclose(luminance.load(folder / "luminance.json").m, fit.m, rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_starts_from_a_codec_of_its_own_sizes_only():
+def test_a_run_starts_from_a_codec_with_its_sizes():
     tiny = hub.load_vae(find_codec("light_scenes_tiny"), dtype="float32")[1]
-    given = train_codec.start_from(find_codec("light_scenes_tiny"), train_codec.tiny_config())
+    config, given = train_codec.start_from(find_codec("light_scenes_tiny"))
+    assert config == train_codec.tiny_config()
     chex.assert_trees_all_equal(given, jax.device_get(tiny))
-    with pytest.raises(ValueError, match="light_scenes_tiny: a codec with .*expected"):
-        train_codec.start_from(find_codec("light_scenes_tiny"), train_codec.tiny_config(16))
+
+
+def test_a_state_of_another_codec_is_not_gone_on_with(tmp_path):
+    wider = WanVAE(replace(MODEL.config, base_dim=16))
+    params = jax.tree.map(np.array, wider.init(jax.random.key(0))["params"])
+    codec_training.save_state(tmp_path / "state.msgpack", codec_training.init_state(wider, CONFIG, params))
+    with pytest.raises(ValueError, match="state.msgpack is of a codec of other sizes.*another work folder"):
+        run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def codec22(tmp_path_factory):
+    """A tiny codec of Wan2.2's architecture in its folder: random weights, published statistics."""
+    folder = tmp_path_factory.mktemp("codec22")
+    hub.save_vae(folder, MODEL22, MODEL22.init(jax.random.key(0))["params"])
+    return folder
+
+
+def test_m_of_wan22s_codec_is_the_least_squares_fit_of_its_16_pixel_cells(codec22):
+    found = train_codec.fit_again(codec22, families=("sundial", "sunrise_room"), fit_clips=2)
+    assert luminance.load(codec22 / "luminance.json") == found
+    assert len(found.m) == 48 and "4 training clips" in found.fitted_on
+    clips = train_codec.rendered(["sundial", "sunrise_room"], "train", 2)
+    model, params = hub.load_vae(codec22)
+    latents = np.asarray(model.apply({"params": params}, clips / np.float32(127.5) - 1), np.float64)
+    chex.assert_shape(latents, (4, 5, 4, 4, 48))
+    light = photometry.luminance(photometry.srgb_to_linear(clips / 255.0))
+    cells = light.reshape(4, 17, 4, 16, 4, 16).mean((3, 5))
+    cells = np.stack([cells[:, 0], *(cells[:, t : t + 4].mean(1) for t in range(1, 17, 4))], 1)
+    off = cells - latents @ np.asarray(found.m) - found.bias
+    assert found.r2 == pytest.approx(1 - (off**2).sum() / ((cells - cells.mean()) ** 2).sum(), abs=1e-4)
+    # what is left over is orthogonal to every channel: nothing linear could take more out
+    centred = latents.reshape(-1, 48) - latents.reshape(-1, 48).mean(0)
+    assert np.abs(centred.T @ off.reshape(-1)).max() < 1e-3 * np.linalg.norm(centred) * np.linalg.norm(cells)
+
+
+def test_a_codec_of_wan22s_architecture_is_trained_further_and_exported(codec22, tmp_path, monkeypatch):
+    whole = train_codec.rendered
+    monkeypatch.setattr(train_codec, "rendered", lambda *args: whole(*args)[:, :5, :32, :32])
+    config, start = train_codec.start_from(codec22)
+    sizes = {"families": ("sundial",), "clips": 1, "held_out": 1, "fit_clips": 1}
+    folder = train_codec.run(tmp_path, config, replace(CONFIG, steps=1, crop_size=16), **sizes, start=start)
+    model, params = hub.load_vae(folder)
+    statistics = {"latents_mean": model.config.latents_mean, "latents_std": model.config.latents_std}
+    assert model.config == replace(MODEL22.config, **statistics) and model.strides == (4, 16, 16)
+    assert statistics["latents_std"] != MODEL22.config.latents_std
+    before, after = (np.asarray(tree["encoder"]["conv_in"]["kernel"]) for tree in (start, params))
+    assert not np.array_equal(before, after)
+    np.testing.assert_allclose(before, after, atol=0.01)
+    assert len(luminance.load(folder / "luminance.json").m) == 48
+
+
+def test_a_given_codec_keeps_its_sizes(codec22):
+    command = ("-m", "experiments.train_codec", "--workdir=none", f"--init_from={codec22}", "--base_dim=16")
+    done = subprocess.run((sys.executable, *command), capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode != 0 and "--base_dim is for a codec from scratch" in done.stdout + done.stderr

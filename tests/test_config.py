@@ -6,11 +6,16 @@ import pytest
 
 from wanjax import config
 from wanjax.models import rows
+from wanjax.models.dit import WanDiT
 from wanjax.models.rows.dit import dit_rows
+from wanjax.models.vae import WAN22, VAEConfig, WanVAE
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ROOT / "configs/light_scenes_tiny.py"
 A14B = ROOT / "configs/t2v_a14b.py"
+SINGLE = {"train.boundary": 0.0, "sample.boundary": 0.0}
+ONLY_PIXELS = {"objective.temporal_luminance.weight": 0.1, "objective.velocity.weight": 0.0,
+               "objective.light.weight": 0.0}
 
 
 def test_every_config_loads_and_survives_json():
@@ -69,11 +74,52 @@ def test_the_real_model_is_counted_without_allocating_it():
     ({"data.train_clips": 80, "data.source": "my_clips"}, ["config.data.train_clips = 80", "'my_clips'"]),
     ({"data.visibility_cell": 3}, ["config.data.visibility_cell = 3", "divides the codec's stride 8"]),
     ({"data.caption_dropout": 1.0}, ["config.data.caption_dropout", "[0, 1)"]),
+    ({**SINGLE, "train.expert": "low"}, ["expert = 'low'", "boundary = 0", "called 'high'"]),
+    ({"train.first_frame": 1.5}, ["first_frame = 1.5", "[0, 1]"]),
+    ({"train.first_frame": 0.5, "data.frames": 1}, ["config.train.first_frame = 0.5", "config.data.frames = 1"]),
+    ({"model.in_channels": 36}, ["config.train.first_frame = 0.0", "36 channels", "set it to 1"]),
+    ({"model.in_channels": 32}, ["config.model.in_channels = 32", "out_channels = 16", "36 for a transformer"]),
+    ({"codec_strides": (4, 16, 16), "data.height": 48}, ["config.data.height = 48", "multiple of 32", "32 or 64"]),
+    ({"codec_strides": (4, 16, 16), "data.visibility_cell": 32}, ["visibility_cell = 32", "stride 16"]),
+    ({"codec_strides": (8, 8, 8), "data.frames": 13}, ["config.data.frames = 13", "8n+1", "9 or 17"]),
+    ({"codec_strides": (4, 0, 8)}, ["config.codec_strides = (4, 0, 8)", "(4, 16, 16)"]),
+    ({**SINGLE, **ONLY_PIXELS, "objective.temporal_luminance.every": 4}, ["is the only term", "every = 4"]),
 ])
 def test_what_cannot_work_is_named(overrides, words):
     with pytest.raises(config.ConfigError) as error:
         config.load(TINY, overrides)
     for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("expert", ["both", "high"])
+def test_a_single_expert_sees_every_timestep_and_pixels_are_for_it_too(expert):
+    overrides = {**SINGLE, **ONLY_PIXELS, "objective.temporal_luminance.every": 1, "train.expert": expert}
+    experiment = config.load(TINY, overrides)
+    assert experiment.train.experts == ("high",) and experiment.train.timesteps("high") == (0.0, 1000.0)
+    assert experiment.objective.of((0.0, 1000.0)).active == ("temporal_luminance",)
+
+
+def test_a_first_frame_needs_tokens_of_its_own():
+    experiment = config.load(TINY, {"train.first_frame": 0.5})
+    longer = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, patch=(5, 2, 2)))
+    with pytest.raises(config.ConfigError, match=r"config.train.first_frame = 0.5, but .*config.model.patch\[0\] = 5"):
+        config.validate(longer)
+
+
+def test_a_shadow_head_has_the_cells_of_its_codec():
+    overrides = {"objective.shadow.weight": 0.1, "codec_strides": (4, 16, 16)}
+    for strides, cells in (((4, 8, 8), 2), ((4, 16, 16), 4)):
+        experiment = config.load(TINY, overrides | {"codec_strides": strides})
+        assert experiment.shadow_head(WanDiT(experiment.model)).cells == cells
+
+
+def test_a_codec_that_the_config_was_not_checked_for_is_refused():
+    experiment, wide = config.load(TINY), dataclasses.replace(WAN22, base_dim=8, decoder_base_dim=16)
+    config.check_codec(experiment, WanVAE(VAEConfig(base_dim=8)))
+    with pytest.raises(config.ConfigError) as error:
+        config.check_codec(experiment, WanVAE(wide))
+    for word in ("config.codec_strides = (4, 8, 8)", "(4, 16, 16)", "config.model.out_channels = 16", "48 channels"):
         assert word in str(error.value)
 
 
@@ -109,7 +155,8 @@ def test_a_config_of_an_older_version_is_completed_with_the_defaults_of_what_is_
     old = config.to_dict(config.load(TINY))
     for term in ("light_consistency", "temporal_luminance", "shadow", "change_weight"):
         del old["objective"][term]
-    del old["data"]["visibility_cell"]
+    del old["data"]["visibility_cell"], old["codec_strides"], old["train"]["first_frame"]
+    assert config.from_dict(old) == config.from_dict(new)
     assert config.differences(config.completed(old), new) == {}
     new["objective"]["shadow"]["weight"] = 0.5
     assert config.differences(config.completed(old), new) == {"config.objective.shadow.weight": (0.0, 0.5)}

@@ -26,6 +26,8 @@ T, H, W = 9, 16, 16
 class FakeCodec:
     """Averages 4 × 8 × 8 blocks; counts how often it is compiled."""
 
+    strides = (4, 8, 8)
+
     def __init__(self):
         self.traced = 0
 
@@ -163,6 +165,38 @@ def test_a_cache_of_the_version_without_visibility_is_served_where_none_is_neede
         cached(tmp_path, again, visibility_cell=4)
     with pytest.raises(CacheError, match="holds no visibility, which the shadow term needs"):
         validation_batches(tmp_path, "validation", batch=1, text_length=6, visibility_cell=4)
+
+
+def test_image_latents_are_the_codecs_of_the_first_frame_and_grey(tmp_path):
+    cache = cached(tmp_path, image=True)
+    for i, clip in enumerate(cache.split("train")):
+        video = FakeClips().split("train")[i]["video"].astype(np.float32)[None] / 127.5 - 1
+        video[:, 1:] = 0
+        expected = FakeCodec().apply({"params": {"scale": 2.0}}, jnp.asarray(video), "encode")[0]
+        np.testing.assert_allclose(clip.image, expected, atol=1e-6)
+        assert clip.image[0].std() > 0 and not np.array_equal(clip.image, clip.latents)
+    loader = {"batch": 2, "text_length": 6}
+    plain, seeing = (validation_batches(tmp_path, "validation", image=image, **loader)[0] for image in (False, True))
+    assert "image" not in plain
+    np.testing.assert_array_equal(seeing["image"][1], cache.split("validation")[1].image)
+    more = next(make_loader(tmp_path, "train", seed=0, caption_dropout=0, null_text=cache.null_text, image=True,
+                            **loader))
+    assert more["image"].shape == more["latents"].shape and more["image"].dtype == np.float32
+
+
+def test_image_latents_that_are_not_there_are_refused_before_encoding_with_the_remedy(tmp_path):
+    cached(tmp_path, splits=("train",))
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["image"]
+    path.write_text(json.dumps(manifest | {"version": 2}))
+    again = FakeClips()
+    with pytest.raises(CacheError, match="no image latents.*config.data.cache_dir to a new folder"):
+        cached(tmp_path, again, image=True)
+    assert again.reads == []
+    cached(tmp_path, again)  # goes on with the other split, in the cache's own way
+    with pytest.raises(CacheError, match="no image latents"):
+        validation_batches(tmp_path, "validation", batch=1, text_length=6, image=True)
 
 
 def test_the_codec_is_compiled_once(tmp_path):

@@ -3,13 +3,19 @@
 import dataclasses
 import pathlib
 
+import jax
 import pytest
 
-from wanjax import config
+from wanjax import config, partition, train
 from wanjax.family import MEMBERS, WAN21_STRIDES, member_like
+from wanjax.first_frame import reads_image
+from wanjax.models import rows
+from wanjax.models.dit import WanDiT
+from wanjax.models.rows.dit import dit_rows
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIGS = {"t2v_a14b": "Wan2.2-T2V-A14B"}
+CONFIGS = {"t2v_a14b": "Wan2.2-T2V-A14B", "i2v_a14b": "Wan2.2-I2V-A14B", "ti2v_5b": "Wan2.2-TI2V-5B",
+           "t2v_14b": "Wan2.1-T2V-14B", "t2v_1_3b": "Wan2.1-T2V-1.3B"}
 PRECISION = ("dtype", "param_dtype", "remat")
 
 
@@ -57,9 +63,29 @@ def test_a_config_of_a_member_is_that_member(name, member):
     assert experiment.model == dataclasses.replace(published.model, **own)
     assert experiment.sample == published.sample
     assert experiment.train.shift == published.sample.shift
+    assert experiment.train.boundary == published.sample.boundary and experiment.train.experts == published.experts
     for field in ("frames", "height", "width", "fps"):
         assert getattr(experiment.data, field) == getattr(published, field), field
-    assert published.strides == config.CODEC_STRIDES
+    assert published.strides == experiment.codec_strides
+    assert reads_image(published.model) == ("I2V-A14B" in member) <= experiment.train.first_frame
+    assert all(member in path for path in (experiment.codec, experiment.text.encoder, experiment.train.init_from))
+
+
+def test_every_member_has_a_config_and_the_shapes_and_names_of_its_state_are_built_without_allocating():
+    assert sorted(CONFIGS.values()) == sorted(MEMBERS)
+    mesh = partition.make_mesh(dict.fromkeys(partition.AXES, 1), devices=jax.devices()[:1])
+    for name, member in CONFIGS.items():
+        experiment = config.load(ROOT / "configs" / f"{name}.py")
+        model = WanDiT(experiment.model)
+        state = train.state_shapes(model, train.make_optimizer(experiment.optimizer, 10, model), mesh)
+        table = dit_rows(MEMBERS[member].model)
+        wanted = {jax.tree_util.keystr(path): leaf.shape
+                  for path, leaf in jax.tree_util.tree_leaves_with_path(rows.shapes(table, "float32"))}
+        for part in (state.params, state.ema):
+            found = {jax.tree_util.keystr(path): leaf.shape
+                     for path, leaf in jax.tree_util.tree_leaves_with_path(part)}
+            assert found == wanted
+        assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == MEMBERS[member].parameters
 
 
 @pytest.mark.parametrize("name", MEMBERS)

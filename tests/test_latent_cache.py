@@ -52,6 +52,21 @@ def test_visibility_comes_back_and_hardly_adds_to_a_record():
     assert len(records[1]) < 1.05 * len(records[0])
 
 
+def test_image_latents_come_back():
+    clip = make_clips(1)[0]
+    assert latent_cache.decode_record(latent_cache.encode_record(clip)).image is None
+    shown = clip._replace(image=clip.latents + 1)
+    back = latent_cache.decode_record(latent_cache.encode_record(shown))
+    np.testing.assert_array_equal(back.image, shown.image)
+    assert len(back.texts) == 2 and back.visibility is None
+
+
+def test_visibility_follows_the_codecs_stride_in_time():
+    frames = (10 * np.arange(9, dtype=np.uint8))[:, None, None] * np.ones((1, 4, 4), np.uint8)
+    np.testing.assert_array_equal(latent_cache.visibility_cells(frames, 4)[:, 0, 0], [0, 25, 65])
+    np.testing.assert_array_equal(latent_cache.visibility_cells(frames, 4, time=8)[:, 0, 0], [0, 45])
+
+
 def test_the_manifest_comes_back_equal(tmp_path):
     cache = make_cache(tmp_path, make_clips(5))
     assert latent_cache.read_manifest(tmp_path) == cache.manifest

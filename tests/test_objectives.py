@@ -111,8 +111,9 @@ def test_a_term_waits_for_its_steps():
 
 
 def test_pixels_are_for_the_low_noise_expert_alone():
-    assert PIXELS.of("low").active == ("velocity", "temporal_luminance")
-    assert PIXELS.of("high").active == ("velocity",)
+    assert PIXELS.of((0.0, 500.0)).active == ("velocity", "temporal_luminance")
+    assert PIXELS.of((500.0, 1000.0)).active == ("velocity",)
+    assert PIXELS.of((0.0, 1000.0)).active == ("velocity", "temporal_luminance")  # a single expert
     with pytest.raises(ValueError, match="no decoder"):
         objectives.make_objective(PIXELS, None)
 

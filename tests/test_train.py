@@ -288,7 +288,8 @@ def test_decay_applies_to_matrices_alone():
     assert not any(v for k, v in flat.items() if "bias" in k)
 
 
-@pytest.mark.parametrize("bad", [{"expert": "mid"}, {"boundary": 1.0}, {"accumulate": 0}, {"keep": 0}])
+@pytest.mark.parametrize("bad", [{"expert": "mid"}, {"boundary": 1.0}, {"accumulate": 0}, {"keep": 0},
+                                 {"expert": "low", "boundary": 0.0}, {"first_frame": -0.1}])
 def test_bad_values_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         train.TrainConfig(**bad)

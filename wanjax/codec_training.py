@@ -2,15 +2,18 @@
 
 It starts from a fitted linear transform (:mod:`wanjax.codec_start`). The loss is
 
-    mean |error| + cell_weight * mean |error of 8x8 cells| + mse_weight * mean error^2
-    + luminance_weight * mean |error of log-luminance|   (stops; half frames, half 8x8 cells; whole clips have
+    mean |error| + cell_weight * mean |error of cells| + mse_weight * mean error^2
+    + luminance_weight * mean |error of log-luminance|   (stops; half frames, half cells; whole clips have
       full_luminance_weight instead, since only they show a frame's mean)
     + flicker_weight * mean |second difference over time of that error|   (whole clips only)
     + kl_weight * KL(posterior || unit normal) per latent value
+
+A cell is the pixels of one latent: 8x8 in Wan2.1's codec, 16x16 in Wan2.2's.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -84,12 +87,20 @@ class CodecTrainingConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.full_steps <= self.steps:
             raise ValueError(f"full_steps is {self.full_steps}; expected 0 to steps = {self.steps}")
+
+    def check(self, strides: tuple[int, int, int]) -> None:
+        """Refuses sizes that a codec of these strides (frames, rows, columns of pixels per latent) cannot take.
+
+        Raises:
+            ValueError: naming the field and what the codec takes.
+        """
+        time, space = strides[0], math.lcm(*strides[1:])
         for name in ("crop_frames", "full_frames"):
-            if getattr(self, name) % 4 != 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; the codec takes 4n + 1 frames")
+            if getattr(self, name) < 1 or (getattr(self, name) - 1) % time:
+                raise ValueError(f"{name} is {getattr(self, name)}; the codec takes {time}n + 1 frames")
         for name in ("crop_size", "full_size"):
-            if getattr(self, name) % 8 or getattr(self, name) < 8:
-                raise ValueError(f"{name} is {getattr(self, name)}; the codec takes multiples of 8 pixels")
+            if getattr(self, name) % space or getattr(self, name) < space:
+                raise ValueError(f"{name} is {getattr(self, name)}; the codec takes multiples of {space} pixels")
 
     def sees_whole_clips(self, step: int | jax.Array) -> bool | jax.Array:
         """Whether a step is one of the last ``full_steps``."""
@@ -162,10 +173,11 @@ def codec_loss(
     sample = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
     centre, scale = (jnp.asarray(s) for s in (model.config.latents_mean, model.config.latents_std))
     error = (made := model.apply(variables, (sample - centre) / scale, method="decode")) - video
-    light, flicker = _light_errors(made, video)
+    cell = model.strides[1:]
+    light, flicker = _light_errors(made, video, cell)
     terms = {
         "l1": jnp.mean(jnp.abs(error)),
-        "cell": jnp.mean(jnp.abs(_cells(error, (8, 8)))),
+        "cell": jnp.mean(jnp.abs(_cells(error, cell))),
         "mse": jnp.mean(error**2),
         "stops": light,
         "flicker": flicker,
@@ -188,16 +200,16 @@ def _cells(x: jax.Array, cell: tuple[int, int]) -> jax.Array:
     return x.reshape(B, T, H // cell[0], cell[0], W // cell[1], cell[1], 3).mean((3, 5))
 
 
-def _light_errors(made: jax.Array, video: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _light_errors(made: jax.Array, video: jax.Array, cell: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     """Means of |log-luminance error| in stops and of its |second difference over frames|.
 
-    Of whole frames and of 8x8 cells in equal parts. A codec that is a constant part of a stop off does not flicker, nor
+    Of whole frames and of cells in equal parts. A codec that is a constant part of a stop off does not flicker, nor
     does a clip of fewer than three frames.
     """
     error, flicker = jnp.zeros(()), jnp.zeros(())
     linear = [srgb_to_linear((x + 1) / 2) for x in (made, video)]
-    for cell in ((video.shape[2], video.shape[3]), (8, 8)):
-        pooled = [_cells(x, cell) for x in linear]
+    for size in ((video.shape[2], video.shape[3]), cell):
+        pooled = [_cells(x, size) for x in linear]
         off = log_luminance(pooled[0]) - log_luminance(pooled[1])
         error = error + 0.5 * jnp.mean(jnp.abs(off))
         if off.shape[1] > 2:
@@ -233,9 +245,19 @@ def save_state(path: Path, state: CodecState) -> None:
 
 
 def load_state(path: Path, model: WanVAE, config: CodecTrainingConfig) -> CodecState:
-    """Read a state that :func:`save_state` wrote for the same model and config."""
+    """Read a state that :func:`save_state` wrote for the same model and config.
+
+    Raises:
+        ValueError: it is of a codec of other sizes.
+    """
     like = jax.eval_shape(lambda key: _state_of(config, model.init(key)["params"]), jax.random.key(0))
     fields = flax.serialization.from_bytes(like._asdict(), path.read_bytes())
+    wrong = [jax.tree_util.keystr(path) for (path, leaf), shape in
+             zip(jax.tree_util.tree_leaves_with_path(fields), jax.tree.leaves(like._asdict()), strict=True)
+             if leaf.shape != shape.shape]
+    if wrong:
+        raise ValueError(f"{path} is of a codec of other sizes ({len(wrong)} tensors differ, e.g. {wrong[0]}): go on "
+                         "with the run's own, or give another work folder")
     return CodecState(**jax.tree.map(jnp.asarray, fields))
 
 
@@ -258,7 +280,9 @@ def train(
 
     Raises:
         FloatingPointError: the loss is not finite; the stored state is the last good one.
+        ValueError: sizes of clips that the codec cannot take.
     """
+    config.check(model.strides)
     workdir.mkdir(parents=True, exist_ok=True)
     stored = workdir / "state.msgpack"
     state = load_state(stored, model, config) if stored.exists() else init_state(model, config, start)

@@ -194,8 +194,7 @@ def image_channels(
 ) -> ImageChannels:
     """I2V-A14B's condition of one clip: its first frame given, or its first and last.
 
-    The codec reads the clip a few frames at a time: what it needs at once does not grow with T but for the clip's own
-    pixels.
+    The codec reads the clip a few frames at a time: what it needs at once does not grow with T.
 
     Args:
         vae, vae_params: the codec.
@@ -211,11 +210,10 @@ def image_channels(
         if frames <= time:
             raise ValueError(f"frames = {frames}: a first and a last image need at least {time + 1}")
         given[frames - 1] = np.asarray(last, np.float32)
-    video = np.zeros((1, frames, *given[0].shape), np.float32)
-    shown = np.zeros(frames, np.float32)
-    for frame, pixels in given.items():
-        video[:, frame], shown[frame] = pixels, 1.0
-    latents = vae.apply({"params": vae_params}, video, method="encode_chunked")
+    grey = np.zeros((1, *given[0].shape), np.float32)
+    video = (given[frame][None] if frame in given else grey for frame in range(frames))
+    latents = jnp.concatenate(list(vae.stream({"params": vae_params}, video, method="encode")), axis=1)
+    shown = np.isin(np.arange(frames), list(given)).astype(np.float32)
     per_latent_frame = np.concatenate([np.repeat(shown[:1], time), shown[1:]]).reshape(-1, 1, 1, time)
     mask = jnp.broadcast_to(per_latent_frame, (*latents.shape[:-1], time))
     return ImageChannels(jnp.concatenate([mask, latents], axis=-1))

@@ -20,15 +20,15 @@ from typing import Any
 import ml_collections
 
 from wanjax.data import DataConfig
+from wanjax.first_frame import image_channels, reads_image
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.shadow_head import ShadowHead
+from wanjax.models.vae import WanVAE
 from wanjax.objectives import ObjectiveConfig
 from wanjax.optim import OptimizerConfig
 from wanjax.sample_config import SampleConfig
 from wanjax.text import TextConfig
 from wanjax.train import TrainConfig
-
-CODEC_STRIDES = (4, 8, 8)  # frames, height, width of the Wan2.1 codec
 
 
 class ConfigError(ValueError):
@@ -72,6 +72,8 @@ class Experiment:
       model: the transformer, the same for both experts.
       codec: name of a codec shipped with wanjax (``"light_scenes_tiny"``) or a folder in the diffusers ``vae`` layout.
       text, data, objective, optimizer, mesh, train, sample: see their classes.
+      codec_strides: frames, rows and columns of pixels per latent, so that sizes are checked before the codec is there:
+        (4, 8, 8) for Wan2.1's, (4, 16, 16) for Wan2.2's. Another codec is refused when it is opened (``check_codec``).
     """
 
     name: str
@@ -85,12 +87,18 @@ class Experiment:
     mesh: MeshConfig
     train: TrainConfig
     sample: SampleConfig
+    codec_strides: tuple[int, int, int] = (4, 8, 8)
+
+    @property
+    def visibility_cells(self) -> int:
+        """Cells of visibility along a side of one latent."""
+        return self.codec_strides[1] // self.data.visibility_cell
 
     def shadow_head(self, model: WanDiT) -> ShadowHead | None:
         """The head that the objective's shadow term trains beside ``model``; None where the term is off."""
         if "shadow" not in self.objective.active:
             return None
-        return ShadowHead(self.objective.shadow.head, model, CODEC_STRIDES[1] // self.data.visibility_cell)
+        return ShadowHead(self.objective.shadow.head, model, self.visibility_cells)
 
 
 def load(path_to_config: str | pathlib.Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -193,19 +201,39 @@ def validate(experiment: Experiment) -> None:
     Raises:
       ConfigError: naming every problem found.
     """
+    if min(experiment.codec_strides) < 1:
+        raise ConfigError(f"config.codec_strides = {experiment.codec_strides}: expected frames, rows and columns of "
+                          "pixels per latent, (4, 8, 8) for Wan2.1's codec or (4, 16, 16) for Wan2.2's")
     problems = [*_data_problems(experiment), *_model_problems(experiment), *_train_problems(experiment),
                 *_objective_problems(experiment)]
     if problems:
         raise ConfigError("\n".join(problems))
 
 
+def check_codec(experiment: Experiment, codec: WanVAE) -> None:
+    """Refuses an opened codec that is not what the config was validated for.
+
+    Raises:
+      ConfigError: naming strides or channels that differ, and what to set.
+    """
+    problems = []
+    if codec.strides != experiment.codec_strides:
+        problems.append(f"config.codec_strides = {experiment.codec_strides}, but config.codec = {experiment.codec!r} "
+                        f"has {codec.strides}: set config.codec_strides to that, or give another codec")
+    if codec.config.z_dim != experiment.model.out_channels:
+        problems.append(f"config.model.out_channels = {experiment.model.out_channels}, but the latents of config.codec "
+                        f"= {experiment.codec!r} have {codec.config.z_dim} channels: make them equal")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 def _data_problems(e: Experiment) -> list[str]:
-    out, d = [], e.data
-    if d.frames < 1 or (d.frames - 1) % CODEC_STRIDES[0]:
-        near = max(1, (d.frames - 1) // 4 * 4 + 1)
-        out.append(f"config.data.frames = {d.frames}: the codec takes 4n+1 frames; use {near} or {near + 4}")
-    for name, value, codec, patch in (("height", d.height, CODEC_STRIDES[1], e.model.patch[1]),
-                                      ("width", d.width, CODEC_STRIDES[2], e.model.patch[2])):
+    out, d, (time, down, across) = [], e.data, e.codec_strides
+    if d.frames < 1 or (d.frames - 1) % time:
+        near = max(1, (d.frames - 1) // time * time + 1)
+        out.append(f"config.data.frames = {d.frames}: the codec takes {time}n+1 frames; use {near} or {near + time}")
+    for name, value, codec, patch in (("height", d.height, down, e.model.patch[1]),
+                                      ("width", d.width, across, e.model.patch[2])):
         stride = codec * patch
         if value < stride or value % stride:
             near = max(stride, value // stride * stride)
@@ -213,9 +241,9 @@ def _data_problems(e: Experiment) -> list[str]:
                        f"{patch}); use {near} or {near + stride}")
     if not 0.0 <= d.caption_dropout < 1.0:
         out.append(f"config.data.caption_dropout = {d.caption_dropout}: expected a probability in [0, 1)")
-    if d.visibility_cell < 1 or CODEC_STRIDES[1] % d.visibility_cell:
+    if d.visibility_cell < 1 or down % d.visibility_cell or across % d.visibility_cell:
         out.append(f"config.data.visibility_cell = {d.visibility_cell}: expected a number of pixels that divides the "
-                   f"codec's stride {CODEC_STRIDES[1]}")
+                   f"codec's stride {down}")
     if d.train_clips < 0:
         out.append(f"config.data.train_clips = {d.train_clips}: expected a number of clips, or 0 for the default")
     if d.train_clips and d.source.partition(":")[0] != "light_scenes":
@@ -251,19 +279,30 @@ def _model_problems(e: Experiment) -> list[str]:
                    "(config.text.model.d_model); make them equal")
     if e.text.length < 1:
         out.append(f"config.text.length = {e.text.length}: expected at least one token")
-    if m.in_channels < m.out_channels:
-        out.append(f"config.model.in_channels = {m.in_channels}: expected at least out_channels = {m.out_channels}")
+    with_image = image_channels(m.out_channels, e.codec_strides[0])
+    if m.in_channels not in (m.out_channels, with_image):
+        out.append(f"config.model.in_channels = {m.in_channels}: expected out_channels = {m.out_channels}, or "
+                   f"{with_image} for a transformer that reads mask and latents of a first frame beside the noise")
     return out
 
 
 def _train_problems(e: Experiment) -> list[str]:
-    out, t, s = [], e.train, e.sample
+    out, t, s, latent_frames = [], e.train, e.sample, 1 + (e.data.frames - 1) // e.codec_strides[0]
     if s.boundary != t.boundary:
         out.append(f"config.sample.boundary = {s.boundary} differs from config.train.boundary = {t.boundary}: the "
                    "experts are only defined on the ranges they were trained on; make them equal")
-    if e.objective.light.orders and max(e.objective.light.orders) >= 1 + (e.data.frames - 1) // CODEC_STRIDES[0]:
+    if reads_image(e.model) and t.first_frame != 1.0:
+        out.append(f"config.train.first_frame = {t.first_frame}: a transformer that reads {e.model.in_channels} "
+                   "channels is always given the first frame; set it to 1")
+    if t.first_frame and latent_frames < 2:
+        out.append(f"config.train.first_frame = {t.first_frame}, but clips of config.data.frames = {e.data.frames} are "
+                   "nothing but a first frame: lengthen them or set it to 0")
+    if t.first_frame and e.model.patch[0] != 1:
+        out.append(f"config.train.first_frame = {t.first_frame}, but tokens span config.model.patch[0] = "
+                   f"{e.model.patch[0]} latent frames: only patches of one can have a first frame of their own")
+    if e.objective.light.orders and max(e.objective.light.orders) >= latent_frames:
         out.append(f"config.objective.light.orders = {e.objective.light.orders}: {e.data.frames} frames have "
-                   f"{1 + (e.data.frames - 1) // CODEC_STRIDES[0]} latent frames, too few for that difference")
+                   f"{latent_frames} latent frames, too few for that difference")
     return out
 
 
@@ -273,14 +312,14 @@ def _objective_problems(e: Experiment) -> list[str]:
         if name in o.active and e.data.frames < 2:
             out.append(f"config.objective.{name} has a weight, but config.data.frames = {e.data.frames}: one frame "
                        "does not change; lengthen the clips or set the weight to 0")
-    if "temporal_luminance" in o.active and e.train.expert == "high":
+    high_noise = any(e.train.timesteps(name)[0] > 0.0 for name in e.train.experts)  # some expert sees nothing else
+    if "temporal_luminance" in o.active and high_noise and e.train.expert == "high":
         out.append("config.objective.temporal_luminance has a weight, but config.train.expert = 'high': at high noise "
                    "there is no picture to compare; train 'low' (or 'both', where it applies to 'low'), or set the "
                    "weight to 0")
-    elif o.active == ("temporal_luminance",) and (e.train.expert == "both" or o.temporal_luminance.every > 1):
-        out.append("config.objective.temporal_luminance is the only term with a weight, but it is neither for the "
-                   f"high-noise expert nor for every step (every = {o.temporal_luminance.every}): give another term a "
-                   "weight")
+    elif o.active == ("temporal_luminance",) and (high_noise or o.temporal_luminance.every > 1):
+        out.append("config.objective.temporal_luminance is the only term with a weight, but it is not for a high-noise "
+                   f"expert and not for every step (every = {o.temporal_luminance.every}): give another term a weight")
     clips, micro = o.temporal_luminance.clips, e.data.batch // e.train.accumulate
     if "temporal_luminance" in o.active and clips and micro % clips:
         out.append(f"config.objective.temporal_luminance.clips = {clips}: expected a number that divides the {micro} "

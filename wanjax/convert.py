@@ -173,7 +173,8 @@ def open_contents(
 def _of_run(src: pathlib.Path, weights: str) -> Contents:
     run = checkpoint.open_run(src, weights)
     networks = {
-        _EXPERT_PARTS[name]: hub.network_of(WanDiT(run.config.model), params) for name, params in run.experts.items()
+        _EXPERT_PARTS[name]: hub.network_of(WanDiT(run.config.model), saved.read()[0])
+        for name, saved in run.experts.items()
     }
     return Contents(networks, experts=True, run=True, said=run.description)
 
@@ -272,7 +273,7 @@ def _write(
     """Writes one network; where it lies, and by how much each lossy step changed it."""
     cast = network.weights
     if loras:
-        params, merged = lora.merge_files(network.place(None), network.rows, loras, donate=True)
+        params, merged = lora.merge_files(network.place(), network.rows, loras, donate=True)
         say(f"{part}: merged {', '.join('{file} x {weight}'.format(**one) for one in merged)}")
         network = hub.network_of(WanDiT(network.config), params)
     folder, stem = _place(contents, part, layout)

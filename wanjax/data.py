@@ -16,7 +16,7 @@ import grain
 import jax
 import numpy as np
 
-from wanjax.latent_cache import CacheError, Clips, LatentCache, check_visibility
+from wanjax.latent_cache import CacheError, Clips, LatentCache, check_image, check_visibility
 
 Batch = dict[str, np.ndarray]
 
@@ -68,6 +68,7 @@ def make_loader(
     caption_dropout: float,
     null_text: np.ndarray,
     visibility_cell: int = 0,
+    image: bool = False,
     process_index: int = 0,
     process_count: int = 1,
     repeat: bool = True,
@@ -77,7 +78,8 @@ def make_loader(
     ``next()`` gives ``{"latents": [b, F, h, w, C], "text": [b, L, E]}``, float32, text zero-padded to ``text_length``
     (= L), b = batch / process_count: rows process_index·b … of the global batch. ``get_state()`` and ``set_state()``
     (and orbax, which stores the iterator as a checkpointable) keep the position: restored, the iterator gives
-    bit-identical batches. With a ``visibility_cell`` also ``"visibility"`` [b, F, H/cell, W/cell] float32 in [0, 1].
+    bit-identical batches. With a ``visibility_cell`` also ``"visibility"`` [b, F, H/cell, W/cell] float32 in [0, 1],
+    with ``image`` also ``"image"`` [b, F, h, w, C] float32.
 
     Args:
       cache_dir: a folder made by ``data_pipelines.encode``.
@@ -88,12 +90,13 @@ def make_loader(
       text_length: L.
       null_text: embedding [n, E] of the empty caption (``LatentCache.null_text``).
       visibility_cell: pixels along a side of the visibility's cells; 0: no visibility is given.
+      image: whether image latents are given.
       process_index: which of the ``process_count`` groups of rows this process holds.
       repeat: without end, over epochs; else one epoch, leaving out the last clips that do not fill a batch.
 
     Raises:
       CacheError: naming the damaged file, or the caption that is longer than ``text_length``; also from ``next()``.
-        If visibility is asked for and the cache has none, or in other cells.
+        If visibility is asked for and the cache has none, or in other cells; if image latents are and it has none.
       ValueError: if the batch cannot be divided among the processes or is larger than one epoch (no repeat).
     """
     if batch % process_count:
@@ -102,7 +105,7 @@ def make_loader(
     clips, captions = cache.split(split), cache.manifest.captions
     if not repeat and batch > len(clips):
         raise ValueError(f"batch = {batch} is larger than split {split!r} of {cache_dir}, which has {len(clips)} clips")
-    read = _Reader(cache, clips, text_length, null_text, visibility_cell)
+    read = _Reader(cache, clips, text_length, null_text, visibility_cell, image)
     rows = _rows(batch, process_index, process_count)
 
     def pick(clip: int, rng: np.random.Generator) -> _Pick:
@@ -124,6 +127,7 @@ def validation_batches(
     text_length: int,
     limit: int | None = None,
     visibility_cell: int = 0,
+    image: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> list[Batch]:
@@ -145,7 +149,7 @@ def validation_batches(
     if count < batch:
         raise ValueError(f"split {split!r} of {cache_dir} has {len(clips)} clips, of which {count} are asked for: too "
                          f"few for one batch of {batch}. Make the batch smaller or the split larger")
-    read = _Reader(cache, clips, text_length, cache.null_text, visibility_cell)
+    read = _Reader(cache, clips, text_length, cache.null_text, visibility_cell, image)
     rows = _rows(batch, process_index, process_count)
     return [read([_Pick(start + row, (start + row) % len(captions)) for row in rows])
             for start in range(0, count - batch + 1, batch)]
@@ -166,15 +170,18 @@ def _rows(batch: int, process_index: int, process_count: int) -> range:
 class _Reader:
     """Reads picked clips into one batch."""
 
-    def __init__(self, cache: LatentCache, clips: Clips, length: int, null_text: np.ndarray, visibility_cell: int):
+    def __init__(self, cache: LatentCache, clips: Clips, length: int, null_text: np.ndarray, visibility_cell: int,
+                 image: bool):
         if visibility_cell:
             check_visibility(cache.folder, cache.manifest, visibility_cell)
+        if image:
+            check_image(cache.folder, cache.manifest)
         width = cache.manifest.text_width
         if null_text.ndim != 2 or null_text.shape[1] != width:
             raise ValueError(f"null_text has shape {null_text.shape}, the captions of {cache.folder} are {width} wide: "
                              "expected [n, E] from the same text encoder")
         self._clips, self._captions, self._length, self._null_text = clips, cache.manifest.captions, length, null_text
-        self._with_visibility = bool(visibility_cell)
+        self._with_visibility, self._with_image = bool(visibility_cell), image
 
     def __call__(self, picks: Sequence[_Pick]) -> Batch:
         clips = [self._clips[pick.clip] for pick in picks]
@@ -189,4 +196,6 @@ class _Reader:
         batch = {"latents": np.stack([clip.latents for clip in clips]), "text": text}
         if self._with_visibility:
             batch["visibility"] = np.stack([clip.visibility for clip in clips]).astype(np.float32) / 255
+        if self._with_image:
+            batch["image"] = np.stack([clip.image for clip in clips])
         return batch

@@ -293,8 +293,9 @@ def _step(
 ) -> _Carry:  # fmt: skip
     solver, model = _make(program.solver), program.model
     x, t = jnp.asarray(carry.x), jnp.asarray(solver.timesteps, jnp.float32)[i]
+    clips, frames, height, width, _ = x.shape
     inputs = condition.network_input(x)
-    timesteps = condition.timesteps(t, len(x), model.config.grid(x.shape[1:4]))
+    timesteps = condition.timesteps(t, clips, model.config.grid((frames, height, width)))
     if not program.guided:
         v = model.apply(variables, inputs, timesteps, text)
     else:
@@ -306,6 +307,6 @@ def _step(
             inputs, v = jax.lax.optimization_barrier((inputs, v))  # one pass after the other, in the same memory
             v_null = model.apply(variables, inputs, timesteps, null_text)
         v = v_null + guidance * (v - v_null)
-    x, history = solver.step(carry.history, x, v, i)
-    carry = _Carry(condition.after_step(x), history)
+    stepped, history = solver.step(carry.history, x, v, i)
+    carry = _Carry(condition.after_step(jnp.asarray(stepped)), history)
     return jax.tree.map(lambda leaf: partition.constrain(leaf, model.mesh, partition.BATCH), carry)

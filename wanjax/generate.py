@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wanjax import conditions, text
+from wanjax import conditions, partition, text
 from wanjax.conditions import Condition
 from wanjax.denoise import Batch, Execution, Step, denoise, stages_of
 from wanjax.experts import Expert
@@ -200,7 +200,7 @@ def _conditions(pipeline: Pipeline, requests: Sequence[Request]) -> list[Conditi
     size = pipeline.height, pipeline.width
     if all(request.image is None for request in requests):
         return [Condition()] * len(requests)
-    params = jax.device_put(pipeline.vae_params)
+    params = _on_devices(pipeline.vae, pipeline.vae_params)
     made = []
     for request in requests:
         first, last = (None if image is None else prepare_image(image, *size)
@@ -222,8 +222,12 @@ def frames(vae: WanVAE, params: Any, latents: Any) -> Iterator[np.ndarray]:
         vae, params: the codec.
         latents: [F, h, w, C].
     """
-    for chunk in vae.stream({"params": jax.device_put(params)}, latents[None]):
+    for chunk in vae.stream({"params": _on_devices(vae, params)}, latents[None]):
         yield from to_uint8(chunk[0])
+
+
+def _on_devices(vae: WanVAE, params: Any) -> Any:
+    return jax.device_put(params, None if vae.mesh is None else partition.replicated(vae.mesh))
 
 
 def generate(

@@ -61,7 +61,7 @@ def load_vae(path_or_folder: _PathLike, *, dtype: str | None = None) -> tuple[Wa
     Args and errors as for :func:`load_dit`.
     """
     network = open_network(path_or_folder, "vae", dtype=dtype)
-    return WanVAE(network.config), network.place(None)
+    return WanVAE(network.config), network.place()
 
 
 def load_text_encoder(folder: _PathLike, *, dtype: str | None = None) -> tuple[UMT5Encoder, Any]:
@@ -72,7 +72,7 @@ def load_text_encoder(folder: _PathLike, *, dtype: str | None = None) -> tuple[U
     Args and errors as for :func:`load_dit`.
     """
     network = open_network(folder, "text_encoder", dtype=dtype)
-    return UMT5Encoder(network.config), network.place(None)
+    return UMT5Encoder(network.config), network.place()
 
 
 def save_dit(

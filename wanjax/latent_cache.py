@@ -10,8 +10,10 @@ Latents and caption embeddings do not change while a model trains, so each clip 
 A record holds the bytes of one safetensors file: ``latents`` [F, h, w, C] float32, normalised, and ``text_0``,
 ``text_1``, … [n, E] float32, the clip's captions in the order of ``Manifest.captions``, without padding. Where the data
 has it, ``visibility`` [F, H/cell, W/cell] uint8 is how much of the key light is seen, 255 = all, averaged over cells of
-``Manifest.visibility_cell`` pixels and over the frames of a latent (frame 0 alone, then groups of 4). Records and files
-are hashed by ArrayRecord, so a damaged file is noticed when it is read.
+``Manifest.visibility_cell`` pixels and over the frames of a latent (frame 0 alone, then groups of 4). Where the
+transformer reads image latents, ``image`` [F, h, w, C] float32 are those of the clip whose first frame alone is known,
+grey after it (``wanjax.first_frame``). Records and files are hashed by ArrayRecord, so a damaged file is noticed when
+it is read.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ import safetensors.numpy
 from array_record.python.array_record_module import ArrayRecordWriter
 from grain.sources import ArrayRecordDataSource
 
-FORMAT_VERSION = 2  # 1 had no visibility; it is still read and gone on with
-READABLE_VERSIONS = (1, 2)
+FORMAT_VERSION = 3  # 1 had no visibility, 2 no image latents; both are still read and gone on with
+READABLE_VERSIONS = (1, 2, 3)
 MANIFEST = "manifest.json"
 NULL_TEXT = "null_text.safetensors"
 # one record per group: clips are read in random order, and float latents do not compress
@@ -45,11 +47,12 @@ class CacheError(RuntimeError):
 
 class Clip(NamedTuple):
     """One record. ``latents`` [F, h, w, C] float32; ``texts`` one [n, E] float32 array per caption; ``visibility``
-    [F, H/cell, W/cell] uint8, or None."""
+    [F, H/cell, W/cell] uint8, or None; ``image`` [F, h, w, C] float32, or None."""
 
     latents: np.ndarray
     texts: tuple[np.ndarray, ...]
     visibility: np.ndarray | None = None
+    image: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Manifest:
       text_width: E.
       splits: the files of each split.
       visibility_cell: side in pixels of the cells of the records' visibility; 0: they have none.
+      image: whether the records have image latents.
       version: format of the folder.
     """
 
@@ -85,6 +89,7 @@ class Manifest:
     text_width: int
     splits: Mapping[str, tuple[Shard, ...]]
     visibility_cell: int = 0
+    image: bool = False
     version: int = FORMAT_VERSION
 
     def clips(self, split: str) -> int:
@@ -108,29 +113,32 @@ def encode_record(clip: Clip) -> bytes:
     tensors |= {f"text_{i}": np.ascontiguousarray(text, np.float32) for i, text in enumerate(clip.texts)}
     if clip.visibility is not None:
         tensors["visibility"] = np.ascontiguousarray(clip.visibility, np.uint8)
+    if clip.image is not None:
+        tensors["image"] = np.ascontiguousarray(clip.image, np.float32)
     return safetensors.numpy.save(tensors)
 
 
 def decode_record(record: bytes) -> Clip:
     """Inverts ``encode_record``."""
     tensors = safetensors.numpy.load(record)
-    latents, visibility = tensors.pop("latents"), tensors.pop("visibility", None)
-    return Clip(latents, tuple(tensors[f"text_{i}"] for i in range(len(tensors))), visibility)
+    latents, visibility, image = tensors.pop("latents"), tensors.pop("visibility", None), tensors.pop("image", None)
+    return Clip(latents, tuple(tensors[f"text_{i}"] for i in range(len(tensors))), visibility, image)
 
 
-def visibility_cells(visibility: np.ndarray, cell: int) -> np.ndarray:
+def visibility_cells(visibility: np.ndarray, cell: int, *, time: int = 4) -> np.ndarray:
     """Visibility per latent frame and cell.
 
     Args:
-      visibility: uint8 [T, H, W], 255 = the light is seen in full; T = 4n + 1, H and W multiples of ``cell``.
+      visibility: uint8 [T, H, W], 255 = the light is seen in full; T = time·n + 1, H and W multiples of ``cell``.
       cell: pixels.
+      time: frames of a latent, the codec's stride; the first latent frame stands for the first frame alone.
 
     Returns:
       [F, H/cell, W/cell] uint8, rounded means.
     """
     frames, height, width = visibility.shape
     cells = visibility.reshape(frames, height // cell, cell, width // cell, cell).mean((2, 4), dtype=np.float32)
-    rest = cells[1:].reshape(-1, 4, *cells.shape[1:]).mean(1)
+    rest = cells[1:].reshape(-1, time, *cells.shape[1:]).mean(1)
     return np.round(np.concatenate([cells[:1], rest])).astype(np.uint8)
 
 
@@ -241,6 +249,18 @@ def check_visibility(folder: str | os.PathLike[str], manifest: Manifest, cell: i
            "the data that it was made from has no feature 'visibility' (docs/data.md)")
     raise CacheError(f"the latent cache {os.fspath(folder)} holds no visibility, which the shadow term needs: {why}. "
                      f"{remedy if manifest.version == 1 else 'Set config.objective.shadow.weight to 0'}")
+
+
+def check_image(folder: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Refuses a cache whose records have no image latents.
+
+    Raises:
+      CacheError: saying what to do.
+    """
+    if not manifest.image:
+        raise CacheError(f"the latent cache {os.fspath(folder)} holds no image latents, which a transformer with "
+                         "config.model.in_channels above out_channels reads: it was made for another config. Set "
+                         "config.data.cache_dir to a new folder, or delete this one, and it is encoded again")
 
 
 class LatentCache:

@@ -108,7 +108,7 @@ class LightConsistencyTerm:
 
 @dataclasses.dataclass(frozen=True)
 class TemporalLuminanceTerm:
-    """Change of log-luminance on decoded pixels, for the low-noise expert alone.
+    """Change of log-luminance on decoded pixels, for the expert of low noise alone: the low one, or a single one.
 
     Attributes:
       weight: as in ``LightTerm``.
@@ -182,13 +182,16 @@ class ObjectiveConfig:
         """Names of the terms that have a weight."""
         return tuple(f.name for f in dataclasses.fields(self) if not _is_off(getattr(self, f.name).weight))
 
-    def of(self, expert: str) -> ObjectiveConfig:
-        """What one expert ("high" or "low") is trained on: the terms that are not for it are off.
+    def of(self, timesteps: tuple[float, float]) -> ObjectiveConfig:
+        """What the expert of these timesteps is trained on: the terms that are not for it are off.
+
+        Args:
+          timesteps: its range in [0, 1000]; where it begins at 0, the expert sees low noise.
 
         Raises:
           ValueError: if nothing is left.
         """
-        if expert == "low" or "temporal_luminance" not in self.active:
+        if timesteps[0] == 0.0 or "temporal_luminance" not in self.active:
             return self
         off = dataclasses.replace(self.temporal_luminance, weight=0.0)
         return dataclasses.replace(self, temporal_luminance=off)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from typing import Any
 
 import jax
 
-from wanjax import checkpoint, codec, conditions, family, hub
+from wanjax import checkpoint, codec, conditions, family, hub, partition
 from wanjax.experts import Expert
-from wanjax.file_digest import sampled_digest
 from wanjax.generate import Pipeline
-from wanjax.models.dit import WanDiT
+from wanjax.hub_layouts import INDEX, read_index
+from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.models.vae import WanVAE
 from wanjax.prompt_embeddings import PromptEmbedder
 from wanjax.text import SEEDED
-from wanjax.weight_files import open_weights
 
 WAN_TEXT_LENGTH = 512
 
@@ -47,10 +46,11 @@ def open_pipeline(
         raise ValueError(f"weights = {weights!r}: expected 'ema' or 'raw'")
     if not root.exists():
         raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist")
-    if (root / "model_index.json").is_file() or hub.is_official(root):
-        return _open_released(root, weights, mesh, text_cache)
     if root.is_file():
         raise ValueError(f"checkpoint {str(path)!r} is a file: give a run's workdir or a pipeline's root folder")
+    layout = hub.layout_of(root)
+    if layout is not None:
+        return _open_released(root, layout, weights, mesh, text_cache)
     if any(root.glob("*.safetensors")):
         raise ValueError(f"checkpoint {str(path)!r} holds one network: give the pipeline's root, with model_index.json")
     return _open_run(root, weights, mesh, text_cache)
@@ -67,7 +67,7 @@ def _open_run(
     return Pipeline(
         experts={name: Expert(model, functools.partial(_read_saved, saved), saved.fingerprint, "float32")
                  for name, saved in run.experts.items()},
-        vae=video_codec.model,
+        vae=over_rows(video_codec.model, mesh),
         vae_params=video_codec.params,
         vae_fingerprint=video_codec.fingerprint,
         text=PromptEmbedder.of_config(config.text, cache=cache),
@@ -76,7 +76,7 @@ def _open_run(
         height=config.data.height,
         width=config.data.width,
         fps=config.data.fps,
-        kind=conditions.kind_of([model.config], video_codec.model),
+        kind=conditions.kind_of([model.config], video_codec.model, expand_timesteps=config.train.first_frame > 0),
         description=run.description,
     )  # fmt: skip
 
@@ -86,33 +86,29 @@ def _read_saved(saved: checkpoint.SavedExpert, places: Any) -> Any:
 
 
 def _open_released(
-    root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | None, text_cache: pathlib.Path | None
+    root: pathlib.Path, layout: str, weights: str, mesh: jax.sharding.Mesh | None, text_cache: pathlib.Path | None
 ) -> Pipeline:
     if weights == "raw":
         raise ValueError(f"weights = 'raw': the release {root} has one set of weights; leave the option out")
     parts = hub.open_layout(root)
     absent = [name for name in ("transformer", "vae", "text_encoder", "tokenizer") if name not in parts]
-    official = not (root / "model_index.json").is_file()
-    listing = f"the official layout in {root}" if official else str(root / "model_index.json")
     if absent:
-        raise ValueError(f"{listing} has no {', '.join(absent)}: not a whole text-to-video pipeline")
+        raise ValueError(f"the {layout} layout in {root} has no {', '.join(absent)}: not a whole pipeline")
     names = {"high": "transformer", "low": "transformer_2"}
     experts = {name: _released_expert(parts[part], mesh) for name, part in names.items() if part in parts}
     boundary = parts["boundary_ratio"]
     if "low" in experts and boundary is None:
-        raise ValueError(f"{listing} names two transformers but no boundary_ratio between them")
+        raise ValueError(f"the {layout} layout in {root} names two transformers but no boundary_ratio between them")
     vae, vae_params = hub.load_vae(parts["vae"])
     models = [expert.model.config for expert in experts.values()]
     member = family.member_like(models)
     published = member.sample if boundary is None else dataclasses.replace(member.sample, boundary=boundary)
-    layout = "official" if official else "diffusers"
     two = f"two experts, boundary {boundary}" if "low" in experts else "one transformer"
-    stated = None if official else json.loads((root / "model_index.json").read_text()).get("expand_timesteps")
     return Pipeline(
         experts=experts,
-        vae=vae,
+        vae=over_rows(vae, mesh),
         vae_params=jax.device_get(vae_params),  # the devices are the experts' until there is something to decode
-        vae_fingerprint=_digest(parts["vae"]),
+        vae_fingerprint=hub.digest(parts["vae"]),
         text=PromptEmbedder.of_release(
             parts["text_encoder"], parts["tokenizer"], length=WAN_TEXT_LENGTH, cache=text_cache
         ),
@@ -121,19 +117,24 @@ def _open_released(
         height=member.height,
         width=member.width,
         fps=member.fps,
-        kind=conditions.kind_of(models, vae, expand_timesteps=stated),
+        kind=conditions.kind_of(models, vae, expand_timesteps=_stated_timesteps(root)),
         description=f"{layout} layout in {root}: {two} of width {models[0].width}",
     )
 
 
+def _stated_timesteps(root: pathlib.Path) -> bool | None:
+    """Whether given frames have timestep 0, as diffusers states it for TI2V-5B; None where nothing states it."""
+    return read_index(root).get("expand_timesteps") if (root / INDEX).is_file() else None
+
+
 def _released_expert(folder: pathlib.Path, mesh: jax.sharding.Mesh | None) -> Expert:
-    config = hub.dit_config(folder)
-
-    def read(places: Any) -> Any:
-        return jax.device_put(hub.load_dit(folder)[1], places)
-
-    return Expert(WanDiT(config, mesh), read, _digest(folder), config.param_dtype)
+    network = hub.open_network(folder, "transformer")
+    assert isinstance(network.config, DiTConfig)
+    return Expert(WanDiT(network.config, mesh), network.place, hub.digest(folder), network.config.param_dtype)
 
 
-def _digest(weights: pathlib.Path) -> str:
-    return sampled_digest((file.name, file) for file in open_weights(weights).files)
+def over_rows(vae: WanVAE, mesh: jax.sharding.Mesh | None) -> WanVAE:
+    """The codec on the experts' devices: one clip at a time, the rows of its frames spread over all of them."""
+    if mesh is None:
+        return vae
+    return WanVAE(vae.config, partition.make_mesh({"seq": -1}, list(mesh.devices.flat)))

@@ -11,6 +11,7 @@ import numpy as np
 
 from wanjax import partition, rectified_flow, solvers
 from wanjax.codec import Codec
+from wanjax.first_frame import hold, network_inputs, reads_image, share
 from wanjax.models.dit import WanDiT
 from wanjax.sample_config import SampleConfig
 
@@ -18,19 +19,24 @@ COLUMNS = 5  # frames shown per clip
 
 
 def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, np.ndarray], config: SampleConfig,
-                 *, seed: int, clips: int = 4) -> Callable[[Any], np.ndarray]:
+                 *, seed: int, clips: int = 4, first_frame: float = 0.0) -> Callable[[Any], np.ndarray]:
     """``preview(params) -> image [clips·H, 5·W, 3]`` uint8, a row of five frames per clip, without guidance.
 
-    The high-noise expert starts from noise, runs to the boundary, and its clean estimate there is shown. The
-    low-noise expert starts from held-out clips noised to the boundary and runs to the end.
+    The high-noise expert starts from noise, runs to the boundary, and its clean estimate there is shown; a single
+    expert, of boundary 0, runs to the end. The low-noise expert starts from held-out clips noised to the boundary and
+    runs to the end.
 
     Args:
-      batch: {"latents": [B,F,h,w,C], "text": [B,L,E]} held-out clips; the first ``clips`` are shown. B divides over the
-        model's mesh, and so many are made that they do, too.
+      batch: {"latents": [B,F,h,w,C], "text": [B,L,E]} held-out clips, with "image" [B,F,h,w,C] for a model that reads
+        image latents; the first ``clips`` are shown. B divides over the model's mesh, and so many are made that they
+        do, too.
+      first_frame: the share of the clips shown, the first of them, that continue their own first frame.
     """
     ways = 1 if model.mesh is None else math.prod(model.mesh.shape[axis] for axis in partition.BATCH)
     made = -(-clips // ways) * ways
     x0, text = (jnp.asarray(batch[k][:made]) for k in ("latents", "text"))
+    image = jnp.asarray(batch["image"][:made]) if reads_image(model.config) else None
+    given = share(model.config, first_frame, min(clips, len(x0)), len(x0))
     solver = solvers.make("euler", steps=config.steps, shift=config.shift)
     edge = int(np.sum(np.asarray(solver.timesteps) >= 1000.0 * config.boundary))
     keys = [jax.random.fold_in(jax.random.key(seed), clip) for clip in range(len(x0))]
@@ -44,15 +50,18 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
         x = noise if expert == "high" else rectified_flow.add_noise(x0, noise, jnp.full(len(x0), sigma))
 
         def velocity(x, timestep):
-            return model.apply({"params": params}, x, jnp.full(len(x0), timestep), text)
+            latents, times = network_inputs(model.config, x, jnp.full(len(x0), timestep), x0, given, image)
+            return model.apply({"params": params}, latents, times, text)
 
         def body(i, carry):
             x, history = carry
             return solver.step(history, x, velocity(x, timesteps[i]), i)
 
         x, _ = jax.lax.fori_loop(start, stop, body, (x, solver.init(x)))
-        if expert == "high":
+        if expert == "high" and sigma:
             x = rectified_flow.x0_from_velocity(x, velocity(x, 1000.0 * sigma), jnp.full(len(x0), sigma))
+        if given is not None:
+            x = hold(jnp.asarray(x), x0, given)
         return codec.model.apply({"params": codec_params}, x, method="decode")
 
     def preview(params: Any) -> np.ndarray:

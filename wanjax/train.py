@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from wanjax import optim, partition, rectified_flow
+from wanjax.first_frame import draw, hold, network_inputs, share
 from wanjax.models import rows
 from wanjax.models.dit import WanDiT
 from wanjax.models.rows.dit import dit_rows
@@ -36,10 +37,14 @@ class TrainConfig:
     """What the loop does.
 
     Attributes:
-      expert: "high", "low" or "both" (one after the other, each with its own state and step count).
+      expert: "high", "low" or "both" (one after the other, each with its own state and step count). A single expert,
+        of boundary 0, is "high", and all that "both" names.
       steps_high, steps_low: optimizer steps of each expert.
       boundary: noise level that divides the experts: high sees timesteps [1000·boundary, 1000], low [0, 1000·boundary).
+        0: there is one expert, which sees [0, 1000].
       shift: of the timestep density, σ' = s·σ / (1 + (s − 1)·σ), cut to the expert's range.
+      first_frame: probability with which a clip is trained with its first frame given (``wanjax.first_frame``); 1 for a
+        transformer that reads image latents.
       accumulate: micro-batches per optimizer step.
       log_every: steps between TensorBoard points and progress updates (JSON lines are written at every step).
       checkpoint_every, keep: steps between checkpoints, and how many of the newest stay on disk.
@@ -54,6 +59,7 @@ class TrainConfig:
     steps_low: int = 1000
     boundary: float = 0.875
     shift: float = 5.0
+    first_frame: float = 0.0
     accumulate: int = 1
     log_every: int = 20
     checkpoint_every: int = 500
@@ -66,8 +72,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.expert not in (*EXPERTS, "both"):
             raise ValueError(f"expert = {self.expert!r}: expected 'high', 'low' or 'both'")
-        if not 0.0 < self.boundary < 1.0 or self.shift <= 0:
-            raise ValueError(f"boundary = {self.boundary}, shift = {self.shift}: expected in (0, 1) and > 0")
+        if not 0.0 <= self.boundary < 1.0 or self.shift <= 0:
+            raise ValueError(f"boundary = {self.boundary}, shift = {self.shift}: expected in [0, 1) and > 0")
+        if self.boundary == 0.0 and self.expert == "low":
+            raise ValueError("expert = 'low', but boundary = 0 gives every timestep to a single expert, which is "
+                             "called 'high': train that, or set the boundary between two experts")
+        if not 0.0 <= self.first_frame <= 1.0:
+            raise ValueError(f"first_frame = {self.first_frame}: expected a probability in [0, 1]")
         for name in ("steps_high", "steps_low", "accumulate", "log_every", "checkpoint_every", "keep",
                      "validate_every", "validation_bins"):
             if getattr(self, name) < 1:
@@ -77,7 +88,10 @@ class TrainConfig:
 
     @property
     def experts(self) -> tuple[str, ...]:
-        return EXPERTS if self.expert == "both" else (self.expert,)
+        """Names of those that are trained, in their order."""
+        if self.expert == "both":
+            return EXPERTS if self.boundary else EXPERTS[:1]
+        return (self.expert,)
 
     def steps(self, expert: str) -> int:
         return {"high": self.steps_high, "low": self.steps_low}[expert]
@@ -173,38 +187,48 @@ def make_optimizer(config: OptimizerConfig, steps: int, model: WanDiT, head: Sha
 
 def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.GradientTransformation, *,
                     timesteps: tuple[float, float], shift: float, accumulate: int, ema_decay: float,
-                    head: ShadowHead | None = None) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+                    first_frame: float = 0.0, head: ShadowHead | None = None
+                    ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """One optimizer step: ``step(state, {"latents": [B,F,h,w,C], "text": [B,L,E]}, key, ...) -> (state, metrics)``.
 
     Pure; jit it with the state donated. ``decoder_params`` come last where the objective has a decoder; with a ``head``
-    the batch holds "visibility" too. Metrics are float32 scalars: the objective's, and ``grad_norm``.
+    the batch holds "visibility" too, and "image" for a transformer that reads image latents. Metrics are float32
+    scalars: the objective's, and ``grad_norm``.
+
+    A clip is given its first frame with probability ``first_frame``. That latent frame is then clean and counts as
+    predicted exactly: it has no loss, and differences over time are taken from it.
     """
 
     def loss(params: Any, step: jax.Array, decoder_params: Any, x0: jax.Array, text: jax.Array, noise: jax.Array,
-             timestep: jax.Array, visibility: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+             timestep: jax.Array, visibility: jax.Array | None, given: jax.Array | None, image: jax.Array | None
+             ) -> tuple[jax.Array, dict[str, jax.Array]]:
         sigma = timestep / 1000.0
         noised = jnp.asarray(rectified_flow.add_noise(x0, noise, sigma))
         target = jnp.asarray(rectified_flow.velocity_target(x0, noise))
+        latents, times = network_inputs(model.config, noised, timestep, x0, given, image)
         if head is None:
-            velocity, logits = model.apply({"params": params}, noised, timestep, text), None
+            velocity, logits = model.apply({"params": params}, latents, times, text), None
         else:
-            velocity, states = model.apply_with_taps({"params": params}, noised, timestep, text, taps=head.taps)
+            velocity, states = model.apply_with_taps({"params": params}, latents, times, text, taps=head.taps)
             f, h, w = x0.shape[1:4]
             logits = head.apply(params[SHADOW_HEAD], states, (f, h, w))
+        if given is not None:
+            velocity = hold(velocity, target, given)
         return objective(Prediction(velocity, target, x0, sigma, logits, visibility, decoder_params), step)
 
     value_and_grad = jax.value_and_grad(lambda *args: loss(*args), has_aux=True)
 
     def step_fn(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array, decoder_params: Any = None
                 ) -> tuple[TrainState, dict[str, jax.Array]]:
-        x0, text, visibility = batch["latents"], batch["text"], batch.get("visibility")
-        noise_key, time_key = jax.random.split(jax.random.fold_in(key, state.step))
+        x0, text, visibility, image = batch["latents"], batch["text"], batch.get("visibility"), batch.get("image")
+        noise_key, time_key, given_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
         noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
         timestep = rectified_flow.sample_timesteps(time_key, x0.shape[0], shift=shift, low=timesteps[0],
                                                    high=timesteps[1])
+        given = draw(model.config, first_frame, given_key, x0.shape[0])
         if accumulate == 1:
             (_, metrics), grads = value_and_grad(state.params, state.step, decoder_params, x0, text, noise, timestep,
-                                                 visibility)
+                                                 visibility, given, image)
         else:
             def micro(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, dict[str, jax.Array]]:
                 (_, metrics), grads = value_and_grad(state.params, state.step, decoder_params, *part)
@@ -212,7 +236,7 @@ def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.Gradie
 
             # interleaved, so that every device's own clips are split, and none moves
             parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0),
-                                 (x0, text, noise, timestep, visibility))
+                                 (x0, text, noise, timestep, visibility, given, image))
             grads, metrics = jax.lax.scan(micro, jax.tree.map(jnp.zeros_like, state.params), parts)
             grads, metrics = jax.tree.map(lambda g: g / accumulate, grads), jax.tree.map(jnp.mean, metrics)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -224,8 +248,12 @@ def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.Gradie
     return step_fn
 
 
-def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int) -> Callable[..., jax.Array]:
-    """``validate(params, batch, key) -> [bins]`` velocity loss at the centre of equal-width noise bins, fixed noise."""
+def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int, first_frame: float = 0.0
+                    ) -> Callable[..., jax.Array]:
+    """``validate(params, batch, key) -> [bins]`` velocity loss at the centre of equal-width noise bins, fixed noise.
+
+    The first clips of a batch are given their first frame, as large a share of it as ``first_frame`` says.
+    """
     low, high = timesteps
     centres = low + (np.arange(bins) + 0.5) * (high - low) / bins
 
@@ -233,12 +261,17 @@ def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int)
     def validate(params: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
         x0 = batch["latents"]
         noise = jax.random.normal(key, x0.shape, jnp.float32)
+        target = jnp.asarray(rectified_flow.velocity_target(x0, noise))
+        given = share(model.config, first_frame, x0.shape[0])
 
         def one(timestep):
             t = jnp.full((x0.shape[0],), timestep)
             noised = jnp.asarray(rectified_flow.add_noise(x0, noise, t / 1000.0))
-            velocity = model.apply({"params": params}, noised, t, batch["text"])
-            return jnp.mean(jnp.square(velocity - rectified_flow.velocity_target(x0, noise)))
+            latents, times = network_inputs(model.config, noised, t, x0, given, batch.get("image"))
+            velocity = model.apply({"params": params}, latents, times, batch["text"])
+            if given is not None:
+                velocity = hold(velocity, target, given)
+            return jnp.mean(jnp.square(velocity - target))
 
         return jax.lax.map(one, jnp.asarray(centres, jnp.float32))
 
@@ -279,7 +312,8 @@ class Expert:
       validation: held-out batches, in a fixed order.
       preview: EMA weights -> an image [*, *, 3] uint8, or None.
       to_global: a batch of this process's rows -> arrays over the mesh.
-      head: trained along where the objective has the shadow term; the batches then hold "visibility".
+      head: trained along where the objective has the shadow term; the batches then hold "visibility". For a model that
+        reads image latents they hold "image".
     """
 
     name: str
@@ -330,10 +364,12 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
             programs[objective.names] = jax.jit(
                 make_train_step(expert.model, objective, optimizer, timesteps=span, shift=config.shift,
                                 accumulate=config.accumulate, ema_decay=expert.optimizer_config.ema_decay,
-                                head=expert.head), donate_argnums=0, out_shardings=(shardings, None))
+                                first_frame=config.first_frame, head=expert.head),
+                donate_argnums=0, out_shardings=(shardings, None))
         return programs[objective.names]
 
-    validate = make_validation(expert.model, timesteps=span, bins=config.validation_bins)
+    validate = make_validation(expert.model, timesteps=span, bins=config.validation_bins,
+                               first_frame=config.first_frame)
 
     decoder = expert.objective.decoder
     decoder_params = None if decoder is None else jax.device_put(decoder.params, partition.replicated(expert.mesh))
