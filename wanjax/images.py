@@ -26,9 +26,9 @@ class ImageError(ValueError):
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """A picture file as upright sRGB pixels.
 
-    It is turned as its EXIF orientation asks, and brought to sRGB from the colour profile it carries. Greyscale (1, 8
-    or 16 bits), palettes and CMYK become RGB, 16 bits are rounded to 8; an alpha channel that is opaque everywhere is
-    left out.
+    It is turned as its EXIF orientation asks, and brought to sRGB from the colour profile it carries. Greyscale,
+    palettes and CMYK become RGB; 16 bits of grey are rounded to 8, of colour Pillow cuts them off at 8. An alpha
+    channel that is opaque everywhere is left out.
 
     Returns: [H0, W0, 3] uint8.
     Raises:
