@@ -36,6 +36,7 @@ from benchmarks.ablation_light import EXCESS, Caption, held_out
 from wanjax import checkpoint, generate, pipeline, solvers, text
 from wanjax.light.metrics import curves_and_metrics
 from wanjax.rectified_flow import TIMESTEPS
+from wanjax.sample_config import SampleConfig
 from wanjax.uncertainty import bootstrap_interval
 
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -60,7 +61,7 @@ def excess(clips: Iterable[np.ndarray], captions: Sequence[Caption], rendered: S
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _denoise_from(model: Any, config: generate.SampleConfig, steps: tuple[float, ...], experts: dict[str, Any],
+def _denoise_from(model: Any, config: SampleConfig, steps: tuple[float, ...], experts: dict[str, Any],
                   x: jax.Array, embedded: jax.Array, null: jax.Array) -> jax.Array:
     """Euler over the noise levels ``steps``, each level by the expert whose range it is in."""
     both = jnp.concatenate([embedded, jnp.broadcast_to(null, embedded.shape)])
@@ -80,13 +81,13 @@ def from_level(opened: generate.Pipeline, captions: Sequence[Caption], latents: 
     steps = (level, *(float(s) for s in sigmas[sigmas < level - 1e-6]))
     embedded = opened.text.embed([*(c.prompt for c in captions), config.negative_prompt])
     null = text.pad([embedded.pop()], opened.text.length)
-    model = opened.experts["low"][0]
-    params = {name: weights for name, (_, weights) in opened.experts.items()}
+    model = opened.experts["low"].model
+    params = {name: expert.read(expert.places()) for name, expert in opened.experts.items()}
     noise = np.stack([generate.noise_for(c.seed, opened.latent_shape) for c in captions])
     for i in range(len(captions)):
         x = (1 - level) * latents[i : i + 1] + level * noise[i : i + 1]
         z = _denoise_from(model, config, steps, params, x, text.pad([embedded[i]], opened.text.length), null)
-        yield generate.to_uint8(generate.decode(opened.vae, opened.vae_params, z)[0])
+        yield np.stack(list(generate.frames(opened.vae, opened.vae_params, z[0])))
 
 
 def rows(opened: generate.Pipeline, raw: generate.Pipeline, captions: Sequence[Caption], batch: int
@@ -100,8 +101,7 @@ def rows(opened: generate.Pipeline, raw: generate.Pipeline, captions: Sequence[C
         prompts, seeds = [c.prompt for c in captions], [c.seed for c in captions]
         return generate.generate(which, prompts, seeds, config=config, batch=batch)
 
-    yield "codec", lambda: (generate.to_uint8(generate.decode(opened.vae, opened.vae_params, z[None])[0])
-                            for z in latents)
+    yield "codec", lambda: (np.stack(list(generate.frames(opened.vae, opened.vae_params, z))) for z in latents)
     for level in LEVELS:
         yield f"from sigma {level:g}", functools.partial(from_level, opened, captions, latents, level)
     yield "sampled", sampled

@@ -29,8 +29,10 @@ import safetensors.numpy
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_pipelines.light_scenes import FAMILIES, ClipSize, ClipSpec, render_clip
-from wanjax import checkpoint, codec, config, generate, partition, text, train, video
+from wanjax import checkpoint, codec, config, generate, partition, train, video
+from wanjax.experts import Expert
 from wanjax.models.dit import WanDiT
+from wanjax.prompt_embeddings import PromptEmbedder
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = [f"A room at sunrise: blue to warm, brightens, light slides {way}." for way in ("left", "right")] * 8
@@ -66,10 +68,11 @@ def renderer(rounds: int, folder: Path) -> str:
 
 def pipeline_of(experiment: config.Experiment) -> generate.Pipeline:
     model, shipped = WanDiT(experiment.model), codec.open_codec(experiment.codec)
-    experts = {name: (model, model.init(jax.random.key(i))["params"]) for i, name in enumerate(train.EXPERTS)}
+    experts = {name: Expert.of(model, model.init(jax.random.key(i))["params"]) for i, name in enumerate(train.EXPERTS)}
     data = experiment.data
     return generate.Pipeline(
-        experts=experts, vae=shipped.model, vae_params=shipped.params, text=text.load_text_encoder_for(experiment.text),
+        experts=experts, vae=shipped.model, vae_params=shipped.params, vae_fingerprint=shipped.fingerprint,
+        text=PromptEmbedder.of_config(experiment.text),
         config=experiment.sample, frames=data.frames, height=data.height, width=data.width, fps=data.fps,
         description="random weights",
     )  # fmt: skip
@@ -77,7 +80,8 @@ def pipeline_of(experiment: config.Experiment) -> generate.Pipeline:
 
 def sampling(experiment: config.Experiment, rounds: int) -> str:
     pipeline, batch = pipeline_of(experiment), len(PROMPTS)
-    model, params = pipeline.experts["high"]
+    model = pipeline.experts["high"].model
+    params = pipeline.experts["high"].read(pipeline.experts["high"].places())
     x = jnp.zeros((2 * batch, *pipeline.latent_shape))
     words = jnp.zeros((2 * batch, experiment.text.length, experiment.model.text_dim))
     forward = jax.jit(lambda p, x, t, w: model.apply({"params": p}, x, t, w))
@@ -86,7 +90,7 @@ def sampling(experiment: config.Experiment, rounds: int) -> str:
         for _ in range(pipeline.config.steps):
             jax.block_until_ready(forward(params, x, jnp.full(2 * batch, 500.0), words))
         for row in range(batch):
-            jax.block_until_ready(generate.decode(pipeline.vae, pipeline.vae_params, x[row : row + 1]))
+            list(generate.frames(pipeline.vae, pipeline.vae_params, x[row]))
 
     alone, whole, ratio = alternate(
         rounds, networks, lambda: list(generate.generate(pipeline, PROMPTS, range(batch), batch=batch))

@@ -1,81 +1,36 @@
-"""Writes the experts of a run, or of a released checkpoint, in a layout that others open.
+"""Writes a pipeline, one network or the experts of a run in another layout, and checks folders against their sums.
 
-    python -m experiments.convert --src runs/demo --dst runs/demo_diffusers --layout diffusers --dtype bfloat16
+    python -m experiments.convert --src Wan2.2-T2V-A14B --dst wan_diffusers --layout diffusers
+    python -m experiments.convert --src runs/demo --dst runs/demo_diffusers --dtype bfloat16
+    python -m experiments.convert --verify --src wan_diffusers
 
-Transformers only; of a run its EMA weights, or with ``--weights raw`` the others. ``--lora_high`` and ``--lora_low``
-merge LoRA files into the experts on the way (docs/lora.md). The folder appears once it is whole.
+Of a run its EMA weights, or with ``--weights raw`` the others. ``--lora_high`` and ``--lora_low`` merge LoRA files into
+the experts on the way (docs/lora.md). The folder appears once it is whole, with a manifest (docs/checkpoints.md).
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import jax
 from absl import app, flags
 
-from wanjax import checkpoint, hub, lora, warm_start
-from wanjax.models.dit import WanDiT
-from wanjax.models.rows.dit import dit_rows
+from wanjax import checkpoint, hub, manifest
+from wanjax.convert import convert as run
+from wanjax.hub_layouts import PARTS
 
-FOLDERS = {"diffusers": warm_start.DIFFUSERS_FOLDERS, "official": warm_start.OFFICIAL_FOLDERS,
-           "comfyui": warm_start.OFFICIAL_FOLDERS}
-
-
-def experts(src: Path, weights: str, needed: Collection[str] = ()) -> Iterator[tuple[str, WanDiT, Any]]:
-    """Name, model and parameters of each expert in ``src``.
-
-    Raises:
-      ValueError: if there is none, or not all that are ``needed``, or raw weights are asked of a release.
-    """
-    if checkpoint.is_run(src):
-        run = checkpoint.open_run(src, weights)
-        print(run.description)
-        _check_needed(needed, run.experts, src)
-        for name, params in run.experts.items():
-            yield name, WanDiT(run.config.model), params
-        return
-    if weights == "raw":
-        raise ValueError(f"--weights raw: the release {src} has one set of weights; leave the flag out")
-    folders = [(name, src / folder) for layout in ("diffusers", "official") for name, folder in FOLDERS[layout].items()]
-    found = [(name, folder) for name, folder in folders if folder.is_dir()]
-    if not found:
-        raise ValueError(f"--src {src} is neither a run nor a folder with {', '.join(f.name for _, f in folders)}")
-    _check_needed(needed, [name for name, _ in found], src)
-    for name, folder in found:
-        yield name, *hub.load_dit(folder)
+__all__ = ["main", "run", "verify"]
 
 
-def _check_needed(needed: Collection[str], found: Collection[str], src: Path) -> None:
-    for name in needed:
-        if name not in found:
-            raise ValueError(f"--lora_{name}: {src} has no {name}-noise expert, only {', '.join(found)}")
-
-
-def run(src: Path, dst: Path, *, layout: str = "diffusers", weights: str = "ema", dtype: str | None = None,
-        loras: Mapping[str, str] | None = None) -> None:
-    """Converts; see the flags. ``loras``: "high" or "low" -> what :func:`wanjax.lora.parse` takes.
-
-    Raises:
-      FileExistsError: if ``dst`` exists.
-      ValueError: as :func:`experts`, or a LoRA that does not fit.
-    """
-    files = {name: lora.parse(text) for name, text in (loras or {}).items()}
-    if dst.exists():
-        raise FileExistsError(f"--dst {dst} exists: remove it or name another")
-    part = dst.with_name(dst.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    for name, model, params in experts(src, weights, files):
-        if name in files:
-            params, merged = lora.merge_files(params, dit_rows(model.config), files[name], donate=True)
-            print(f"{name} expert: merged {', '.join('{file} x {weight}'.format(**one) for one in merged)}")
-        cast = params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), params)
-        hub.save_dit(part / FOLDERS[layout][name], model, cast, layout=layout)
-        print(f"{name} expert: {sum(x.size for x in jax.tree.leaves(cast))} parameters in {FOLDERS[layout][name]}/")
-    part.rename(dst)
+def verify(src: Path) -> bool:
+    """Checks a folder against its recorded sums and says what came of it; whether all is as recorded."""
+    report = manifest.verify(src)
+    for problem in report.problems:
+        print(f"error: {src / problem}")
+    print(f"{src}: {len(report.checked)} files checked against {report.against}, {len(report.problems)} wrong")
+    if report.unrecorded:
+        print(f"no sum is recorded of {len(report.unrecorded)} others: {', '.join(report.unrecorded[:5])}")
+    return not report.problems
 
 
 def main(argv: list[str]) -> None:
@@ -84,19 +39,35 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     loras = {name: values[f"lora_{name}"].value for name in ("high", "low") if values[f"lora_{name}"].value is not None}
     try:
+        if values.verify:
+            given = [name for name in _OF_CONVERSIONS if values[name].present]
+            if given:
+                raise ValueError(f"--verify takes --src alone: leave out --{', --'.join(given)}")
+            if not verify(Path(values.src)):
+                sys.exit(1)
+            return
+        if values.dst is None:
+            raise ValueError("--dst: name the folder to write")
         run(Path(values.src), Path(values.dst), layout=values.layout, weights=values.weights, dtype=values.dtype,
-            loras=loras)
+            fp8=values.fp8, loras=loras, only=values.only)
     except (OSError, ValueError, checkpoint.CheckpointError) as error:
         sys.exit(f"error: {error}")
 
 
+_OF_CONVERSIONS = ("dst", "layout", "weights", "dtype", "fp8", "only", "lora_high", "lora_low")
+
+
 def entry() -> None:
     """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
-    flags.DEFINE_string("src", None, "A run's workdir, or the root of a released checkpoint.", required=True)
-    flags.DEFINE_string("dst", None, "Folder to write; it must not exist.", required=True)
-    flags.DEFINE_enum("layout", "diffusers", list(FOLDERS), "Names and files to write.")
+    flags.DEFINE_string("src", None, "A run's workdir, a pipeline's root, or one network's folder or file.",
+                        required=True)
+    flags.DEFINE_string("dst", None, "Folder to write; it must not exist.")
+    flags.DEFINE_enum("layout", "diffusers", list(hub.LAYOUTS), "Names and files to write.")
     flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Which weights of a run.")
-    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "What to store; as it is by default.")
+    flags.DEFINE_enum("dtype", None, list(hub.DTYPES), "What to store; as it is by default.")
+    flags.DEFINE_bool("fp8", False, "With --layout comfyui: the transformers' matrices in 8 bits (fp8_scaled).")
+    flags.DEFINE_list("only", [], f"Parts to convert, among {', '.join(PARTS)}; all by default.")
+    flags.DEFINE_bool("verify", False, "Check --src against its manifest, or the sums that the hub recorded.")
     flags.DEFINE_string("lora_high", None, "LoRA files to merge into the high-noise expert: file[:weight],...")
     flags.DEFINE_string("lora_low", None, "LoRA files to merge into the low-noise expert: file[:weight],...")
     app.run(main)

@@ -72,7 +72,8 @@ def run(folder: str, settings: Settings, *, weights: str = "ema") -> dict[str, A
         raise ValueError(f"{folder!r} has image-to-video experts: their hidden states are not probed here, since they "
                          "see a first frame; give a text-to-video run")
     experiment, wanted = opened.config, settings.experts or tuple(opened.experts)
-    absent = sorted(set(wanted) - set(opened.shadow_heads if settings.trained else opened.experts))
+    there = [name for name, saved in opened.experts.items() if not settings.trained or saved.has_head]
+    absent = sorted(set(wanted) - set(there))
     if absent:
         if settings.trained:
             raise ValueError(f"{folder!r} has no trained shadow head of its {', '.join(absent)} expert: "
@@ -88,7 +89,8 @@ def run(folder: str, settings: Settings, *, weights: str = "ema") -> dict[str, A
     families = _families(source, settings)
     found = {name: _probe(name, opened, settings, shipped, cache, families) for name in wanted}
     settings_read = dataclasses.asdict(settings) | {"weights": weights, "visibility_cell": cell}
-    return {"checkpoint": folder, "config": experiment.name, "steps": dict(opened.steps), "settings": settings_read,
+    steps = {name: saved.step for name, saved in opened.experts.items()}
+    return {"checkpoint": folder, "config": experiment.name, "steps": steps, "settings": settings_read,
             "experts": found}
 
 
@@ -106,7 +108,7 @@ def _families(source: encode.TFDSSource, settings: Settings) -> list[str]:
 def _probe(name: str, opened: checkpoint.Run, settings: Settings, shipped: codec.Codec, cache: LatentCache,
            families: list[str]) -> dict[str, Any]:
     """One expert's bins."""
-    experiment, params = opened.config, opened.experts[name]
+    experiment, (params, trained) = opened.config, opened.experts[name].read()
     length, cell, batch = experiment.text.length, experiment.data.visibility_cell, settings.batch
     model = WanDiT(experiment.model)
     span = experiment.train.timesteps(name)
@@ -114,7 +116,7 @@ def _probe(name: str, opened: checkpoint.Run, settings: Settings, shipped: codec
         settings.head, model, experiment.visibility_cells)
     assert head is not None
     if settings.trained:
-        own = opened.shadow_heads[name]
+        own = trained
     else:
         batches = data.make_loader(cache.folder, "train", batch=batch, seed=settings.probe.seed, text_length=length,
                                    caption_dropout=0.0, null_text=cache.null_text, visibility_cell=cell)

@@ -1,14 +1,16 @@
-"""Samples clips from prompts with a trained run or a released checkpoint.
+"""Samples clips from prompts, and from images, with a trained run or a released checkpoint.
 
     python -m experiments.sample --checkpoint runs/demo --prompt "the sun rises" --out clip.mp4
     python -m experiments.sample --checkpoint runs/demo --prompts prompts.jsonl --out runs/demo/samples --batch 8
+    python -m experiments.sample --checkpoint Wan2.2-I2V-A14B --image room.png --prompt "the sun rises" --out clip.mp4
 
 A prompt file is .txt (a prompt a line) or .jsonl (an object a line: "prompt", "seed" if it is to be a certain one,
-and anything else, which is passed on to samples.jsonl). The output folder receives clip_000.mp4, clip_001.mp4, ...
-and samples.jsonl, one record per clip. Every clip's seed and settings are printed and stored in the file itself, so
-that it can be made again; clips that are there already, from the same weights and settings, are kept. Settings that
-are not given are the checkpoint's own. --correct takes flicker of exposure and colour out of the clips
-(docs/correct.md). --lora_high and --lora_low merge LoRA files into the experts' weights (docs/lora.md).
+"image" and "last_image", and anything else, which is passed on to samples.jsonl). The output folder receives
+clip_000.mp4, clip_001.mp4, ... and samples.jsonl, one record per clip. Every clip's seed and settings are printed and
+stored in the file itself, so that it can be made again; clips that are there already, from the same weights and
+settings, are kept. Settings that are not given are the checkpoint's own. --correct takes flicker of exposure and colour
+out of the clips (docs/correct.md). --lora_high and --lora_low add LoRA files to the experts' weights (docs/lora.md).
+How the work is laid out in memory: docs/sampling.md.
 """
 
 from __future__ import annotations
@@ -19,143 +21,142 @@ import logging
 import os
 import pathlib
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import jax
 from absl import app, flags
 from tqdm import tqdm
 
-from wanjax import generate, lora, solvers, video
+from wanjax import generate, images, lora, partition, prompt_embeddings, sample_records, solvers, video
 from wanjax.checkpoint import CheckpointError
-from wanjax.generate import Pipeline, SampleConfig
-from wanjax.light.correct import correct as without_flicker
+from wanjax.denoise import HOLDING, PASSES, Execution, Step
+from wanjax.estimate import estimate
+from wanjax.experts import Expert
+from wanjax.generate import Pipeline
+from wanjax.light import correct as corrector
 from wanjax.models.rows.dit import dit_rows
 from wanjax.pipeline import open_pipeline
+from wanjax.prompt_file import Line, read_prompts
+from wanjax.sample_config import SampleConfig
+from wanjax.sample_records import SIZES
 
 RECORDS = "samples.jsonl"
-OURS = ("file", "settings", "checkpoint")  # fields of a record that a prompt file cannot set
-SIZES = ("frames", "height", "width", "fps")
 SETTINGS = tuple(field.name for field in dataclasses.fields(SampleConfig))
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One clip to be made: prompt, seed, and fields of the prompt file that are passed on."""
-
-    prompt: str
-    seed: int
-    carried: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def read_prompts(path: str | os.PathLike[str], seed: int) -> list[Request]:
-    """The requests of a .txt or .jsonl file; the i-th without a seed of its own gets `seed` + i.
-
-    Raises: FileNotFoundError; ValueError naming the line and what is wrong with it, or a file without prompts.
-    """
-    path = pathlib.Path(path)
-    if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"prompt file {str(path)!r}: expected .txt (a prompt a line) or .jsonl (an object a line)")
-    if not path.is_file():
-        raise FileNotFoundError(f"prompt file {str(path)!r} does not exist")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompt file {str(path)!r} is not UTF-8 ({error.reason} at byte {error.start})") from error
-    requests: list[Request] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if path.suffix == ".txt":
-            requests.append(Request(line.strip(), seed + len(requests)))
-        else:
-            requests.append(_from_json(line, seed + len(requests), f"{path}, line {number}"))
-    if not requests:
-        raise ValueError(f"prompt file {str(path)!r} holds no prompt")
-    return requests
-
-
-def _from_json(line: str, seed: int, where: str) -> Request:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
-    if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str) or not fields["prompt"].strip():
-        raise ValueError(f'{where}: expected an object with a "prompt" that is text, for example {{"prompt": "dawn"}}')
-    taken = [name for name in OURS if name in fields]
-    if taken:
-        raise ValueError(f"{where}: {', '.join(taken)} is written by this command and cannot be set; remove it")
-    prompt, own = fields.pop("prompt"), fields.pop("seed", seed)
-    if isinstance(own, bool) or not isinstance(own, int):
-        raise ValueError(f"{where}: seed {own!r}: expected a whole number")
-    return Request(prompt, own, fields)
 
 
 def sample(
     checkpoint: str,
-    requests: Sequence[Request],
+    lines: Sequence[Line],
     out: str,
     *,
     weights: str = "ema",
     changes: Mapping[str, Any] | None = None,
-    batch: int = 1,
+    execution: Execution | None = None,
     correct: bool = False,
     loras: Mapping[str, str] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    text_cache: pathlib.Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Makes the clips of `requests` that are not there yet; returns every clip's record.
+    """Makes the clips of `lines` that are not there yet; returns every clip's record.
 
     Args:
-      checkpoint, weights: see `wanjax.pipeline.open_pipeline`.
-      out: a folder, or a file ending in .mp4 for one request.
+      checkpoint, weights, mesh, text_cache: see `wanjax.pipeline.open_pipeline`.
+      lines: what to make.
+      out: a folder, or a file ending in .mp4 for one line.
       changes: fields of `SampleConfig` and frames, height, width, fps that replace the checkpoint's own.
-      batch: clips that are denoised together.
+      execution: how the work is laid out, see `wanjax.denoise`.
       correct: whether flicker of exposure and colour is taken out, see `wanjax.light.correct`.
-      loras: "high" or "low" -> LoRA files that are merged into that expert's weights, see `wanjax.lora.parse`.
+      loras: "high" or "low" -> LoRA files that are added to that expert's weights, see `wanjax.lora.parse`.
     """
     files = {name: lora.parse(text) for name, text in (loras or {}).items()}
-    targets = _targets(out, len(requests))
-    pipeline, config = _configured(open_pipeline(checkpoint, weights=weights), changes or {})
+    targets = _targets(out, len(lines))
+    pixels = [_pixels(line) for line in lines]
+    opened = open_pipeline(checkpoint, weights=weights, mesh=mesh, text_cache=text_cache)
+    pipeline, config = _configured(opened, changes or {}, pixels)
     print(f"found {pipeline.description}", flush=True)
+    if pipeline.frames > opened.frames:
+        print(f"warning: {pipeline.frames} frames, made for {opened.frames}: beyond that, models of this family are "
+              "known to burn or shift the brightness of the first frames", flush=True)  # fmt: skip
     pipeline, merged = _with_loras(pipeline, config, files)
-    records = [_record(request, pipeline, config, checkpoint, weights, correct, merged) for request in requests]
-    done = {i for i, target in enumerate(targets) if _is_there(target, records[i])}
+    requests = [generate.Request(line.prompt, line.seed, *given) for line, given in zip(lines, pixels, strict=True)]
+    generate.check(pipeline, requests, config)
+    records = [
+        sample_records.record(line, pipeline, config, checkpoint=checkpoint, weights=weights, correct=correct,
+                              loras=merged)
+        for line in lines
+    ]  # fmt: skip
+    done = {i for i, target in enumerate(targets) if sample_records.is_there(target, records[i])}
     if done:
-        print(f"{len(done)} of {len(requests)} clips are there already and are kept", flush=True)
+        print(f"{len(done)} of {len(lines)} clips are there already and are kept", flush=True)
     folder = None if targets[0] == pathlib.Path(out) else pathlib.Path(out)
-    for i, frames in _clips(pipeline, requests, [i for i in range(len(requests)) if i not in done], config, batch):
-        finished = without_flicker(frames, fps=pipeline.fps) if correct else frames
-        video.write(targets[i], finished, pipeline.fps, records[i])
+
+    def finish(i: int, latents: Any) -> None:
+        _write_clip(targets[i], pipeline, latents, records[i], correct)
         done.add(i)
         if folder:
-            _write_records(folder, targets, requests, records, done)
-        tqdm.write(f"{targets[i].name}  seed {requests[i].seed}  {requests[i].prompt}")
+            _write_records(folder, targets, lines, records, done)
+        tqdm.write(f"{targets[i].name}  seed {lines[i].seed}  {lines[i].prompt}")
+
+    pending = [i for i in range(len(lines)) if i not in done]
+    if pending:
+        _make(pipeline, [requests[i] for i in pending], config, execution or Execution(),
+              lambda number, latents: finish(pending[number], latents))  # fmt: skip
     if folder:
-        _write_records(folder, targets, requests, records, done)
+        _write_records(folder, targets, lines, records, done)
         others = sorted(set(folder.glob("clip_*.mp4")) - set(targets))
         if others:
             print(f"{len(others)} other clips in {folder} ({others[0].name} ...) are of other prompts", flush=True)
-    print(f"{len(requests)} clips in {out}; settings {json.dumps(records[0]['settings'])}", flush=True)
-    return [_line(target, request, record) for target, request, record in zip(targets, requests, records, strict=True)]
+    print(f"{len(lines)} clips in {out}; settings {json.dumps(records[0]['settings'])}", flush=True)
+    return [_line(target, line, record) for target, line, record in zip(targets, lines, records, strict=True)]
 
 
-def _clips(
-    pipeline: Pipeline, requests: Sequence[Request], pending: Sequence[int], config: SampleConfig, batch: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """The pending requests and their clips [T, H, W, 3], with a progress bar that shows the time of a step."""
-    if not pending:
-        return
-    prompts, seeds = [requests[i].prompt for i in pending], [requests[i].seed for i in pending]
-    clips = generate.generate(pipeline, prompts, seeds, config=config, batch=batch)
-    started = time.perf_counter()
-    with tqdm(total=len(pending), unit="clip") as bar:
-        for number, (i, frames) in enumerate(zip(pending, clips, strict=True)):
-            if number % batch == 0:
-                bar.set_postfix_str(f"{(time.perf_counter() - started) / config.steps:.3f} s/step")
-            yield i, frames
+def _make(
+    pipeline: Pipeline,
+    requests: Sequence[generate.Request],
+    config: SampleConfig,
+    execution: Execution,
+    finish: Callable[[int, Any], None],
+) -> None:
+    """Latents of the requests, each handed on as it comes, with an estimate and a progress bar."""
+    models = {name: expert.model for name, expert in pipeline.experts.items()}
+    clips = -(-len(requests) // execution.batch) * execution.batch
+    print(estimate(models, config, pipeline.latent_shape, pipeline.text.length, clips), flush=True)
+    with tqdm(total=config.steps * -(-len(requests) // execution.batch), unit="step") as bar:
+
+        def on_step(step: Step) -> None:
+            bar.total = step.total  # requests with and without images do not share a batch
+            bar.set_postfix_str(f"{step.expert} expert, {step.seconds:.3f} s/step")
             bar.update()
-            if number % batch == batch - 1:
-                started = time.perf_counter()
+
+        made = generate.latents(
+            pipeline, requests, config=config, execution=execution, on_step=on_step,
+            on_read=lambda name: bar.set_postfix_str(f"reading the {name}-noise expert"),
+        )  # fmt: skip
+        for number, latents in enumerate(made):
+            finish(number, latents)
+
+
+def _write_clip(
+    target: pathlib.Path, pipeline: Pipeline, latents: Any, record: Mapping[str, Any], correct: bool
+) -> None:
+    """Decodes into the file, frame by frame. To be corrected, a clip is decoded twice: measured, then written."""
+
+    def frames() -> Any:
+        return generate.frames(pipeline.vae, pipeline.vae_params, latents)
+
+    if not correct:
+        video.write(target, frames(), pipeline.fps, record)
+        return
+    correction = corrector.estimate(frames(), fps=pipeline.fps)
+    corrected = (correction.apply(frame, i) for i, frame in enumerate(frames()))
+    video.write(target, corrected, pipeline.fps, record)
+
+
+def _pixels(line: Line) -> tuple[Any, Any]:
+    """First and last image of a clip, uint8 [H0, W0, 3] or None."""
+    first, last = (None if file is None else images.read_image(file) for file in (line.image, line.last_image))
+    return first, last
 
 
 def _targets(out: str, count: int) -> list[pathlib.Path]:
@@ -174,12 +175,16 @@ def _targets(out: str, count: int) -> list[pathlib.Path]:
     return [path / f"clip_{i:03d}.mp4" for i in range(count)]
 
 
-def _configured(pipeline: Pipeline, changes: Mapping[str, Any]) -> tuple[Pipeline, SampleConfig]:
+def _configured(
+    pipeline: Pipeline, changes: Mapping[str, Any], pixels: Sequence[tuple[Any, Any]]
+) -> tuple[Pipeline, SampleConfig]:
     """The pipeline at the asked size and the settings; a change that would do nothing is refused."""
     unknown = sorted(set(changes) - {*SETTINGS, *SIZES})
     if unknown:
         raise ValueError(f"{', '.join(unknown)}: expected settings among {', '.join((*SETTINGS, *SIZES))}")
-    pipeline = dataclasses.replace(pipeline, **{name: value for name, value in changes.items() if name in SIZES})
+    sizes = _size_of_images(pipeline, pixels) if not {"height", "width"} & set(changes) else {}
+    sizes |= {name: value for name, value in changes.items() if name in SIZES}
+    pipeline = dataclasses.replace(pipeline, **sizes)
     config = dataclasses.replace(
         pipeline.config, **{name: value for name, value in changes.items() if name in SETTINGS}
     )
@@ -194,10 +199,23 @@ def _configured(pipeline: Pipeline, changes: Mapping[str, Any]) -> tuple[Pipelin
     return pipeline, config
 
 
+def _size_of_images(pipeline: Pipeline, pixels: Sequence[tuple[Any, Any]]) -> dict[str, int]:
+    """Height and width that keep the checkpoint's area and take the images' shape; nothing without images."""
+    steps = dict(zip(("step_h", "step_w"), pipeline.steps_of_size, strict=True))
+    area = pipeline.height * pipeline.width
+    found = {images.size_like(*one.shape[:2], area=area, **steps) for given in pixels for one in given
+             if one is not None}  # fmt: skip
+    if len(found) > 1:
+        shown = ", ".join(f"{height} x {width}" for height, width in sorted(found))
+        raise ValueError(f"the images have different shapes, which would make clips of {shown} pixels: give height and "
+                         "width for all, or make clips of one shape at a time")  # fmt: skip
+    return dict(zip(("height", "width"), found.pop(), strict=True)) if found else {}
+
+
 def _with_loras(
     pipeline: Pipeline, config: SampleConfig, files: Mapping[str, list[tuple[pathlib.Path, float]]]
 ) -> tuple[Pipeline, dict[str, list[dict[str, Any]]]]:
-    """The pipeline with LoRAs merged, its own weights given up; and what was merged, by expert."""
+    """The pipeline whose experts are read with LoRAs merged in; and what is merged, by expert."""
     experts, records = dict(pipeline.experts), {}
     for name in files:
         if name not in experts:
@@ -205,84 +223,39 @@ def _with_loras(
         if not config.expert_steps[name]:
             raise ValueError(f"lora_{name} would do nothing: no step falls to the {name}-noise expert here")
     for name, named in files.items():
-        model, params = experts[name]
-        params, records[name] = lora.merge_files(params, dit_rows(model.config), named, donate=True)
-        experts[name] = (model, params)
+        table = dit_rows(experts[name].model.config)
+        opened = [(lora.read_lora(file, table), weight) for file, weight in named]
+        records[name] = [{"file": one.file.name, "sha256": one.sha256, "weight": weight} for one, weight in opened]
+        experts[name] = _merged(experts[name], opened)
         for record in records[name]:
-            print(f"merged {record['file']} into the {name}-noise expert, weight {record['weight']}", flush=True)
+            print(f"merging {record['file']} into the {name}-noise expert, weight {record['weight']}", flush=True)
     return dataclasses.replace(pipeline, experts=experts), records
 
 
-def _record(
-    request: Request,
-    pipeline: Pipeline,
-    config: SampleConfig,
-    checkpoint: str,
-    weights: str,
-    correct: bool,
-    loras: Mapping[str, list[dict[str, Any]]],
-) -> dict[str, Any]:
-    """What is stored in a clip's file: all it takes to make the clip again.
+def _merged(expert: Expert, loras: Sequence[tuple[lora.Lora, float]]) -> Expert:
+    """The expert whose parameters are changed as they are read."""
 
-    The setting "correct" and the checkpoint's "loras" are there only where they are in use, so that clips from before
-    they existed are still known.
-    """
-    sizes = {name: getattr(pipeline, name) for name in SIZES}
-    return {
-        "prompt": request.prompt,
-        "seed": request.seed,
-        "settings": dataclasses.asdict(config) | sizes | ({"correct": True} if correct else {}),
-        "checkpoint": {
-            "path": checkpoint,
-            "found": pipeline.description,
-            "weights": weights,
-            "fingerprint": pipeline.fingerprint,
-        }
-        | ({"loras": dict(loras)} if loras else {}),
-    }
+    def read(places: Any) -> Any:
+        return lora.merge(expert.read(places), dit_rows(expert.model.config), loras, donate=True)
+
+    return dataclasses.replace(expert, read=read)
 
 
-def _is_there(target: pathlib.Path, record: Mapping[str, Any]) -> bool:
-    """Whether a clip has been made from the same prompt, seed, settings and weights, wherever these lay."""
-    if not target.exists():
-        return False
-    try:
-        stored = video.stream(target).metadata
-    except video.VideoError:
-        return False
-    found = stored.get("checkpoint")
-    return (
-        all(stored.get(name) == record[name] for name in ("prompt", "seed", "settings"))
-        and isinstance(found, dict)
-        and found.get("fingerprint") == record["checkpoint"]["fingerprint"]
-        and _lora_bytes(found) == _lora_bytes(record["checkpoint"])
-    )
-
-
-def _lora_bytes(checkpoint: Mapping[str, Any]) -> dict[str, list[tuple[str, float]]]:
-    """The LoRAs of a record, whatever their files are called. The fingerprint reads a sample of the weights, which a
-    LoRA may leave as it is."""
-    return {
-        name: [(one["sha256"], one["weight"]) for one in merged]
-        for name, merged in checkpoint.get("loras", {}).items()
-    }
-
-
-def _line(target: pathlib.Path, request: Request, record: Mapping[str, Any]) -> dict[str, Any]:
-    return {"file": target.name, **record, **request.carried}
+def _line(target: pathlib.Path, line: Line, record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"file": target.name, **record, **line.carried}
 
 
 def _write_records(
     folder: pathlib.Path,
     targets: Sequence[pathlib.Path],
-    requests: Sequence[Request],
+    lines: Sequence[Line],
     records: Sequence[Mapping[str, Any]],
     done: set[int],
 ) -> None:
     """samples.jsonl with the clips that are finished, whole at any time."""
-    lines = [json.dumps(_line(targets[i], requests[i], records[i]), ensure_ascii=False) for i in sorted(done)]
+    written = [json.dumps(_line(targets[i], lines[i], records[i]), ensure_ascii=False) for i in sorted(done)]
     part = folder / f".{RECORDS}.part"
-    part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    part.write_text("".join(f"{line}\n" for line in written), encoding="utf-8")
     os.replace(part, folder / RECORDS)
 
 
@@ -295,29 +268,53 @@ def main(argv: list[str]) -> None:
     loras = {name: given[f"lora_{name}"].value for name in ("high", "low") if given[f"lora_{name}"].value is not None}
     try:
         if given.prompts is not None:
-            requests = read_prompts(given.prompts, given.seed)
+            for name in ("image", "last_image"):
+                if given[name].value is not None:
+                    raise ValueError(f"--{name} goes with --prompt; with --prompts, name it in a .jsonl file's lines")
+            lines = read_prompts(given.prompts, given.seed)
         elif given.prompt.strip():
-            requests = [Request(given.prompt, given.seed)]
+            first, last = (None if file is None else pathlib.Path(file) for file in (given.image, given.last_image))
+            lines = [Line(given.prompt, given.seed, first, last)]
         else:
             raise ValueError("--prompt is empty")
         sample(
-            given.checkpoint, requests, given.out,
-            weights=given.weights, changes=changes, batch=given.batch, correct=given.correct,
-            loras=loras,
+            given.checkpoint, lines, given.out,
+            weights=given.weights, changes=changes, correct=given.correct, loras=loras,
+            execution=Execution(given.batch, given.holding, given.passes), mesh=_mesh(given.mesh),
+            text_cache=pathlib.Path(given.text_cache) if given.text_cache else None,
         )  # fmt: skip
     except (CheckpointError, OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 
+def _mesh(text: str) -> jax.sharding.Mesh | None:
+    """The mesh that "seq=4,tensor=2" asks for; None for "", which is one device."""
+    if not text:
+        return None
+    sizes = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if not size.removeprefix("-").isdigit():
+            raise ValueError(f"--mesh {text!r}: expected sizes of mesh axes such as seq=4 or fsdp=2,seq=-1")
+        sizes[axis.strip()] = int(size)
+    return partition.make_mesh(sizes)
+
+
 def entry() -> None:
     """Console entry point. The flags are defined here so that importing this module leaves absl's alone."""
-    flags.DEFINE_string("checkpoint", None, "A workdir, one expert's or step's folder, or a diffusers root.")
+    flags.DEFINE_string("checkpoint", None, "A workdir, one expert's or step's folder, or a released pipeline's root.")
     flags.DEFINE_string("prompt", None, "One prompt.")
     flags.DEFINE_string("prompts", None, "File of prompts, .txt or .jsonl.")
+    flags.DEFINE_string("image", None, "Picture that the clip starts from, for image-to-video checkpoints.")
+    flags.DEFINE_string("last_image", None, "Picture that the clip ends with.")
     flags.DEFINE_string("out", None, "Folder of the clips; for one prompt also a file that ends in .mp4.")
     flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged over training, or as they are.")
     flags.DEFINE_integer("seed", 0, "Of the first clip; the next ones count up.", lower_bound=0)
     flags.DEFINE_integer("batch", 1, "Clips denoised together; more is faster and takes more memory.", lower_bound=1)
+    flags.DEFINE_enum("holding", "auto", HOLDING, "What is on the devices at a time: experts, or blocks of one.")
+    flags.DEFINE_enum("passes", "auto", PASSES, "With guidance: both answers at once, or in two passes.")
+    flags.DEFINE_string("mesh", "", "Devices by axis, such as seq=4; one device by default.")
+    flags.DEFINE_string("text_cache", str(prompt_embeddings.default_cache()), "Folder of embeddings; empty for none.")
     flags.DEFINE_bool("correct", False, "Take flicker of exposure and colour out of each clip.")
     flags.DEFINE_string("lora_high", None, "LoRA files to merge into the high-noise expert: file[:weight],...")
     flags.DEFINE_string("lora_low", None, "LoRA files to merge into the low-noise expert: file[:weight],...")

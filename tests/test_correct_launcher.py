@@ -14,7 +14,11 @@ from experiments import correct as launcher
 from experiments import sample
 from tests.test_light_correct import exposure_of, gains, pan, roughness, seen
 from wanjax import generate, video
+from wanjax.experts import Expert
 from wanjax.light.correct import correct
+from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.models.vae import VAEConfig, WanVAE
+from wanjax.sample_config import SampleConfig
 
 ROOT = Path(__file__).parent.parent
 FACTS = {"prompt": "晨光 slides left", "seed": 7, "settings": {"steps": 40}}
@@ -127,22 +131,27 @@ def sampled(monkeypatch):
     """Stands in for the networks; counts how often they were at work."""
     asked = []
 
-    def clips(pipeline, prompts, seeds, *, config, batch):
-        for seed in seeds:
-            asked.append(seed)
-            yield flickering(seed)
+    def latents(pipeline, requests, **options):
+        for request in requests:
+            asked.append(request.seed)
+            yield request.seed
 
+    vae = WanVAE(VAEConfig(base_dim=4, z_dim=4, dim_mult=(1, 1, 1, 1), num_res_blocks=1, latents_mean=(0.0,) * 4,
+                           latents_std=(1.0,) * 4))  # fmt: skip
+    model = WanDiT(DiTConfig(width=24, heads=2, layers=1, ffn=32, in_channels=4, out_channels=4))
     pipeline = generate.Pipeline(
-        experts={}, vae=None, vae_params={}, text=SimpleNamespace(tokenizer=SimpleNamespace(name="bytes"), params={}),
-        config=generate.SampleConfig(steps=2), frames=12, height=48, width=48, fps=8.0,
+        experts={"high": Expert(model, None, "", "float32")}, vae=vae, vae_params={}, vae_fingerprint="",
+        text=SimpleNamespace(fingerprint="bytes", length=8), config=SampleConfig(steps=2, boundary=0.0), frames=13,
+        height=48, width=48, fps=8.0,
     )  # fmt: skip
-    monkeypatch.setattr(generate, "generate", clips)
-    monkeypatch.setattr(sample, "open_pipeline", lambda checkpoint, weights: pipeline)
+    monkeypatch.setattr(generate, "latents", latents)
+    monkeypatch.setattr(generate, "frames", lambda vae, params, seed: iter(flickering(seed)))
+    monkeypatch.setattr(sample, "open_pipeline", lambda checkpoint, **options: pipeline)
     return asked
 
 
 def test_sampling_with_correction_writes_the_corrected_clip_and_says_so(sampled, tmp_path):
-    request = [sample.Request("dawn", 0)]
+    request = [sample.Line("dawn", 0)]
     records = sample.sample("run", request, str(tmp_path / "clip.mp4"), correct=True)
     stored = video.read(tmp_path / "clip.mp4")
     assert records[0]["settings"]["correct"] is True and stored.metadata["settings"] == records[0]["settings"]
@@ -152,7 +161,7 @@ def test_sampling_with_correction_writes_the_corrected_clip_and_says_so(sampled,
 
 def test_a_corrected_clip_is_not_an_uncorrected_one(sampled, tmp_path):
     for correction, made in ((False, 1), (False, 1), (True, 2), (True, 2), (False, 3)):
-        records = sample.sample("run", [sample.Request("dawn", 0)], str(tmp_path), correct=correction)
+        records = sample.sample("run", [sample.Line("dawn", 0)], str(tmp_path), correct=correction)
         assert len(sampled) == made
         assert ("correct" in records[0]["settings"]) == correction
 

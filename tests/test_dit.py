@@ -10,9 +10,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.parity import dit_case
-from wanjax.models.dit import DiTConfig, WanDiT, layer_norm, rms_norm, timestep_features
+from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.models.dit_layers import layer_norm, rms_norm
 from wanjax.models.rows import export_tensors
 from wanjax.models.rows.dit import dit_rows
+from wanjax.models.timestep import timestep_features
 
 CONFIG = dit_case.CONFIG
 

@@ -1,6 +1,9 @@
 """Statements about sampling: who takes which step, what guidance does, what a clip depends on."""
 
 import dataclasses
+import functools
+import gc
+import weakref
 
 import chex
 import jax
@@ -8,11 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wanjax import generate, solvers, text
-from wanjax.generate import Pipeline, SampleConfig, denoise, noise_for
+from wanjax import conditions, denoise, generate, images, solvers, text
+from wanjax.denoise import Batch, Execution
+from wanjax.experts import Expert
+from wanjax.generate import Pipeline, Request, noise_for
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.umt5 import UMT5Config
 from wanjax.models.vae import VAEConfig, WanVAE
+from wanjax.prompt_embeddings import PromptEmbedder
+from wanjax.sample_config import SampleConfig
 
 DIT = DiTConfig(width=24, heads=2, layers=1, ffn=32, freq_dim=16, text_dim=16, in_channels=4, out_channels=4)
 SHAPE = (2, 4, 4, 4)  # F, h, w, C
@@ -26,7 +33,7 @@ def randomised(tree, seed, scale):
 
 def expert(seed, config=DIT):
     model = WanDiT(config)
-    return model, randomised(jax.eval_shape(model.init, jax.random.key(0))["params"], seed, 0.15)
+    return Expert.of(model, randomised(jax.eval_shape(model.init, jax.random.key(0))["params"], seed, 0.15))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +57,9 @@ def pipeline(experts):
     encoder = UMT5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=32, num_heads=2, num_layers=1)
     embedder = text.load_text_encoder_for(text.TextConfig(length=32, model=encoder))
     config = SampleConfig(steps=2, shift=5.0, boundary=0.0, guidance_high=2.0)
-    return Pipeline(experts, vae, vae_params, embedder, config, frames=5, height=32, width=32, fps=8.0)
+    return Pipeline(
+        experts, vae, vae_params, "random", PromptEmbedder.of(embedder), config, frames=5, height=32, width=32, fps=8.0
+    )
 
 
 def inputs(clips=2, tokens=6):
@@ -59,33 +68,47 @@ def inputs(clips=2, tokens=6):
     return noise, *(rng.standard_normal((n, tokens, 16)).astype(np.float32) for n in (clips, 1))
 
 
+def run(experts, noise, prompt, null, config, **options):
+    """Latents of one batch."""
+    batch = Batch(noise, prompt, null, options.pop("condition", conditions.Condition()))
+    (latents,) = denoise.denoise(experts, [batch], config, **options)
+    return latents
+
+
 # -- denoising --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def answer(experts):
     """answer(expert, x, t, text): one call of one network, as numpy."""
-    apply = jax.jit(lambda params, x, t, c: experts["high"][0].apply({"params": params}, x, t, c))
-    return lambda name, x, t, c: np.asarray(apply(experts[name][1], x, np.full(len(x), t, np.float32), c))
+    apply = jax.jit(lambda params, x, t, c: experts["high"].model.apply({"params": params}, x, t, c))
+    params = {name: expert.read(expert.places()) for name, expert in experts.items()}
+    return lambda name, x, t, c: np.asarray(apply(params[name], x, np.full(len(x), t, np.float32), c))
 
 
-def test_the_compiled_program_agrees_with_a_plain_loop(experts, answer):
-    config = SampleConfig(solver="unipc", steps=5, shift=5.0, guidance_high=2.0, guidance_low=1.0)
-    noise, prompt, null = inputs()
-    plan = solvers.make("unipc", steps=5, shift=5.0)
+def plainly(answer, noise, prompt, null, config):
+    """The loop of sampling, written out."""
+    plan = solvers.make(config.solver, steps=config.steps, shift=config.shift)
     x, state = noise, plan.init(noise)
     for i, t in enumerate(plan.timesteps):
-        if t >= 875:
-            v, v_null = answer("high", x, t, prompt), answer("high", x, t, np.repeat(null, 2, axis=0))
-            v = v_null + np.float32(2.0) * (v - v_null)
-        else:
-            v = answer("low", x, t, prompt)
+        name = "high" if t >= 1000 * config.boundary else "low"
+        v, g = answer(name, x, t, prompt), np.float32(config.guidance(name))
+        if g != 1.0:
+            v_null = answer(name, x, t, np.repeat(null, len(x), axis=0))
+            v = v_null + g * (v - v_null)
         x, state = plan.step(state, x, v, i)
-    got = denoise(experts["high"], experts["low"], noise, prompt, null, config)
+    return x
+
+
+def test_the_compiled_steps_agree_with_a_plain_loop(experts, answer):
+    config = SampleConfig(solver="unipc", steps=5, shift=5.0, guidance_high=2.0, guidance_low=1.0)
+    noise, prompt, null = inputs()
+    got = run(experts, noise, prompt, null, config)
     chex.assert_shape(got, noise.shape)
-    chex.assert_type(got, jnp.float32)
-    np.testing.assert_allclose(got, x, atol=2e-5)
-    assert np.abs(x - noise).max() > 0.1
+    assert got.dtype == np.float32
+    expected = plainly(answer, noise, prompt, null, config)
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+    assert np.abs(expected - noise).max() > 0.1
 
 
 def test_each_expert_takes_its_share_of_the_steps():
@@ -97,37 +120,137 @@ def test_each_expert_takes_its_share_of_the_steps():
 def test_one_expert_alone_is_enough_where_it_takes_every_step(experts):
     noise, prompt, null = inputs()
     config = SampleConfig(solver="euler", steps=2, boundary=0.0, guidance_high=1.0)
-    alone = denoise(experts["high"], None, noise, prompt, null, config)
-    np.testing.assert_array_equal(alone, denoise(experts["high"], experts["low"], noise, prompt, null, config))
+    alone = run({"high": experts["high"]}, noise, prompt, null, config)
+    np.testing.assert_array_equal(alone, run(experts, noise, prompt, null, config))
 
 
 def test_a_missing_expert_is_named_with_the_steps_it_would_take(experts):
     noise, prompt, null = inputs()
-    with pytest.raises(ValueError, match="low-noise expert is missing: 14 of the 40 steps"):
-        denoise(experts["high"], None, noise, prompt, null, SampleConfig())
-    with pytest.raises(ValueError, match="high-noise expert is missing: 26 of the 40 steps"):
-        denoise(None, experts["low"], noise, prompt, null, SampleConfig())
+    for name, other, steps in (("low", "high", 14), ("high", "low", 26)):
+        with pytest.raises(ValueError, match=f"{name}-noise expert is missing: {steps} of the 40 steps"):
+            run({other: experts[other]}, noise, prompt, null, SampleConfig())
 
 
-def test_an_image_to_video_expert_is_refused(experts):
+def test_an_expert_of_other_channels_is_refused_before_it_is_read(experts):
     noise, prompt, null = inputs()
     model = WanDiT(dataclasses.replace(DIT, in_channels=9))
+    image = Expert(model, lambda places: pytest.fail("was read"), "", "float32")
     with pytest.raises(ValueError, match="takes 9 channels"):
-        denoise((model, {}), experts["low"], noise, prompt, null, SampleConfig())
+        run(experts | {"high": image}, noise, prompt, null, SampleConfig())
 
 
 def test_guidance_without_a_negative_embedding_is_refused(experts):
     noise, prompt, _ = inputs()
     with pytest.raises(ValueError, match="null_text is None"):
-        denoise(experts["high"], experts["low"], noise, prompt, None, SampleConfig(steps=2))
+        run(experts, noise, prompt, None, SampleConfig(steps=2))
 
 
 def test_without_guidance_the_negative_prompt_does_not_matter(experts):
     noise, prompt, null = inputs()
     config = SampleConfig(solver="euler", steps=2, boundary=0.0, guidance_high=1.0)
-    high, low = experts["high"], experts["low"]
-    got = denoise(high, low, noise, prompt, null, config)
-    np.testing.assert_array_equal(got, denoise(high, low, noise, prompt, None, config))
+    np.testing.assert_array_equal(
+        run(experts, noise, prompt, null, config), run(experts, noise, prompt, None, config)
+    )
+
+
+# -- time and memory --------------------------------------------------------------------------------------
+
+GUIDED = SampleConfig(steps=4, shift=5.0, guidance_high=2.0, guidance_low=3.0)
+
+
+def test_two_passes_give_what_one_batched_pass_gives(experts, answer):
+    noise, prompt, null = inputs()
+    batched, two = (run(experts, noise, prompt, null, GUIDED, execution=Execution(passes=passes))
+                    for passes in ("batched", "two"))  # fmt: skip
+    np.testing.assert_allclose(batched, two, atol=1e-5)
+    np.testing.assert_allclose(two, plainly(answer, noise, prompt, null, GUIDED), atol=2e-5)
+
+
+class Shelf:
+    """Experts whose reading is watched: who was read, and who was still held then."""
+
+    def __init__(self, experts):
+        self.read, self.alive = [], {}
+        self.experts = {
+            name: dataclasses.replace(expert, read=functools.partial(self.fetch, name, expert))
+            for name, expert in experts.items()
+        }
+
+    def fetch(self, name, expert, places):
+        gc.collect()
+        held = sorted(other for other, leaf in self.alive.items() if leaf() is not None)
+        self.read.append((name, held))
+        params = jax.tree.map(jnp.array, expert.read(places))
+        self.alive[name] = weakref.ref(jax.tree.leaves(params)[0])
+        return params
+
+
+def test_one_expert_at_a_time_is_read_once_and_makes_the_same_clips(experts):
+    noise, prompt, null = inputs(3)
+    batches = [Batch(noise[i : i + 1], prompt[i : i + 1], null) for i in range(3)]
+    both, one = Shelf(experts), Shelf(experts)
+    run_with = lambda shelf, holding: list(
+        denoise.denoise(shelf.experts, batches, GUIDED, execution=Execution(holding=holding))
+    )
+    for a, b in zip(run_with(both, "both"), run_with(one, "one"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert both.read == [("high", []), ("low", ["high"])]
+    assert one.read == [("high", []), ("low", [])]
+
+
+def test_blocks_streamed_from_the_host_make_the_same_clips(experts):
+    noise, prompt, null = inputs()
+    resident, streamed = (run(experts, noise, prompt, null, GUIDED, execution=Execution(holding=holding))
+                          for holding in ("both", "blocks"))  # fmt: skip
+    np.testing.assert_array_equal(resident, streamed)
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(experts["high"].variables(streamed=True))}
+    assert "pinned_host" in kinds
+
+
+def test_every_step_is_told_with_its_time(experts):
+    noise, prompt, null = inputs()
+    steps = []
+    run(experts, noise, prompt, null, GUIDED, on_step=steps.append)
+    assert [(step.done, step.total) for step in steps] == [(i, 4) for i in (1, 2, 3, 4)]
+    shares = GUIDED.expert_steps
+    assert [step.expert for step in steps] == ["high"] * shares["high"] + ["low"] * shares["low"]
+    assert all(step.seconds > 0 for step in steps)
+
+
+def test_what_fits_is_held(experts, monkeypatch):
+    noise, prompt, null = inputs()
+    own = experts["high"].nbytes()
+    assert own == 4 * sum(leaf.size for leaf in jax.tree.leaves(experts["high"].shapes()))
+    chosen = {}
+    for free in range(3 * own, 0, -own // 64):
+        monkeypatch.setattr(denoise, "free_bytes", lambda devices, free=free: free)
+        try:
+            found = denoise.fitting(experts, Batch(noise, prompt, null), GUIDED, Execution())
+        except ValueError as error:
+            assert "GB on each device" in str(error)
+            break
+        chosen.setdefault((found.holding, found.passes), free)
+    else:
+        pytest.fail("something fitted into nothing")
+    assert list(chosen)[0] == ("both", "batched") and list(chosen)[-1] == ("one", "two")
+    largest, least = chosen["both", "batched"], min(chosen.values())
+    assert largest - least >= own, "holding one expert saves the other's parameters"
+
+
+def test_what_is_asked_for_is_not_second_guessed(experts, monkeypatch):
+    monkeypatch.setattr(denoise, "free_bytes", lambda devices: 0)
+    asked = Execution(holding="both", passes="batched")
+    assert denoise.fitting(experts, Batch(*inputs()), GUIDED, asked) == asked
+    with pytest.raises(ValueError, match="holding = 'all'"):
+        Execution(holding="all")
+
+
+def test_another_prompt_or_scale_compiles_nothing_new(experts):
+    noise, prompt, null = inputs()
+    run(experts, noise, prompt, null, GUIDED)
+    before = denoise._step._cache_size()
+    run(experts, noise, 2 * prompt, null, dataclasses.replace(GUIDED, guidance_low=5.0, negative_prompt="dark"))
+    assert denoise._step._cache_size() == before
 
 
 # -- noise and pixels -------------------------------------------------------------------------------------
@@ -159,33 +282,68 @@ def test_pixels_are_rounded_and_clipped():
 
 
 def test_a_clip_depends_on_nothing_but_its_own_prompt_and_seed(pipeline):
-    prompts, seeds = ["sun rises", "太阳落下", "a wall"], [5, 6, 5]
-    latents = []
-    original = generate.decode
-
-    def spy(vae, params, z):
-        latents.append(np.asarray(z[0]))
-        return original(vae, params, z)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "decode", spy)
-        clips = {size: list(generate.generate(pipeline, prompts, seeds, batch=size)) for size in (1, 2)}
-        alone = list(generate.generate(pipeline, prompts[2:], seeds[2:], batch=2))
-    one, two, last = latents[:3], latents[3:6], latents[6]
+    requests = [Request("sun rises", 5), Request("太阳落下", 6), Request("a wall", 5)]
+    made = lambda some, size: list(generate.latents(pipeline, some, execution=Execution(batch=size)))
+    one, two, (last,) = made(requests, 1), made(requests, 2), made(requests[2:], 2)
     for a, b in zip([*one, one[2]], [*two, last], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    for size in (1, 2):
-        assert [clip.shape for clip in clips[size]] == [(5, 32, 32, 3)] * 3
-        assert {clip.dtype for clip in clips[size]} == {np.dtype(np.uint8)}
-    assert np.abs(alone[0].astype(int) - clips[1][2]).max() <= 1
     assert np.abs(one[0] - one[2]).max() > 1e-3  # the same seed, another prompt
+
+
+def test_whole_clips_are_the_frames_of_their_latents(pipeline):
+    prompts, seeds = ["sun rises", "太阳落下"], [5, 6]
+    clips = list(generate.generate(pipeline, prompts, seeds, batch=2))
+    assert [clip.shape for clip in clips] == [(5, 32, 32, 3)] * 2
+    assert {clip.dtype for clip in clips} == {np.dtype(np.uint8)}
+    requests = [Request(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+    for clip, latents in zip(clips, generate.latents(pipeline, requests, execution=Execution(batch=2)), strict=True):
+        whole = pipeline.vae.apply({"params": pipeline.vae_params}, latents[None], method="decode")
+        assert np.abs(generate.to_uint8(whole[0]).astype(int) - clip).max() <= 1
+        assert clip.std() > 1
 
 
 def test_a_batch_that_is_not_full_compiles_nothing_new(pipeline):
     list(generate.generate(pipeline, ["a", "b"], [1, 2], batch=2))
-    before = generate._denoise._cache_size()
+    before = denoise._step._cache_size()
     list(generate.generate(pipeline, ["c", "d", "e"], [1, 2, 3], batch=2))
-    assert generate._denoise._cache_size() == before
+    assert denoise._step._cache_size() == before
+
+
+# -- images -----------------------------------------------------------------------------------------------
+
+PICTURE = np.random.default_rng(9).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+
+
+def with_images(pipeline, kind, channels):
+    """The pipeline with an expert for images of that many channels."""
+    sole = expert(7, dataclasses.replace(DIT, in_channels=channels))
+    return dataclasses.replace(pipeline, experts={"high": sole}, kind=kind)
+
+
+def test_an_image_makes_another_clip_and_its_latents_stay(pipeline):
+    picture = with_images(pipeline, "ti2v", 4)
+    words = Request("sun rises", 5)
+    shown = dataclasses.replace(words, image=PICTURE)
+    plain, given, again = generate.latents(picture, [words, shown, words], execution=Execution(batch=2))
+    np.testing.assert_allclose(plain, again, atol=1e-5)
+    assert np.abs(plain[1:] - given[1:]).max() > 1e-3
+    pixels = images.prepare_image(PICTURE, picture.height, picture.width)
+    own = picture.vae.apply({"params": picture.vae_params}, pixels[None, None], method="encode")
+    np.testing.assert_allclose(given[:1], own[0], atol=1e-6)
+    assert np.abs(plain[:1] - own[0]).max() > 0.1
+
+
+def test_image_to_video_reads_the_image_and_needs_it(pipeline):
+    picture = with_images(pipeline, "i2v", 4 + 4 + 4)
+    other = PICTURE[::-1].copy()
+    requests = [Request("dawn", 1, PICTURE), Request("dawn", 1, other), Request("dawn", 1, PICTURE, other)]
+    one, two, both = generate.latents(picture, requests, execution=Execution(batch=3))
+    for a, b in ((one, two), (one, both)):
+        assert np.abs(a - b).max() > 1e-3
+    with pytest.raises(ValueError, match="needs an image"):
+        next(generate.latents(picture, [Request("dawn", 1)]))
+    with pytest.raises(ValueError, match="takes no image"):
+        next(generate.latents(pipeline, [Request("dawn", 1, PICTURE)]))
 
 
 def test_bad_requests_are_refused_before_anything_runs(pipeline, experts):
@@ -206,7 +364,7 @@ def test_bad_requests_are_refused_before_anything_runs(pipeline, experts):
 
 def test_latents_that_are_not_finite_are_not_made_into_a_clip(pipeline):
     spoil = lambda params: jax.tree.map(lambda leaf: leaf * np.nan, params)
-    broken = {name: (model, spoil(params)) for name, (model, params) in pipeline.experts.items()}
+    broken = {name: Expert.of(one.model, spoil(one.read(one.places()))) for name, one in pipeline.experts.items()}
     with pytest.raises(FloatingPointError, match="prompt 'a', seed 1 are not finite"):
         list(generate.generate(dataclasses.replace(pipeline, experts=broken), ["a"], [1]))
 

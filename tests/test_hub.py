@@ -61,6 +61,8 @@ def test_a_transformer_comes_back_from_every_layout(tmp_path, params, layout, sh
     assert all(not name.startswith(".") for name in files)
     if layout == "comfyui":
         assert files == ["diffusion_model.safetensors"]
+    elif layout == "orbax":
+        assert files == ["config.json", "params", "wanjax_manifest.json"]
     else:
         assert "config.json" in files
         assert ("diffusion_pytorch_model.safetensors.index.json" in files) == (shard_bytes == 30_000)
@@ -269,7 +271,7 @@ def test_a_failed_save_keeps_what_was_there(tmp_path, params, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("wanjax.weight_files.save_file", full)
+    monkeypatch.setattr("wanjax.weight_files._put", full)
     with pytest.raises(OSError, match="No space left"):
         hub.save_dit(tmp_path, DIT, jax.tree.map(lambda leaf: -leaf, params))
     assert len(list(tmp_path.iterdir())) == 2

@@ -89,7 +89,7 @@ def test_official_names_are_those_of_the_reference():
 
 
 def test_sizes_without_a_config_are_found_in_either_naming(tmp_path, codec_params, text_params):
-    for layout in hub.NETWORK_LAYOUTS:
+    for layout in ("diffusers", "official", "comfyui"):
         folder = tmp_path / layout
         hub.save_vae(folder / "codec", VAE, codec_params, layout=layout)
         hub.save_text_encoder(folder / "text", UMT5, text_params, layout=layout)
@@ -114,8 +114,8 @@ def test_codec_and_text_encoder_are_written_by_official_names(tmp_path, codec_pa
         assert found == model
         equal(again, params)
     for save, model, params in ((hub.save_vae, own, codec_params), (hub.save_text_encoder, UMT5, text_params)):
-        with pytest.raises(ValueError, match="layout 'comfyui' is not one of diffusers, official"):
-            save(tmp_path, model, params, layout="comfyui")
+        with pytest.raises(ValueError, match="layout 'torch' is not one of diffusers, official, comfyui, orbax"):
+            save(tmp_path, model, params, layout="torch")
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 from tests.parity import dit_case
 from wanjax import partition
 from wanjax.codec import open_codec
-from wanjax.generate import SampleConfig
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.preview import make_preview
+from wanjax.sample_config import SampleConfig
 
 CONFIG = DiTConfig(width=48, heads=4, layers=1, ffn=64, in_channels=16, out_channels=16, freq_dim=24, text_dim=20)
 

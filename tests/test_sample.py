@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from experiments import sample as launcher
-from wanjax import checkpoint, config, generate, hub, pipeline, text, train, video
+from wanjax import checkpoint, config, generate, hub, pipeline, train, video
+from wanjax.denoise import Execution
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.umt5 import UMT5Config, UMT5Encoder
 from wanjax.models.vae import VAEConfig, WanVAE
+from wanjax.sample_config import SampleConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIT = DiTConfig(width=24, heads=2, layers=1, ffn=32, freq_dim=16, text_dim=16, in_channels=4, out_channels=4)
@@ -85,13 +87,25 @@ def write_index(folder, *, boundary_ratio, **absent):
 class Painter:
     """Stands in for the networks: a clip is grey of its seed's brightness; remembers what it was asked for."""
 
-    def __init__(self):
-        self.asked = []
+    def __init__(self, stop_after=None):
+        self.asked, self.options, self.stop_after = [], {}, stop_after
 
-    def __call__(self, pipeline, prompts, seeds, *, config, batch):
-        for prompt, seed in zip(prompts, seeds, strict=True):
-            self.asked.append((prompt, seed))
-            yield np.full((pipeline.frames, pipeline.height, pipeline.width, 3), 20 * seed % 256, np.uint8)
+    def latents(self, pipeline, requests, **options):
+        self.options = options
+        for number, request in enumerate(requests):
+            if number == self.stop_after:
+                raise KeyboardInterrupt
+            self.asked.append((request.prompt, request.seed))
+            yield pipeline, request.seed
+
+    def frames(self, vae, params, latents):
+        pipeline, seed = latents
+        for _ in range(pipeline.frames):
+            yield np.full((pipeline.height, pipeline.width, 3), 20 * seed % 256, np.uint8)
+
+    def stand_in(self, monkeypatch):
+        monkeypatch.setattr(generate, "latents", self.latents)
+        monkeypatch.setattr(generate, "frames", self.frames)
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +117,18 @@ def opened_once():
 @pytest.fixture
 def painter(monkeypatch, opened_once):
     painter = Painter()
-    monkeypatch.setattr(generate, "generate", painter)
+    painter.stand_in(monkeypatch)
     monkeypatch.setattr(launcher, "open_pipeline", opened_once)
     return painter
 
 
-def requests(*prompts):
-    return [launcher.Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+def lines(*prompts):
+    return [launcher.Line(prompt, seed) for seed, prompt in enumerate(prompts)]
+
+
+def params_of(opened, name):
+    expert = opened.experts[name]
+    return expert.read(expert.places())
 
 
 def records(folder):
@@ -159,48 +178,44 @@ def test_a_mistake_gives_one_line_and_a_failing_exit(tmp_path):
 
 
 def test_finished_clips_are_kept_and_the_others_are_made(workdir, tmp_path, painter, capsys):
-    launcher.sample(str(workdir), requests("a", "b", "c"), str(tmp_path))
+    launcher.sample(str(workdir), lines("a", "b", "c"), str(tmp_path))
     (tmp_path / "clip_001.mp4").unlink()
     (tmp_path / "clip_002.mp4").write_bytes((tmp_path / "clip_002.mp4").read_bytes()[:500])
     painter.asked.clear()
-    launcher.sample(str(workdir), requests("a", "b", "c"), str(tmp_path), batch=2)
+    launcher.sample(str(workdir), lines("a", "b", "c"), str(tmp_path), execution=Execution(batch=2))
     assert painter.asked == [("b", 1), ("c", 2)]
     assert "1 of 3 clips are there already" in capsys.readouterr().out
     assert [record["prompt"] for record in records(tmp_path)] == ["a", "b", "c"]
     painter.asked.clear()
-    launcher.sample(str(workdir), requests("a", "b", "c"), str(tmp_path))
+    launcher.sample(str(workdir), lines("a", "b", "c"), str(tmp_path))
     assert painter.asked == []
 
 
 @pytest.mark.parametrize("change", [{"weights": "raw"}, {"changes": {"steps": 3}}, {"changes": {"fps": 16.0}}])
 def test_clips_of_other_weights_or_settings_are_made_anew(workdir, tmp_path, painter, change):
-    launcher.sample(str(workdir), requests("a"), str(tmp_path))
-    launcher.sample(str(workdir), requests("a"), str(tmp_path), **change)
+    launcher.sample(str(workdir), lines("a"), str(tmp_path))
+    launcher.sample(str(workdir), lines("a"), str(tmp_path), **change)
     assert painter.asked == [("a", 0), ("a", 0)]
 
 
 def test_an_interrupted_call_leaves_a_record_of_every_finished_clip(workdir, tmp_path, painter, monkeypatch):
-    def interrupted(*arguments, **options):
-        yield from list(Painter()(*arguments, **options))[:1]
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(generate, "generate", interrupted)
+    Painter(stop_after=1).stand_in(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        launcher.sample(str(workdir), requests("a", "b"), str(tmp_path))
+        launcher.sample(str(workdir), lines("a", "b"), str(tmp_path))
     assert [record["file"] for record in records(tmp_path)] == ["clip_000.mp4"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip_000.mp4", "samples.jsonl"]
 
 
 def test_one_prompt_may_go_to_one_file(workdir, tmp_path, painter, capsys):
-    launcher.sample(str(workdir), requests("a"), str(tmp_path / "new" / "dawn.mp4"))
+    launcher.sample(str(workdir), lines("a"), str(tmp_path / "new" / "dawn.mp4"))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["dawn.mp4"]
-    launcher.sample(str(workdir), requests("a"), str(tmp_path / "new" / "dawn.mp4"))
+    launcher.sample(str(workdir), lines("a"), str(tmp_path / "new" / "dawn.mp4"))
     assert len(painter.asked) == 1
 
 
 def test_clips_of_an_earlier_longer_list_are_pointed_out(workdir, tmp_path, painter, capsys):
-    launcher.sample(str(workdir), requests("a", "b"), str(tmp_path))
-    launcher.sample(str(workdir), requests("a"), str(tmp_path))
+    launcher.sample(str(workdir), lines("a", "b"), str(tmp_path))
+    launcher.sample(str(workdir), lines("a"), str(tmp_path))
     assert "1 other clips" in capsys.readouterr().out and len(records(tmp_path)) == 1
 
 
@@ -212,7 +227,7 @@ def test_an_output_that_cannot_hold_the_clips_is_refused(tmp_path, out, prompts,
     (tmp_path / "file").touch()
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(ValueError, match=message):
-        launcher.sample("unused", requests(*prompts), str(tmp_path / out))
+        launcher.sample("unused", lines(*prompts), str(tmp_path / out))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +246,7 @@ def test_a_setting_that_is_wrong_or_would_do_nothing_is_refused(
 ):
     monkeypatch.setattr(launcher, "open_pipeline", opened_once)
     with pytest.raises(ValueError, match=message):
-        launcher.sample(str(workdir), requests("a"), str(tmp_path), changes=changes)
+        launcher.sample(str(workdir), lines("a"), str(tmp_path), changes=changes)
     assert not list(tmp_path.iterdir())
 
 
@@ -240,7 +255,7 @@ def test_a_setting_that_is_wrong_or_would_do_nothing_is_refused(
 
 def test_a_text_file_has_a_prompt_a_line_and_seeds_count_up(tmp_path):
     (tmp_path / "p.txt").write_text("\ufeffdawn\n\n  日落 \r\n", encoding="utf-8")
-    assert launcher.read_prompts(tmp_path / "p.txt", 7) == [launcher.Request("dawn", 7), launcher.Request("日落", 8)]
+    assert launcher.read_prompts(tmp_path / "p.txt", 7) == [launcher.Line("dawn", 7), launcher.Line("日落", 8)]
 
 
 @pytest.mark.parametrize(
@@ -278,18 +293,18 @@ def test_a_run_opens_whole_by_expert_and_by_step(workdir, opened_once):
         assert set(pipeline.open_pipeline(path).experts) == {"high"}
     raw = opened_once(str(workdir), weights="raw")
     assert raw.fingerprint != whole.fingerprint and "(raw)" in raw.description
-    averaged = jax.tree.map(lambda leaf: leaf * 0.9, raw.experts["high"][1])
-    jax.tree.map(np.testing.assert_allclose, whole.experts["high"][1], averaged)
+    averaged = jax.tree.map(lambda leaf: leaf * 0.9, params_of(raw, "high"))
+    jax.tree.map(np.testing.assert_allclose, params_of(whole, "high"), averaged)
 
 
 def test_a_release_opens_with_the_settings_of_its_family(release):
     opened = pipeline.open_pipeline(release)
     assert set(opened.experts) == {"high", "low"} and "two experts, boundary 0.9" in opened.description
-    assert opened.config == generate.SampleConfig(boundary=0.9)
+    assert opened.config == SampleConfig(boundary=0.9)
     assert (opened.frames, opened.height, opened.width, opened.fps) == (81, 480, 832, 16.0)
-    assert opened.text.length == 512 and isinstance(opened.text, text.TextEncoder)
+    assert opened.text.length == 512 and opened.text.cache is None and opened.kind == "t2v"
     expected = randomised(WanDiT(DIT), 0, 0.15)  # transformer/ is the high-noise expert
-    jax.tree.map(np.testing.assert_array_equal, opened.experts["high"][1], expected)
+    jax.tree.map(np.testing.assert_array_equal, params_of(opened, "high"), expected)
     with pytest.raises(ValueError, match="one set of weights"):
         pipeline.open_pipeline(release, weights="raw")
 

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from tests.parity import solvers_case
 from wanjax import solvers
-from wanjax.generate import SampleConfig
+from wanjax.sample_config import SampleConfig
 
 GRIDS = [(name, grid) for name in solvers.NAMES for grid in solvers.GRIDS]
 

@@ -18,7 +18,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from wanjax import config as config_lib
-from wanjax import partition
+from wanjax.file_digest import sampled_digest
 from wanjax.models import rows
 from wanjax.models.dit import WanDiT
 from wanjax.models.shadow_head import KEY as SHADOW_HEAD
@@ -149,22 +149,71 @@ class Checkpoints:
 
 
 @dataclasses.dataclass(frozen=True)
+class SavedExpert:
+    """Weights of one expert in a checkpoint, not read yet.
+
+    Attributes:
+      folder: of the checkpoint.
+      part: "ema" or "params", what of it is read.
+      step: when it was saved.
+      config: the experiment that made it.
+    """
+
+    folder: pathlib.Path
+    part: str
+    step: int
+    config: config_lib.Experiment
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a shadow head was trained along."""
+        return "shadow" in self.config.objective.active
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells these weights from others, wherever their folder lies, without reading them all."""
+        root = self.folder / self.part
+        return sampled_digest((str(file.relative_to(root)), file) for file in sorted(root.rglob("*")) if file.is_file())
+
+    def read(self, places: Any = None) -> tuple[Any, Any]:
+        """The transformer's parameters and those of its shadow head (None without one).
+
+        Args:
+          places: tree of shardings of the transformer's parameters; None for one device. The head goes to one device.
+
+        Raises:
+          CheckpointError: if they cannot be read.
+        """
+        model = WanDiT(self.config.model)
+        shapes = rows.shapes(network_rows(model, self.config.shadow_head(model)), "float32")
+        alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        placed = jax.tree.map(lambda _: alone, shapes) | (places or {})
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
+        try:
+            params = ocp.load_checkpointables(self.folder, {self.part: abstract})[self.part]
+        except UNREADABLE as error:
+            others = sorted((int(p.name) for p in self.folder.parent.glob("*") if p.name.isdigit()
+                             and p != self.folder), reverse=True)
+            instead = (f"give one of the others, such as {self.folder.parent / str(others[0])}" if others
+                       else "there is no other one here")
+            raise CheckpointError(f"checkpoint {self.folder} cannot be read ({_first_line(error)}): {instead}"
+                                  ) from error
+        return params, params.pop(SHADOW_HEAD, None)
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
-    """What a checkpoint holds for sampling.
+    """What a run's newest checkpoints hold for sampling.
 
     Attributes:
       config: the experiment that made it.
-      experts: {"high": params, "low": params}, those that are there.
-      steps: {"high": step, ...}.
+      experts: {"high": SavedExpert, "low": SavedExpert}, those that are there.
       description: one line that says what was found.
-      shadow_heads: {"high": params, ...} of the experts whose shadow head was trained along.
     """
 
     config: config_lib.Experiment
-    experts: Mapping[str, Any]
-    steps: Mapping[str, int]
+    experts: Mapping[str, SavedExpert]
     description: str
-    shadow_heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
@@ -172,13 +221,12 @@ def is_run(path: str | os.PathLike[str]) -> bool:
     return bool(_expert_checkpoints(pathlib.Path(path)))
 
 
-def open_run(path: str | os.PathLike[str], weights: str = "ema", mesh: jax.sharding.Mesh | None = None) -> Run:
-    """Opens a workdir, an expert's folder, or one checkpoint.
+def open_run(path: str | os.PathLike[str], weights: str = "ema") -> Run:
+    """Opens a workdir, an expert's folder, or one checkpoint; no weights are read yet.
 
     Args:
       path: the folder.
       weights: "ema" or "raw".
-      mesh: where the parameters go; None for one device.
 
     Raises:
       CheckpointError: if there is no readable checkpoint.
@@ -190,36 +238,24 @@ def open_run(path: str | os.PathLike[str], weights: str = "ema", mesh: jax.shard
     if not found:
         raise CheckpointError(f"{str(path)!r} holds no checkpoint: expected a --workdir of experiments.train, "
                               "its high/ or low/ folder, or the folder of one step")
-    experts, heads, steps, experiment, said = {}, {}, {}, None, []
-    part = {"ema": "ema", "raw": "params"}[weights]
+    experts, said, apart = {}, [], ""
     for candidates in found:
-        run, params, folder = _newest_readable(candidates, part, mesh)
-        expert = run["expert"]
-        if SHADOW_HEAD in params:
-            heads[expert] = params.pop(SHADOW_HEAD)
-        experts[expert], steps[expert] = params, int(run["step"])
-        said.append(f"{expert} expert at step {run['step']}")
-        experiment = experiment or config_lib.from_dict(run["experiment"])
-    assert experiment is not None
-    apart = "; without its shadow head, which sampling and other layouts have no use for" if heads else ""
-    return Run(experiment, experts, steps,
-               f"wanjax run {experiment.name!r} in {path}: {', '.join(said)} ({weights}){apart}", heads)
+        run, folder = _newest_readable(candidates)
+        experiment, step = config_lib.from_dict(run["experiment"]), int(run["step"])
+        experts[run["expert"]] = SavedExpert(folder, {"ema": "ema", "raw": "params"}[weights], step, experiment)
+        said.append(f"{run['expert']} expert at step {step}")
+        if experts[run["expert"]].has_head:
+            apart = "; without its shadow head, which sampling and other layouts have no use for"
+    experiment = next(iter(experts.values())).config
+    return Run(experiment, experts, f"wanjax run {experiment.name!r} in {path}: {', '.join(said)} ({weights}){apart}")
 
 
-def _newest_readable(folders: list[pathlib.Path], part: str, mesh: jax.sharding.Mesh | None
-                     ) -> tuple[Mapping[str, Any], Any, pathlib.Path]:
+def _newest_readable(folders: list[pathlib.Path]) -> tuple[Mapping[str, Any], pathlib.Path]:
+    """What the newest checkpoint says of itself; one that says nothing is passed over with a warning."""
     failures = []
     for folder in folders:
         try:
-            run = ocp.load_checkpointables(folder, {"run": None})["run"]
-            experiment = config_lib.from_dict(run["experiment"])
-            model = WanDiT(experiment.model)
-            table = network_rows(model, experiment.shadow_head(model))
-            shapes = rows.shapes(table, "float32")
-            target = mesh or partition.make_mesh(dict.fromkeys(partition.AXES, 1), devices=jax.devices()[:1])
-            placed = partition.shardings(target, rows.logical_axes(table), shapes)
-            abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
-            return run, ocp.load_checkpointables(folder, {part: abstract})[part], folder
+            return ocp.load_checkpointables(folder, {"run": None})["run"], folder
         except UNREADABLE as error:
             failures.append(f"  {folder}: {_first_line(error)}")
             logging.warning("checkpoint %s cannot be read (%s)", folder, _first_line(error))

@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from wanjax import hub
+from wanjax.hub_layouts import ORBAX_PARAMS, is_orbax
 from wanjax.light import luminance
 from wanjax.models.vae import WanVAE
 from wanjax.weight_files import SUFFIXES
@@ -52,8 +53,11 @@ def open_codec(name_or_folder: str, *, dtype: str | None = None) -> Codec:
     folder = find_codec(name_or_folder)
     model, params = hub.load_vae(folder, dtype=dtype)
     digest = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.name == "config.json" or f.suffix in SUFFIXES):
-        digest.update(file.name.encode())
+    files = [f for f in folder.iterdir() if f.name == "config.json" or f.suffix in SUFFIXES]
+    if is_orbax(folder):
+        files += [f for f in (folder / ORBAX_PARAMS).rglob("*") if f.is_file()]
+    for file in sorted(files):
+        digest.update(file.relative_to(folder).as_posix().encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 24):
                 digest.update(block)

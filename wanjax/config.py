@@ -21,12 +21,12 @@ import ml_collections
 
 from wanjax.data import DataConfig
 from wanjax.first_frame import image_channels, reads_image
-from wanjax.generate import SampleConfig
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.shadow_head import ShadowHead
 from wanjax.models.vae import WanVAE
 from wanjax.objectives import ObjectiveConfig
 from wanjax.optim import OptimizerConfig
+from wanjax.sample_config import SampleConfig
 from wanjax.text import TextConfig
 from wanjax.train import TrainConfig
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wanjax.generate import SampleConfig
+from wanjax.expert_boundary import BOUNDARIES
 from wanjax.models import rows
 from wanjax.models.dit_config import DiTConfig
 from wanjax.models.rows.dit import dit_rows
+from wanjax.sample_config import SampleConfig
 
 WAN21_STRIDES, WAN22_STRIDES = (4, 8, 8), (4, 16, 16)
 
@@ -60,13 +61,13 @@ MEMBERS = {
     "Wan2.2-T2V-A14B": Member(
         DiTConfig(width=5120, heads=40, layers=40, ffn=13824, in_channels=16, out_channels=16),
         _TWO_EXPERTS, 16, WAN21_STRIDES, 81, 480, 832, 16.0,
-        SampleConfig(steps=40, shift=12.0, guidance_high=4.0, guidance_low=3.0, boundary=0.875),
+        SampleConfig(steps=40, shift=12.0, guidance_high=4.0, guidance_low=3.0, boundary=BOUNDARIES["t2v"]),
     ),
     # reads the noisy latents, 4 channels that say which frames are given, and the latents of the given frames
     "Wan2.2-I2V-A14B": Member(
         DiTConfig(width=5120, heads=40, layers=40, ffn=13824, in_channels=16 + 4 + 16, out_channels=16),
         _TWO_EXPERTS, 16, WAN21_STRIDES, 81, 480, 832, 16.0,
-        SampleConfig(steps=40, shift=5.0, guidance_high=3.5, guidance_low=3.5, boundary=0.9),
+        SampleConfig(steps=40, shift=5.0, guidance_high=3.5, guidance_low=3.5, boundary=BOUNDARIES["i2v"]),
     ),
     "Wan2.2-TI2V-5B": Member(
         DiTConfig(width=3072, heads=24, layers=30, ffn=14336, in_channels=48, out_channels=48),

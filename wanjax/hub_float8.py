@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from wanjax.hub_readers import Reader, View
-from wanjax.weight_files import FLOAT8
+from wanjax.weight_files import FLOAT8, Cut, TensorSpec
 
 _SCALE, _INPUT_SCALE, _MARKER = ".scale_weight", ".scale_input", "scaled_fp8"
 _LARGEST = 448.0  # of float8_e4m3fn
@@ -26,8 +26,8 @@ class _Widened(View):
         super().__init__(reader, names)
         self._scales, self._wide = scales, dtype
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        tensor = super().__getitem__(name)
+    def read(self, name: str, cut: Cut) -> np.ndarray:
+        tensor = super().read(name, cut)
         if tensor.dtype.name not in FLOAT8:
             return tensor
         if name in self._scales:  # rounded once, from the exact product
@@ -82,6 +82,15 @@ class ScaledFloat8:
     def relative_error(self) -> float:
         """Root mean square of what rounding to 8 bits changed, over that of the tensors it was done to."""
         return float(np.sqrt(self._error / self._energy)) if self._energy else 0.0
+
+    def specs(self, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+        """What becomes of tensors like these."""
+        out = {_MARKER: TensorSpec((_MULTIPLY_WIDE,), "float8_e4m3fn")}
+        for name, spec in specs.items():
+            out[name] = TensorSpec(spec.shape, "float8_e4m3fn") if name in self._names else spec
+            if name in self._names:
+                out[name.removesuffix(".weight") + _SCALE] = TensorSpec((), "float32")
+        return out
 
     def __call__(self, tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
         """Raises ValueError at a tensor that is not finite."""

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from wanjax.weight_files import TensorReader
+from wanjax.weight_files import Cut, TensorReader, whole
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+VOCABULARY = "spiece_model"  # the tokenizer's file as a tensor of bytes, in text encoders of ComfyUI
 
 
 class View(Mapping[str, np.ndarray]):
@@ -21,8 +22,14 @@ class View(Mapping[str, np.ndarray]):
         self._reader, self._names, self._dtype = reader, names, dtype
 
     def __getitem__(self, name: str) -> np.ndarray:
-        tensor = self._reader[self._names[name]]
-        return tensor if self._dtype is None else tensor.astype(self._dtype)
+        """A copy, as of :class:`wanjax.weight_files.TensorReader`."""
+        tensor = self.read(name, whole)
+        return tensor if tensor.flags.owndata else tensor.copy()
+
+    def read(self, name: str, cut: Cut) -> np.ndarray:
+        """What ``cut`` takes of the stored tensor, then cast; without a cast it may share memory with the file."""
+        part = self._reader.read(self._names[name], cut)
+        return part if self._dtype is None else part.astype(self._dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -30,11 +37,14 @@ class View(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # Mapping's own would read the tensor
+
     def shape_of(self, name: str) -> tuple[int, ...]:
         return self._reader.shape_of(self._names[name])
 
     def dtype_of(self, name: str) -> str:
-        return self._reader.dtype_of(self._names[name])
+        return self._dtype or self._reader.dtype_of(self._names[name])
 
 
 Reader = TensorReader | View
@@ -49,11 +59,11 @@ def unprefixed(reader: Reader) -> Reader:
 
 
 def untied(reader: Reader) -> Reader:
-    """The token table under one name; transformers stores it under either of two, or both."""
+    """The token table under one name; transformers stores it under either of two, or both. Without a vocabulary."""
     shared, tied = "shared.weight", "encoder.embed_tokens.weight"
-    names = {name: name for name in reader}
+    names = {name: name for name in reader if name != VOCABULARY}
     if tied in names:
-        if shared in names and not np.array_equal(reader[shared], reader[tied]):
+        if shared in names and not np.array_equal(reader.read(shared, whole), reader.read(tied, whole)):
             raise ValueError(f"{reader.source}: {shared} and {tied} differ, but umT5 has one table of tokens")
         names.setdefault(shared, tied)
         del names[tied]

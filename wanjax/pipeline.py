@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
+from typing import Any
 
 import jax
 
-from wanjax import checkpoint, codec, family, hub, text
+from wanjax import checkpoint, codec, conditions, family, hub, partition
+from wanjax.experts import Expert
 from wanjax.generate import Pipeline
-from wanjax.models.dit import WanDiT
+from wanjax.hub_layouts import INDEX, read_index
+from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.models.vae import WanVAE
+from wanjax.prompt_embeddings import PromptEmbedder
+from wanjax.text import SEEDED
 
 WAN_TEXT_LENGTH = 512
 
 
 def open_pipeline(
-    path: str | os.PathLike[str], *, weights: str = "ema", mesh: jax.sharding.Mesh | None = None
+    path: str | os.PathLike[str],
+    *,
+    weights: str = "ema",
+    mesh: jax.sharding.Mesh | None = None,
+    text_cache: pathlib.Path | None = None,
 ) -> Pipeline:
-    """Opens a checkpoint of any kind that can be sampled from.
+    """Opens a checkpoint of any kind that can be sampled from. Experts and text encoder are read when they are needed.
 
     Args:
         path: a workdir of `experiments.train`, one expert's folder in it or the folder of one of its steps; or the
@@ -26,6 +37,7 @@ def open_pipeline(
             high_noise_model/, low_noise_model/, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/).
         weights: "ema" (averaged over training) or "raw", of a run. A released checkpoint has one set of weights.
         mesh: devices to spread the experts over; None is one device.
+        text_cache: folder in which embeddings of prompts are kept, see `wanjax.prompt_embeddings`; None keeps none.
     Raises: FileNotFoundError where there is nothing at `path`; ValueError or CheckpointError where it is something
         else, naming what it is.
     """
@@ -34,63 +46,95 @@ def open_pipeline(
         raise ValueError(f"weights = {weights!r}: expected 'ema' or 'raw'")
     if not root.exists():
         raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist")
-    if (root / "model_index.json").is_file() or hub.is_official(root):
-        return _open_released(root, weights, mesh)
     if root.is_file():
         raise ValueError(f"checkpoint {str(path)!r} is a file: give a run's workdir or a pipeline's root folder")
+    layout = hub.layout_of(root)
+    if layout is not None:
+        return _open_released(root, layout, weights, mesh, text_cache)
     if any(root.glob("*.safetensors")):
         raise ValueError(f"checkpoint {str(path)!r} holds one network: give the pipeline's root, with model_index.json")
-    return _open_run(root, weights, mesh)
+    return _open_run(root, weights, mesh, text_cache)
 
 
-def _open_run(root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | None) -> Pipeline:
-    run = checkpoint.open_run(root, weights, mesh=mesh)
-    config = run.config
-    model = WanDiT(config.model, mesh)
+def _open_run(
+    root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | None, text_cache: pathlib.Path | None
+) -> Pipeline:
+    run = checkpoint.open_run(root, weights)
+    config, model = run.config, WanDiT(run.config.model, mesh)
     video_codec = codec.open_codec(config.codec)
+    # embeddings of a seeded encoder are made faster than read
+    cache = None if config.text.encoder == SEEDED else text_cache
     return Pipeline(
-        experts={name: (model, params) for name, params in run.experts.items()},
-        vae=video_codec.model,
+        experts={name: Expert(model, functools.partial(_read_saved, saved), saved.fingerprint, "float32")
+                 for name, saved in run.experts.items()},
+        vae=over_rows(video_codec.model, mesh),
         vae_params=video_codec.params,
-        text=text.load_text_encoder_for(config.text),
+        vae_fingerprint=video_codec.fingerprint,
+        text=PromptEmbedder.of_config(config.text, cache=cache),
         config=config.sample,
         frames=config.data.frames,
         height=config.data.height,
         width=config.data.width,
         fps=config.data.fps,
+        kind=conditions.kind_of([model.config], video_codec.model, expand_timesteps=config.train.first_frame > 0),
         description=run.description,
-    )
+    )  # fmt: skip
 
 
-def _open_released(root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | None) -> Pipeline:
+def _read_saved(saved: checkpoint.SavedExpert, places: Any) -> Any:
+    return saved.read(places)[0]
+
+
+def _open_released(
+    root: pathlib.Path, layout: str, weights: str, mesh: jax.sharding.Mesh | None, text_cache: pathlib.Path | None
+) -> Pipeline:
     if weights == "raw":
         raise ValueError(f"weights = 'raw': the release {root} has one set of weights; leave the option out")
     parts = hub.open_layout(root)
     absent = [name for name in ("transformer", "vae", "text_encoder", "tokenizer") if name not in parts]
-    official = not (root / "model_index.json").is_file()
-    listing = f"the official layout in {root}" if official else str(root / "model_index.json")
     if absent:
-        raise ValueError(f"{listing} has no {', '.join(absent)}: not a whole text-to-video pipeline")
+        raise ValueError(f"the {layout} layout in {root} has no {', '.join(absent)}: not a whole pipeline")
     names = {"high": "transformer", "low": "transformer_2"}
-    experts = {name: hub.load_dit(parts[part], mesh=mesh) for name, part in names.items() if part in parts}
+    experts = {name: _released_expert(parts[part], mesh) for name, part in names.items() if part in parts}
     boundary = parts["boundary_ratio"]
     if "low" in experts and boundary is None:
-        raise ValueError(f"{listing} names two transformers but no boundary_ratio between them")
+        raise ValueError(f"the {layout} layout in {root} names two transformers but no boundary_ratio between them")
     vae, vae_params = hub.load_vae(parts["vae"])
-    encoder, encoder_params = hub.load_text_encoder(parts["text_encoder"])
-    member = family.member_like([model.config for model, _ in experts.values()])
+    models = [expert.model.config for expert in experts.values()]
+    member = family.member_like(models)
     published = member.sample if boundary is None else dataclasses.replace(member.sample, boundary=boundary)
-    layout = "official" if official else "diffusers"
-    kind = f"two experts, boundary {boundary}" if "low" in experts else "one transformer"
+    two = f"two experts, boundary {boundary}" if "low" in experts else "one transformer"
     return Pipeline(
         experts=experts,
-        vae=vae,
-        vae_params=vae_params,
-        text=text.TextEncoder(text.load_tokenizer(str(parts["tokenizer"])), encoder, encoder_params, WAN_TEXT_LENGTH),
+        vae=over_rows(vae, mesh),
+        vae_params=jax.device_get(vae_params),  # the devices are the experts' until there is something to decode
+        vae_fingerprint=hub.digest(parts["vae"]),
+        text=PromptEmbedder.of_release(
+            parts["text_encoder"], parts["tokenizer"], length=WAN_TEXT_LENGTH, cache=text_cache
+        ),
         config=published,
         frames=member.frames,
         height=member.height,
         width=member.width,
         fps=member.fps,
-        description=f"{layout} layout in {root}: {kind} of width {experts['high'][0].config.width}",
+        kind=conditions.kind_of(models, vae, expand_timesteps=_stated_timesteps(root)),
+        description=f"{layout} layout in {root}: {two} of width {models[0].width}",
     )
+
+
+def _stated_timesteps(root: pathlib.Path) -> bool | None:
+    """Whether given frames have timestep 0, as diffusers states it for TI2V-5B; None where nothing states it."""
+    return read_index(root).get("expand_timesteps") if (root / INDEX).is_file() else None
+
+
+def _released_expert(folder: pathlib.Path, mesh: jax.sharding.Mesh | None) -> Expert:
+    network = hub.open_network(folder, "transformer")
+    assert isinstance(network.config, DiTConfig)
+    return Expert(WanDiT(network.config, mesh), network.place, hub.digest(folder), network.config.param_dtype)
+
+
+def over_rows(vae: WanVAE, mesh: jax.sharding.Mesh | None) -> WanVAE:
+    """The codec on the experts' devices: one clip at a time, the rows of its frames spread over all of them."""
+    if mesh is None:
+        return vae
+    return WanVAE(vae.config, partition.make_mesh({"seq": -1}, list(mesh.devices.flat)))

@@ -12,8 +12,8 @@ import numpy as np
 from wanjax import partition, rectified_flow, solvers
 from wanjax.codec import Codec
 from wanjax.first_frame import hold, network_inputs, reads_image, share
-from wanjax.generate import SampleConfig
 from wanjax.models.dit import WanDiT
+from wanjax.sample_config import SampleConfig
 
 COLUMNS = 5  # frames shown per clip
 

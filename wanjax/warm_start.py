@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 
-from wanjax import checkpoint, hub
+from wanjax import checkpoint, hub, partition
+from wanjax.models import rows
 from wanjax.models.dit import DiTConfig
+from wanjax.models.rows.dit import dit_rows
 
 DIFFUSERS_FOLDERS = {"high": "transformer", "low": "transformer_2"}
 OFFICIAL_FOLDERS = {"high": "high_noise_model", "low": "low_noise_model"}
@@ -37,8 +39,8 @@ def initial_params(source: str | os.PathLike[str], expert: str, config: DiTConfi
     """One expert's weights, placed on ``mesh``.
 
     Args:
-      source: a run's workdir (its EMA weights are taken), a diffusers or official pipeline folder, one network's, or
-        the name of shipped experts.
+      source: a run's workdir (its EMA weights are taken), a pipeline's root or one network's folder or file in any
+        layout that the hub opens, or the name of shipped experts.
       expert: "high" or "low".
       config: of the transformer that will take them.
 
@@ -47,14 +49,16 @@ def initial_params(source: str | os.PathLike[str], expert: str, config: DiTConfi
     """
     source = find_experts(source)
     if checkpoint.is_run(source):
-        run = checkpoint.open_run(source, "ema", mesh)
+        run = checkpoint.open_run(source, "ema")
         if expert not in run.experts:
             raise ValueError(f"config.train.init_from = {str(source)!r} has no {expert} expert, only "
                              f"{', '.join(run.experts)}: set config.train.expert to that, or give another source")
-        found, params = run.config.model, run.experts[expert]
+        found, (params, _) = run.config.model, run.experts[expert].read(_places(config, mesh))
     else:
+        part = DIFFUSERS_FOLDERS[expert]
+        parts = hub.open_layout(source) if hub.layout_of(source) else {}
         folders = [source / names[expert] for names in (DIFFUSERS_FOLDERS, OFFICIAL_FOLDERS)]
-        folder = next((f for f in folders if f.is_dir()), source)
+        folder = parts.get(part) or next((f for f in folders if f.is_dir()), source)
         model, params = hub.load_dit(folder, dtype="float32", mesh=mesh)
         found = model.config
     shape_fields = ("width", "heads", "layers", "ffn", "in_channels", "out_channels", "patch", "freq_dim", "text_dim",
@@ -64,3 +68,9 @@ def initial_params(source: str | os.PathLike[str], expert: str, config: DiTConfi
     if wrong:
         raise ValueError(f"config.train.init_from = {str(source)!r} is another architecture: {'; '.join(wrong)}")
     return params
+
+
+def _places(config: DiTConfig, mesh: jax.sharding.Mesh) -> Any:
+    """Where training keeps the transformer's parameters."""
+    table = dit_rows(config)
+    return partition.shardings(mesh, rows.logical_axes(table), rows.shapes(table, config.param_dtype))

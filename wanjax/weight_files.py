@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from wanjax.torch_files import SUFFIXES as TORCH_SUFFIXES
 from wanjax.torch_files import TorchFile
+from wanjax.transposing import contiguous
 
 SUFFIX = ".safetensors"
 SUFFIXES = (SUFFIX, *TORCH_SUFFIXES)  # of what is read
@@ -30,7 +31,30 @@ FLOAT8 = {"float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.flo
 
 # diffusers' and transformers' loaders refuse a file that does not say this.
 _METADATA = {"format": "pt"}
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+           "U8": "uint8"}  # fmt: skip
+_BYTES = "uint8"  # of what is no weight, such as the vocabulary in ComfyUI's text encoders
+_CODES = {name: code for code, name in _DTYPES.items()}
+_ALIGNMENT = 8  # bytes; where a safetensors file's tensors begin
+_CHUNK = 1 << 24  # bytes written at once
+
+Cut = Callable[[np.ndarray], np.ndarray]  # what is wanted of a stored tensor: a view of it, transposed or sliced
+
+
+def whole(stored: np.ndarray) -> np.ndarray:
+    """The :data:`Cut` that takes all of a tensor."""
+    return stored
+
+
+class TensorSpec(NamedTuple):
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class _File(Protocol):
@@ -69,19 +93,20 @@ class _SafetensorsFile:
         return _DTYPES.get(stored, stored)
 
     def read(self, name: str) -> np.ndarray:
+        """The tensor where it lies in the file: mapped, read-only, and of the disk only what is then looked at."""
         dtype = self.dtype_of(name)
-        return self._read_float8(name, dtype) if dtype in FLOAT8 else self._handle.get_tensor(name)
-
-    def _read_float8(self, name: str, dtype: str) -> np.ndarray:
-        """safetensors gives numpy no 8-bit floats. It has checked the header, from which the bytes are found."""
+        if dtype not in _CODES:  # no weight, but a number such as alpha of a LoRA
+            return self._handle.get_tensor(name)
         start, end = self._offsets[name]
-        with self.file.open("rb") as stream:
-            stream.seek(start)
-            return np.frombuffer(stream.read(end - start), FLOAT8[dtype]).reshape(self.shape_of(name))
+        return self._bytes[start:end].view(dtype).reshape(self.shape_of(name))
+
+    @functools.cached_property
+    def _bytes(self) -> np.ndarray:
+        return np.asarray(np.memmap(self.file, np.uint8, "r"))
 
     @functools.cached_property
     def _offsets(self) -> dict[str, tuple[int, int]]:
-        """First byte of each tensor in the file and the one after its last."""
+        """First byte of each tensor in the file and the one after its last; safetensors has checked the header."""
         with self.file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
@@ -96,10 +121,14 @@ class TensorReader(Mapping[str, np.ndarray]):
         files: safetensors, or files of ``torch.save``.
         source: what to call this in errors.
         index: tensor name -> the name of the file that holds it; None where any file may hold it.
+
+    Attributes:
+        files, source: as given.
+        metadata: of the files' headers.
     """
 
     def __init__(self, files: list[pathlib.Path], source: pathlib.Path, index: Mapping[str, str] | None = None):
-        self.source = source
+        self.files, self.source = tuple(files), source
         self.metadata: dict[str, str] = {}
         self._files: dict[str, _File] = {}
         for path in files:
@@ -117,7 +146,16 @@ class TensorReader(Mapping[str, np.ndarray]):
             )
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._files[name].read(name)
+        """A copy: JAX may use a host array in place, and a mapped one belongs to a file that others can change."""
+        stored = self.read(name, whole)
+        return stored if stored.flags.owndata else stored.copy()
+
+    def read(self, name: str, cut: Cut) -> np.ndarray:
+        """What ``cut`` takes of a tensor; it may share memory with the file, so copy what is to stay.
+
+        Only the part of a safetensors file that is then looked at is read; a tensor of ``torch.save`` is read whole.
+        """
+        return cut(self._files[name].read(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -125,9 +163,16 @@ class TensorReader(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._files)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._files  # Mapping's own would read the tensor
+
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
         return self._files[name].shape_of(name)
+
+    def stored_as(self, name: str) -> str:
+        """As :meth:`dtype_of`, of any type."""
+        return self._files[name].dtype_of(name)
 
     def dtype_of(self, name: str) -> str:
         """"float32", "float16", "bfloat16", "float8_e4m3fn" or "float8_e5m2", without reading the tensor.
@@ -135,11 +180,12 @@ class TensorReader(Mapping[str, np.ndarray]):
         Raises:
             ValueError: another type, such as the integers of some quantised checkpoints.
         """
-        stored = self._files[name].dtype_of(name)
-        if stored not in _DTYPES.values():
+        stored = self.stored_as(name)
+        if stored not in _CODES or stored == _BYTES:
+            known = ", ".join(dtype for dtype in _CODES if dtype != _BYTES)
             raise ValueError(
-                f"{self.source}: tensor {name} is stored as {stored}; expected {', '.join(_DTYPES.values())}: take "
-                "another version of the checkpoint"
+                f"{self.source}: tensor {name} is stored as {stored}; expected {known}: take another version of the "
+                "checkpoint"
             )
         return stored
 
@@ -187,6 +233,7 @@ def open_weights(path: pathlib.Path) -> TensorReader:
 
 def write_weights(
     folder: pathlib.Path,
+    specs: Mapping[str, TensorSpec],
     tensors: Iterable[tuple[str, np.ndarray]],
     config: Mapping[str, Any] | None,
     *,
@@ -196,43 +243,40 @@ def write_weights(
 ) -> None:
     """Writes a network: one file, or shards and their index above ``max_shard_bytes``, and ``config.json``.
 
-    Everything is written under temporary names and renamed at the end, so an interruption or a full disk leaves what
-    was there before. Weights of the same ``stem`` that are not part of the new set are removed: a loader would mix
-    them up with the new ones.
+    Each tensor goes to its place on the disk as it comes, and no second one is held in memory. Everything is written
+    under temporary names and renamed at the end, so an interruption or a full disk leaves what was there before.
+    Weights of the same ``stem`` that are not part of the new set are removed: a loader would mix them up with the new
+    ones.
 
     Args:
         folder: made if absent.
-        tensors: name and array, taken one at a time; no more than one shard is held in memory.
+        specs: every tensor by name, in the order in which shards are filled.
+        tensors: name and array, in any order, taken one at a time.
         config: contents of ``config.json``, None to write none.
         stem: file name without ``.safetensors``.
-        metadata: of each file's header, instead of the one that diffusers and transformers ask for. With one entry the
-            same tensors give the same bytes; safetensors writes several in no fixed order.
+        metadata: of each file's header, instead of the one that diffusers and transformers ask for.
+
+    Raises:
+        ValueError: ``tensors`` are not those of ``specs``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts: list[tuple[pathlib.Path, list[str]]] = []
+    shards = _shards(specs, max_shard_bytes)
+    parts = [folder / f".{os.getpid()}.partial.{i}{SUFFIX}" for i in range(len(shards))]
     side = [folder / f".{os.getpid()}.partial.{name}" for name in ("index.json", "config.json")]
-    total = 0
+    names = _shard_names(stem, len(shards))
     try:
-        shard: dict[str, np.ndarray] = {}
-        shard_bytes = 0
-
-        def flush() -> None:
-            part = folder / f".{os.getpid()}.partial.{len(parts)}{SUFFIX}"
-            parts.append((part, list(shard)))
-            save_file(shard, part, metadata=dict(metadata or _METADATA))
-            shard.clear()
-
+        places: dict[str, tuple[pathlib.Path, int]] = {}
+        for part, shard in zip(parts, shards, strict=True):
+            places |= _begin(part, {name: specs[name] for name in shard}, metadata or _METADATA)
         for name, array in tensors:
-            if shard and shard_bytes + array.nbytes > max_shard_bytes:
-                flush()
-                shard_bytes = 0
-            shard[name] = np.asarray(array, order="C")  # save_file writes the buffer whatever the strides are
-            shard_bytes += array.nbytes
-            total += array.nbytes
-        flush()
-        names = _shard_names(stem, len(parts))
+            if name not in places or TensorSpec(array.shape, array.dtype.name) != specs[name]:
+                raise ValueError(f"tensor {name} {array.shape} {array.dtype}: expected {specs.get(name, 'no such one')}")
+            _put(*places.pop(name), array)
+        if places:
+            raise ValueError(f"{len(places)} tensors did not come, the first is {next(iter(places))}")
         if len(parts) > 1:
-            weight_map = {t: name for name, (_, tensors_in) in zip(names, parts, strict=True) for t in tensors_in}
+            total = sum(spec.nbytes for spec in specs.values())
+            weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
             side[0].write_text(
                 json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True)
                 + "\n",
@@ -242,21 +286,62 @@ def write_weights(
             side[1].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _rename_into_place(folder, stem, parts, names, side)
     finally:
-        for path in (*side, *(part for part, _ in parts)):
+        for path in (*side, *parts):
             path.unlink(missing_ok=True)
 
 
+def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[list[str]]:
+    """Names of the tensors of each file."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, spec in specs.items():
+        if shards[-1] and filled + spec.nbytes > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += spec.nbytes
+    return shards
+
+
+def _begin(
+    file: pathlib.Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]
+) -> dict[str, tuple[pathlib.Path, int]]:
+    """Writes the header of a safetensors file and gives it its length; where each tensor goes, by name.
+
+    safetensors' own writer wants all of a file's tensors in memory. Format: github.com/huggingface/safetensors.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offsets: dict[str, int] = {}
+    end = 0
+    # the widest first, so that every tensor begins at a multiple of its elements' size
+    for name, spec in sorted(specs.items(), key=lambda item: -np.dtype(item[1].dtype).itemsize):
+        offsets[name], end = end, end + spec.nbytes
+        header[name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [offsets[name], end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    start = _ALIGNMENT + len(text)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(_ALIGNMENT, "little") + text)
+        stream.truncate(start + end)
+    return {name: (file, start + offset) for name, offset in offsets.items()}
+
+
+def _put(file: pathlib.Path, offset: int, array: np.ndarray) -> None:
+    """Writes a tensor, whatever its strides are, at its place in the file."""
+    data = contiguous(array).reshape(-1).view(np.uint8)
+    with file.open("r+b") as stream:
+        stream.seek(offset)
+        for begin in range(0, data.size, _CHUNK):
+            stream.write(data[begin : begin + _CHUNK].data)
+
+
 def _rename_into_place(
-    folder: pathlib.Path,
-    stem: str,
-    parts: list[tuple[pathlib.Path, list[str]]],
-    names: list[str],
-    side: list[pathlib.Path],
+    folder: pathlib.Path, stem: str, parts: list[pathlib.Path], names: list[str], side: list[pathlib.Path]
 ) -> None:
     index = folder / f"{stem}{INDEX_SUFFIX}"
     stale = {index, folder / f"{stem}{SUFFIX}", *folder.glob(f"{stem}-*-of-*{SUFFIX}")}
     index.unlink(missing_ok=True)  # never an index over a mixture of old and new shards
-    for name, (part, _) in zip(names, parts, strict=True):
+    for name, part in zip(names, parts, strict=True):
         part.replace(folder / name)
     for old in stale - {folder / name for name in names}:
         old.unlink(missing_ok=True)

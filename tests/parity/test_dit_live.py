@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("torch", reason="PyTorch is installed by make parity")
 
 from tests.parity import dit, dit_case
+from tests.parity.loop_case import CASES
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows import export_tensors
 from wanjax.models.rows.dit import dit_rows
@@ -15,6 +16,7 @@ CONFIGS = {
     "recorded": dit_case.CONFIG,
     "wider, as many channels in as out": DiTConfig(width=96, heads=3, layers=3, ffn=200, text_dim=24),
     "image to video": DiTConfig(width=48, heads=4, layers=2, ffn=64, in_channels=36, text_dim=8, remat="full"),
+    **{name: CASES[name].model for name in ("Wan2.1 1.3B", "TI2V-5B, from an image")},
 }
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wanjax.models.dit import WanDiT, layer_norm
+from wanjax.models.dit import WanDiT
+from wanjax.models.dit_layers import layer_norm
 from wanjax.models.rows import Row, tree
 from wanjax.models.rows.shadow_head import KEY, shadow_head_rows
 from wanjax.models.shadow_head_config import ShadowHeadConfig

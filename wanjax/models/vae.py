@@ -3,28 +3,35 @@
 Wan2.1's latents are 8 times smaller and have 16 channels, Wan2.2's (of TI2V-5B) are 16 times smaller and have 48.
 Source: the architecture of "Wan: Open and Advanced Large-Scale Video Generative Models" (arXiv:2503.20314), section
 4.1, and of Wan2.2's ``wan/modules/vae2_2.py``, both as stored in the diffusers layout (``AutoencoderKLWan``).
+docs/codec.md says what is exact, which precision is safe and what memory it takes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
+from wanjax import partition
 from wanjax.models.rows import Row, tree
 from wanjax.models.rows.vae import vae_rows
 from wanjax.models.vae_config import WAN22, VAEConfig, decoder_plan, encoder_plan, stages
 from wanjax.models.vae_layers import Memory, Params, causal_conv, head, middle, patchify, run_stage, unpatchify
+from wanjax.models.vae_split import RowSplit, over_parts, placement
 
 __all__ = ["WAN22", "VAEConfig", "WanVAE"]
 _Kept = Sequence[jax.Array]
 METHODS = ("encode", "decode", "encode_chunked", "decode_chunked", "moments")
+STREAMS = {"encode": 4, "decode": 1}  # frames, or latent frames, of every chunk but the first, which has one
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,15 @@ class WanVAE:
     Shapes: video ``[B, T, H, W, 3]`` in [-1, 1] with T = 4n + 1 and H, W multiples of s = 8 (Wan2.1) or 16 (Wan2.2);
     latents ``[B, F, h, w, C]`` with F = 1 + (T - 1) / 4, h = H / s, w = W / s. Causal: no output depends on later
     frames.
+
+    Attributes:
+        config: sizes and types.
+        mesh: None for one device. With a mesh, clips are split over ``data`` and ``fsdp``, the rows of every frame
+            over ``seq`` and ``tensor`` (any number of rows); the result is that of one device.
     """
 
     config: VAEConfig
+    mesh: Mesh | None = None
 
     @property
     def strides(self) -> tuple[int, int, int]:
@@ -70,21 +83,104 @@ class WanVAE:
             method: "encode" -> normalised mean of the latents ``[B, F, h, w, C]``;
                 "decode" -> video ``[B, T, H, W, 3]``, not clipped;
                 "encode_chunked", "decode_chunked" -> the same numbers, working on 1 and then 4 frames (1 latent
-                frame) at a time, so that memory does not grow with T;
+                frame) at a time, so that only input and result grow with T (see :meth:`stream`);
                 "moments" -> (mean, log-variance) of the latents before normalisation.
 
         Returns:
             float32 array(s).
 
         Raises:
-            ValueError: unknown method, or a shape that the codec cannot take.
+            ValueError: unknown method, or a shape that the codec or the mesh cannot take.
         """
         if method not in METHODS:
             raise ValueError(f"WanVAE has no method {method!r}; expected one of {METHODS}")
         self._check(x.shape, method)
-        return _run(self.config, method, variables["params"], jnp.asarray(x))
+        return _run(self, method, variables["params"], jnp.asarray(x))
+
+    def stream(self, variables: Mapping[str, Any], x: Any, *, method: str = "decode") -> Iterator[jax.Array]:
+        """Encode or decode chunk by chunk: neither the whole input nor the whole result need be anywhere.
+
+        Two programs are compiled, for the first chunk and for the later ones. While one chunk is used, the next is
+        computed.
+
+        Args:
+            variables: ``{"params": tree}``.
+            x: what :meth:`apply` takes, or an iterable of its frames ``[B, h, w, C]`` or ``[B, H, W, 3]``. An array
+                may lie on the host: a chunk at a time goes to the devices.
+            method: "decode" or "encode".
+
+        Yields:
+            "decode": video float32 ``[B, 1, H, W, 3]``, then ``[B, 4, H, W, 3]`` for every further latent frame;
+            "encode": normalised latents float32 ``[B, 1, h, w, C]``.
+
+        Raises:
+            ValueError: unknown method, or a shape that the codec or the mesh cannot take: at once for an array, at
+                the frame where it shows for an iterable.
+        """
+        if method not in STREAMS:
+            raise ValueError(f"WanVAE has no stream {method!r}; expected one of {tuple(STREAMS)}")
+        if hasattr(x, "shape"):
+            self._check(x.shape, method)
+            chunks = (x[:, max(end - STREAMS[method], 0) : end] for end in range(1, x.shape[1] + 1, STREAMS[method]))
+        else:
+            chunks = self._grouped(x, method)
+        return self._stream(variables["params"], chunks, method)
+
+    def _stream(self, params: Params, chunks: Iterable[Any], method: str) -> Iterator[jax.Array]:
+        params = _cast(params, self._dtype(method))  # once, not with every chunk
+        if self.mesh is not None:
+            params = jax.device_put(params, partition.replicated(self.mesh))
+        kept: _Kept | None = None
+        ready: jax.Array | None = None
+        for chunk in chunks:
+            jax.block_until_ready(ready)  # one program at a time
+            out, kept = _piece(self, method, params, self._placed(chunk, method), kept)
+            if ready is not None:
+                yield ready
+            ready = out
+        if ready is not None:
+            yield ready
+
+    def _placed(self, chunk: Any, method: str) -> jax.Array:
+        if self.mesh is None:
+            return jnp.asarray(chunk)
+        return jax.device_put(chunk, placement(self.mesh, self._rows(chunk.shape[2], method)))
+
+    def _grouped(self, frames: Iterable[Any], method: str) -> Iterator[np.ndarray]:
+        """Chunks of the frames, checked."""
+        count, shape, group = 0, None, []
+        for frame in frames:
+            if shape is None:
+                shape = np.shape(frame)
+                self._check((*shape[:1], 1, *shape[1:]), method)
+            if np.shape(frame) != shape:
+                raise ValueError(f"frame {count} is {np.shape(frame)}, the first is {shape}; give frames of one size")
+            group.append(np.asarray(frame))
+            if count % STREAMS[method] == 0:
+                yield np.stack(group, axis=1)
+                group = []
+            count += 1
+        if group or not count:
+            self._check((1, count, *(shape or (1, 1, 1, 1))[1:]), method)
+
+    def _dtype(self, method: str) -> jnp.dtype:
+        """Compute type of a method."""
+        return jnp.dtype(self.config.dtype if method.startswith("decode") else self.config.encoder_dtype)
+
+    def _rows(self, height: int, method: str) -> int:
+        """Latent rows h of frames of so many rows of latents, or of pixels."""
+        return height if method.startswith("decode") else height // self.strides[1]
 
     def _check(self, shape: tuple[int, ...], method: str) -> None:
+        self._check_shape(shape, method)
+        ways = 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in partition.BATCH)
+        if shape[0] % ways:
+            raise ValueError(
+                f"{shape[0]} clips do not divide over the {ways} devices of mesh axes data and fsdp; give the codec a "
+                "mesh of its own whose axis seq, which splits frames, has all devices"
+            )
+
+    def _check_shape(self, shape: tuple[int, ...], method: str) -> None:
         if method.startswith("decode"):
             if len(shape) != 5 or shape[-1] != self.config.z_dim or 0 in shape:
                 raise ValueError(f"latents have shape {shape}; expected [B, F, h, w, {self.config.z_dim}]")
@@ -105,43 +201,83 @@ class WanVAE:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _run(config: VAEConfig, method: str, params: Params, x: jax.Array) -> Any:
+def _run(model: WanVAE, method: str, params: Params, x: jax.Array) -> Any:
     """The methods of :meth:`WanVAE.apply`."""
-    dtype = jnp.dtype(config.dtype)
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+
+    def whole(split: RowSplit | None, params: Params, x: jax.Array, _: tuple[()]) -> tuple[Any, tuple[()]]:
+        step = partial(_chunk, model, method, split, params)
+        if method.endswith("chunked"):
+            return _in_chunks(step, x, STREAMS[method.removesuffix("_chunked")]), ()
+        return step(x, None)[0], ()
+
+    params = _cast(params, model._dtype(method))
+    return over_parts(model.mesh, model._rows(x.shape[2], method), whole, params, x, ())[0]
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def _piece(model: WanVAE, method: str, params: Params, x: jax.Array, kept: _Kept | None) -> tuple[jax.Array, _Kept]:
+    """The next chunk of a stream, and what the one after it needs."""
+
+    def chunk(split: RowSplit | None, params: Params, x: jax.Array, kept: _Kept | None) -> tuple[Any, _Kept]:
+        return _chunk(model, method, split, params, x, kept)
+
+    return over_parts(model.mesh, model._rows(x.shape[2], method), chunk, params, x, kept)
+
+
+def _cast(params: Params, dtype: jnp.dtype) -> Params:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+
+
+def _chunk(
+    model: WanVAE, method: str, split: RowSplit | None, params: Params, x: jax.Array, kept: _Kept | None
+) -> tuple[Any, _Kept]:
+    """A clip (its first frame first, or a later chunk with what the chunk before kept) in and out of the network.
+
+    x and what comes out are as in :meth:`WanVAE.apply`, of this device's rows.
+    """
+    config, dtype, memory = model.config, model._dtype(method), Memory(kept, split)
     mean = jnp.asarray(config.latents_mean, jnp.float32)
     std = jnp.asarray(config.latents_std, jnp.float32)
-    if method.startswith("decode"):
-        z = (x.astype(jnp.float32) * std + mean).astype(dtype)
-        step = partial(_decode, config, params)
-        return (_in_chunks(step, z, 1) if method == "decode_chunked" else step(z, None)[0]).astype(jnp.float32)
-    step = partial(_encode, config, params)
-    z = _in_chunks(step, x.astype(dtype), 4) if method == "encode_chunked" else step(x.astype(dtype), None)[0]
-    centre, logvar = jnp.split(z.astype(jnp.float32), 2, axis=-1)
+    with _exact(dtype):
+        if method.startswith("decode"):
+            z = (x.astype(jnp.float32) * std + mean).astype(dtype)
+            return _decode(config, params, z, memory).astype(jnp.float32), tuple(memory.kept)
+        moments = _encode(config, params, x.astype(dtype), memory).astype(jnp.float32)
+    centre, logvar = jnp.split(moments, 2, axis=-1)
     if method == "moments":
-        return centre, jnp.clip(logvar, -30.0, 20.0)
-    return (centre - mean) / std
+        return (centre, jnp.clip(logvar, -30.0, 20.0)), tuple(memory.kept)
+    return (centre - mean) / std, tuple(memory.kept)
 
 
-def _encode(config: VAEConfig, params: Params, x: jax.Array, kept: _Kept | None) -> tuple[jax.Array, _Kept]:
-    """Video (its first frame first, or a later chunk with what the chunk before kept) -> moments, kept frames."""
-    memory, inner = Memory(kept), params["encoder"]
+def _exact(dtype: jnp.dtype) -> contextlib.AbstractContextManager[Any]:
+    """float32 products where the type is float32: accelerators otherwise multiply in a shorter format.
+
+    A precision that the caller has set for all of jax is obeyed.
+    """
+    if dtype != jnp.float32 or jax.config.jax_default_matmul_precision is not None:
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision("highest")
+
+
+def _encode(config: VAEConfig, params: Params, x: jax.Array, memory: Memory) -> jax.Array:
+    """Video -> moments of the latents."""
+    inner = params["encoder"]
     x = causal_conv(inner["conv_in"], patchify(x, config.patch), memory)
     for stage in stages(encoder_plan(config)):
         x = run_stage(stage, inner, x, memory, shortcut=config.residual)
     x = head(inner, middle(inner, x, memory), memory)
-    return causal_conv(params["quant_conv"], x, memory), tuple(memory.kept)
+    return causal_conv(params["quant_conv"], x, memory)
 
 
-def _decode(config: VAEConfig, params: Params, z: jax.Array, kept: _Kept | None) -> tuple[jax.Array, _Kept]:
-    """Latents as the encoder's mean -> video, kept frames."""
-    memory, inner = Memory(kept), params["decoder"]
+def _decode(config: VAEConfig, params: Params, z: jax.Array, memory: Memory) -> jax.Array:
+    """Latents as the encoder's mean -> video."""
+    inner = params["decoder"]
     x = causal_conv(inner["conv_in"], causal_conv(params["post_quant_conv"], z, memory), memory)
     x = middle(inner, x, memory)
     for stage in stages(decoder_plan(config)):
         # The decoder's last resolution has no shortcut: nothing is doubled there.
         x = run_stage(stage, inner, x, memory, shortcut=config.residual and stage[-1].kind != "residual")
-    return unpatchify(head(inner, x, memory), config.patch), tuple(memory.kept)
+    return unpatchify(head(inner, x, memory), config.patch)
 
 
 def _in_chunks(

@@ -48,7 +48,8 @@ class VAEConfig:
         num_res_blocks: residual blocks per resolution in the encoder (the decoder has one more).
         temporal_downsample: which of the three halvings also halves time.
         latents_mean, latents_std: per-channel statistics by which latents are normalised, C entries each.
-        dtype: compute type. Norms run in float32 whatever it is.
+        dtype: compute type of the decoder. Norms run in float32 whatever it is.
+        encoder_dtype: the encoder's. Latents are made once and keep its rounding, so it does not follow ``dtype``.
         param_dtype: type that ``init`` makes.
         patch: side of the squares of pixels that the network takes as one; 2 in Wan2.2.
         decoder_base_dim: the decoder's channels at full resolution; None takes ``base_dim``.
@@ -64,6 +65,7 @@ class VAEConfig:
     latents_mean: tuple[float, ...] = WAN_LATENTS_MEAN
     latents_std: tuple[float, ...] = WAN_LATENTS_STD
     dtype: str = "float32"
+    encoder_dtype: str = "float32"
     param_dtype: str = "float32"
     patch: int = 1
     decoder_base_dim: int | None = None
@@ -103,7 +105,7 @@ class VAEConfig:
                 )
         if min(self.latents_std) <= 0:
             raise ValueError(f"VAEConfig.latents_std {self.latents_std} must be positive")
-        for name in ("dtype", "param_dtype"):
+        for name in ("dtype", "encoder_dtype", "param_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise ValueError(f"VAEConfig.{name} is {getattr(self, name)!r}; expected one of {DTYPES}")
         if self.residual:

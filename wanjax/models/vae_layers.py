@@ -1,8 +1,8 @@
 """Layers of Wan's codecs: causal in time, one frame at a time in space.
 
-Every layer is a pure function of its parameters and ``x [B, T, H, W, channels]``. What a causal layer must remember
-of the frames before ``x`` comes from a :class:`Memory`, so that a whole clip and a clip cut into chunks run the
-same lines: the whole clip is one first chunk.
+Every layer is a pure function of its parameters and ``x [B, T, H, W, channels]``. What it sees of the clip outside x
+comes from a :class:`Memory`: frames before x, and rows beside x where frames are split over devices. So a whole clip,
+a clip cut into chunks and a part of its rows run the same lines: a whole clip is one first chunk of all rows.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from wanjax.models.vae_config import Block
+from wanjax.models.vae_split import RowSplit
 
 Params = Mapping[str, Any]
+LOGITS = 1 << 24  # of attention, held at a time: 64 MiB in float32; those of a frame of 720p would be 830 MB
 
 
 class Memory:
@@ -23,10 +25,12 @@ class Memory:
 
     Args:
         frames: what the layers kept in the chunk before; None on the first chunk, which holds the first frame.
+        split: how the rows of a frame are split over devices, of which x is one part; None where x has all rows.
     """
 
-    def __init__(self, frames: Sequence[jax.Array] | None) -> None:
+    def __init__(self, frames: Sequence[jax.Array] | None, split: RowSplit | None = None) -> None:
         self.first = frames is None
+        self.split = split
         self._before: Iterator[jax.Array] = iter(frames or ())
         self.kept: list[jax.Array] = []
 
@@ -47,22 +51,31 @@ def _last(past: jax.Array | None, x: jax.Array, count: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0)))[:, missing + x.shape[1] - count :]
 
 
-def _per_frame(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
+def _bordered(x: jax.Array, kernel: jax.Array, split: RowSplit | None, *, stride: int = 1) -> jax.Array:
+    """x with the rows of its neighbours that the kernel ``[..., kh, kw, I, O]`` reaches; unsplit frames as they are."""
+    if split is None or kernel.shape[-4] == 1:
+        return x
+    return split.with_neighbours(x, above=1 if stride == 1 else 0, below=1)
+
+
+def _per_frame(x: jax.Array, kernel: jax.Array, *, stride: int = 1, split: RowSplit | None = None) -> jax.Array:
     """2-D convolution of every frame with ``kernel [kh, kw, I, O]``.
 
-    Stride 1 pads all sides; stride 2 pads right and bottom only, as Wan does.
+    Stride 1 pads all sides; stride 2 pads right and bottom only, as Wan does. Rows that :func:`_bordered` has added
+    stand for the padding above and below.
     """
     B, T, H, W, channels = x.shape
     if kernel.shape[:2] == (1, 1):
         return x @ kernel[0, 0]
-    padding = ((1, 1), (1, 1)) if stride == 1 else ((0, 1), (0, 1))
+    across = (1, 1) if stride == 1 else (0, 1)
+    padding = (across if split is None else (0, 0), across)
     y = jax.lax.conv_general_dilated(
         x.reshape(B * T, H, W, channels), kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     return y.reshape(B, T, *y.shape[1:])
 
 
-def _over_time(params: Params, x: jax.Array, past: jax.Array | None) -> jax.Array:
+def _over_time(params: Params, x: jax.Array, past: jax.Array | None, split: RowSplit | None = None) -> jax.Array:
     """Causal 3-D convolution as one 2-D convolution per time tap; zeros stand before the first frame.
 
     XLA's 3-D convolution on CPU runs at a third of the speed of this sum, forward and backward (measured at 8 to 32
@@ -70,16 +83,18 @@ def _over_time(params: Params, x: jax.Array, past: jax.Array | None) -> jax.Arra
     """
     kernel, frames = params["kernel"], x.shape[1]
     y = jnp.zeros((), x.dtype)
+    if past is not None:
+        x = jnp.concatenate([past, x], axis=1)
+    x = _bordered(x, kernel, split)
     if past is None:
         for tap, weights in enumerate(kernel):
             shift = kernel.shape[0] - 1 - tap
             if shift < frames:
-                seen = _per_frame(x[:, : frames - shift], weights)
+                seen = _per_frame(x[:, : frames - shift], weights, split=split)
                 y = y + jnp.pad(seen, ((0, 0), (shift, 0), (0, 0), (0, 0), (0, 0)))
     else:
-        x = jnp.concatenate([past, x], axis=1)
         for tap, weights in enumerate(kernel):
-            y = y + _per_frame(x[:, tap : tap + frames], weights)
+            y = y + _per_frame(x[:, tap : tap + frames], weights, split=split)
     return y + params["bias"]
 
 
@@ -87,10 +102,10 @@ def causal_conv(params: Params, x: jax.Array, memory: Memory) -> jax.Array:
     """Convolution with ``kernel [kt, kh, kw, I, O]`` that sees this frame and the ``kt - 1`` frames before it."""
     reach = params["kernel"].shape[0] - 1
     if reach == 0:
-        return _over_time(params, x, None)
+        return _over_time(params, x, None, memory.split)
     past = memory.recall()
     memory.keep(_last(past, x, reach))
-    return _over_time(params, x, past)
+    return _over_time(params, x, past, memory.split)
 
 
 def rms_norm(gamma: jax.Array, x: jax.Array) -> jax.Array:
@@ -108,20 +123,53 @@ def residual(params: Params, x: jax.Array, memory: Memory) -> jax.Array:
     return short + causal_conv(params["conv2"], jax.nn.silu(rms_norm(params["norm2"], y)), memory)
 
 
-def frame_attention(params: Params, x: jax.Array) -> jax.Array:
-    """Single-head self-attention among the pixels of each frame, with a residual connection."""
+def frame_attention(params: Params, x: jax.Array, split: RowSplit | None = None) -> jax.Array:
+    """Single-head self-attention among the pixels of each frame, with a residual connection.
+
+    A part of a frame attends to the keys and values of all parts.
+    """
     B, T, H, W, channels = x.shape
-    y = rms_norm(params["norm"], x).reshape(B * T, H * W, channels)
+    y = rms_norm(params["norm"], x)
     query, key, value = jnp.split(y @ params["to_qkv"]["kernel"][0, 0] + params["to_qkv"]["bias"], 3, axis=-1)
-    logits = jnp.einsum("bqc,bkc->bqk", query, key).astype(jnp.float32) * channels**-0.5
-    y = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits).astype(x.dtype), value)
+    if split is not None:
+        key, value = split.gathered(key), split.gathered(value)
+    y = attend(*(z.reshape(B * T, -1, channels) for z in (query, key, value)))
     y = y @ params["proj"]["kernel"][0, 0] + params["proj"]["bias"]
     return x + y.reshape(x.shape)
 
 
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, limit: int = LOGITS) -> jax.Array:
+    """softmax(q kᵀ / √c) v with the softmax in float32, in blocks of queries where the logits are many.
+
+    A block sees all keys at once, so that its softmax is that of the whole.
+
+    Args:
+        query: ``[N, Q, c]``; ``key``, ``value``: ``[N, M, c]``.
+        limit: logits held at a time (at least those of one query per frame); up to so many there are no blocks.
+
+    Returns:
+        ``[N, Q, c]``.
+    """
+    frames, queries, channels = query.shape
+
+    def block(query: jax.Array) -> jax.Array:
+        logits = jnp.einsum("bqc,bkc->bqk", query, key).astype(jnp.float32) * channels**-0.5
+        return jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits).astype(value.dtype), value)
+
+    count = -(-queries // max(limit // (frames * key.shape[1]), 1))
+    if count == 1:
+        return block(query)
+    size = -(-queries // count)
+    query = jnp.pad(query, ((0, 0), (0, count * size - queries), (0, 0)))
+    blocks = jax.lax.map(block, jnp.moveaxis(query.reshape(frames, count, size, channels), 1, 0))
+    return jnp.moveaxis(blocks, 0, 1).reshape(frames, count * size, channels)[:, :queries]
+
+
 def downsample(params: Params, x: jax.Array, memory: Memory) -> jax.Array:
     """Halve height and width; with a ``time`` convolution also halve time, where the clip's first frame passes by."""
-    x = _per_frame(x, params["space"]["kernel"], stride=2) + params["space"]["bias"]
+    kernel = params["space"]["kernel"]
+    x = _bordered(x, kernel, memory.split, stride=2)
+    x = _per_frame(x, kernel, stride=2, split=memory.split) + params["space"]["bias"]
     if "time" not in params:
         return x
     past = memory.recall()
@@ -150,11 +198,12 @@ def upsample(params: Params, x: jax.Array, memory: Memory) -> jax.Array:
         memory.keep(_last(past, rest, 2))
         if rest.shape[1]:
             B, frames, H, W, channels = rest.shape
-            pairs = _over_time(params["time"], rest, past).reshape(B, frames, H, W, 2, channels)
+            pairs = _over_time(params["time"], rest, past, memory.split).reshape(B, frames, H, W, 2, channels)
             rest = jnp.moveaxis(pairs, 4, 2).reshape(B, 2 * frames, H, W, channels)
         x = jnp.concatenate([alone, rest], axis=1)
-    x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-    return _per_frame(x, params["space"]["kernel"]) + params["space"]["bias"]
+    kernel = params["space"]["kernel"]
+    x = _bordered(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3), kernel, memory.split)
+    return _per_frame(x, kernel, split=memory.split) + params["space"]["bias"]
 
 
 def run_block(block: Block, params: Params, x: jax.Array, memory: Memory) -> jax.Array:
@@ -234,7 +283,7 @@ def run_stage(stage: Sequence[Block], params: Params, x: jax.Array, memory: Memo
 
 def middle(params: Params, x: jax.Array, memory: Memory) -> jax.Array:
     """Residual block, attention per frame, residual block, at the lowest resolution."""
-    x = frame_attention(params["mid_attention"], residual(params["mid_0"], x, memory))
+    x = frame_attention(params["mid_attention"], residual(params["mid_0"], x, memory), memory.split)
     return residual(params["mid_1"], x, memory)
 
 

@@ -108,12 +108,16 @@ class Row:
 
     def foreign_names(self, names: str = "diffusers") -> tuple[str, ...]:
         """Names of the foreign tensors, one per layer, in the ``names`` naming ("diffusers" or "official")."""
+        return tuple(self.foreign_name(layer, names) for layer in range(max(self.stacked, 1)))
+
+    def foreign_name(self, layer: int, names: str = "diffusers") -> str:
+        """Name of the foreign tensor of one layer (any number where the row is not stacked)."""
         if names not in NAMES:
             raise ValueError(f"naming {names!r} is not one of {NAMES}")
         name: str = getattr(self, names)
         if not name:
             raise ValueError(f"row {'/'.join(self.path)} has no name in the {names} layout: it is ours alone")
-        return tuple(name.replace("{i}", str(i)) for i in range(self.stacked)) if self.stacked else (name,)
+        return name.replace("{i}", str(layer))
 
 
 def tree(rows: Iterable[Row], leaf: Callable[[Row], Any]) -> dict[str, Any]:
@@ -185,6 +189,32 @@ class _Stream(Sequence[Any]):
         return self.reader[self.names[index]]
 
 
+def check(rows: Sequence[Row], found: Mapping[str, Shape], names: str = "diffusers") -> None:
+    """Whether foreign tensors are a network's.
+
+    Args:
+        rows: the network's rows.
+        found: shape of every tensor by name.
+        names: "diffusers" or "official".
+
+    Raises:
+        ValueError: one error that lists every missing (with the nearest name present), unexpected (with the nearest
+            name expected) and wrong-shaped tensor.
+    """
+    wanted = {name: row for row in rows for name in row.foreign_names(names)}
+    missing = sorted(wanted.keys() - found.keys())
+    unexpected = sorted(found.keys() - wanted.keys())
+    problems = [f"missing {name}{_nearest(name, unexpected)}" for name in missing]
+    problems += [f"unexpected {name}{_nearest(name, missing)}" for name in unexpected]
+    for name in sorted(wanted.keys() & found.keys()):
+        shape, expected = tuple(found[name]), wanted[name].foreign_shape
+        if shape != expected:
+            problems.append(f"wrong shape {name}: {shape}, expected {expected}")
+    if problems:
+        shown = "\n  ".join(problems[:40]) + (f"\n  and {len(problems) - 40} more" if len(problems) > 40 else "")
+        raise ValueError(f"the {names} checkpoint does not fit the network ({len(problems)} tensors):\n  {shown}")
+
+
 def import_tensors(rows: Sequence[Row], reader: Mapping[str, Any], names: str = "diffusers") -> dict[str, Any]:
     """Parameter tree of numpy arrays, in the stored dtype, from foreign tensors.
 
@@ -195,23 +225,10 @@ def import_tensors(rows: Sequence[Row], reader: Mapping[str, Any], names: str = 
         names: "diffusers" or "official".
 
     Raises:
-        ValueError: one error that lists every missing (with the nearest name present), unexpected (with the nearest
-            name expected) and wrong-shaped tensor.
+        ValueError: as :func:`check`.
     """
-    wanted = {name: row for row in rows for name in row.foreign_names(names)}
-    present = list(reader.keys())
-    missing = sorted(wanted.keys() - set(present))
-    unexpected = sorted(set(present) - wanted.keys())
     shape_of = getattr(reader, "shape_of", lambda name: reader[name].shape)
-    problems = [f"missing {name}{_nearest(name, unexpected)}" for name in missing]
-    problems += [f"unexpected {name}{_nearest(name, missing)}" for name in unexpected]
-    for name in sorted(wanted.keys() & set(present)):
-        found, expected = tuple(shape_of(name)), wanted[name].foreign_shape
-        if found != expected:
-            problems.append(f"wrong shape {name}: {found}, expected {expected}")
-    if problems:
-        shown = "\n  ".join(problems[:40]) + (f"\n  and {len(problems) - 40} more" if len(problems) > 40 else "")
-        raise ValueError(f"the {names} checkpoint does not fit the network ({len(problems)} tensors):\n  {shown}")
+    check(rows, {name: shape_of(name) for name in reader.keys()}, names)
     return tree(rows, lambda row: to_ours(row, _Stream(reader, row.foreign_names(names))))
 
 

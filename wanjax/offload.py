@@ -1,0 +1,96 @@
+"""Parameters that do not fit on the device: the stacked matrices in pinned host memory, streamed block by block.
+
+:meth:`wanjax.models.dit.WanDiT.apply` sees from the arrays where they lie. A device then holds what stands outside
+the stack, the stack's vectors, and the matrices of two blocks: the one at work and the next, which is on its way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
+
+from wanjax import partition
+from wanjax.models import rows as row_table
+from wanjax.models.rows import Row
+
+HOST = "pinned_host"
+BUFFERS = 2  # blocks on a device at a time
+
+
+def is_streamed(row: Row) -> bool:
+    """Whether this tensor lies in host memory: the matrices of a stack. Its vectors are a thousandth of it, and a row
+    of a tiled array cannot be copied by itself on every device."""
+    return bool(row.stacked) and len(row.shape) > 1
+
+
+def shardings(rows: Sequence[Row], *, mesh: Mesh | None = None, device: jax.Device | None = None) -> dict[str, Any]:
+    """Where each parameter lies: tree of shardings, of what is streamed in pinned host memory.
+
+    Args:
+        rows: the network's.
+        mesh: each device streams its own shard; None for one device.
+        device: that one, the first by default; only without a mesh.
+    Raises: ValueError where both are given, or the backend has no pinned host memory.
+    """
+    if mesh is not None and device is not None:
+        raise ValueError("a mesh and a device: give one of them")
+    one = device or (jax.local_devices()[0] if mesh is None else mesh.local_devices[0])
+    kinds = [memory.kind for memory in one.addressable_memories()]
+    if HOST not in kinds:
+        raise ValueError(f"{one} has no {HOST} memory to stream parameters from, only {', '.join(kinds)}")
+
+    def place(row: Row) -> Sharding:
+        own: Sharding = SingleDeviceSharding(one)
+        if mesh is not None:
+            axes = ("layers", *row.axes) if row.stacked else row.axes
+            own = NamedSharding(mesh, partition.spec(mesh, axes, row.full_shape))
+        return own.with_memory_kind(HOST) if is_streamed(row) else own
+
+    return row_table.tree(rows, place)
+
+
+def to_host(
+    params: Any, rows: Sequence[Row], *, mesh: Mesh | None = None, device: jax.Device | None = None
+) -> dict[str, Any]:
+    """The parameters, placed as :func:`shardings` says.
+
+    Args:
+        params: of numpy arrays (mapped files too), which go straight into host memory, or of jax arrays.
+        rows, mesh, device: as for :func:`shardings`.
+    Raises: ValueError as :func:`shardings`, or where the parameters are not those of the rows.
+    """
+    places = shardings(rows, mesh=mesh, device=device)
+
+    def placed(row: Row) -> jax.Array:
+        leaf = row_table.pick(params, row)
+        if tuple(np.shape(leaf)) != row.full_shape:
+            raise ValueError(f"parameter {'/'.join(row.path)} has shape {np.shape(leaf)}, expected {row.full_shape}")
+        return jax.device_put(leaf, row_table.pick(places, row))
+
+    return row_table.tree(rows, placed)
+
+
+def device_bytes(rows: Sequence[Row], dtype: Any, *, streamed: bool, mesh: Mesh | None = None) -> int:
+    """Bytes of parameters that the fullest device holds while the network runs, activations and gathered blocks apart.
+
+    Args:
+        rows: the network's.
+        dtype: of the parameters.
+        streamed: with the matrices of the stack in host memory, or all on the device.
+        mesh: devices that the parameters are spread over; None for one.
+    """
+    total = 0
+    for row in rows:
+        shape = row.full_shape
+        if mesh is not None:
+            axes = ("layers", *row.axes) if row.stacked else row.axes
+            shape = NamedSharding(mesh, partition.spec(mesh, axes, shape)).shard_shape(shape)
+        if streamed and is_streamed(row):
+            shape = (min(BUFFERS, row.stacked), *shape[1:])
+        total += math.prod(shape)
+    return total * np.dtype(dtype).itemsize
