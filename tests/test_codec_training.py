@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -176,6 +177,32 @@ def test_m_of_wan22s_codec_is_the_least_squares_fit_of_its_16_pixel_cells(codec2
     # what is left over is orthogonal to every channel: nothing linear could take more out
     centred = latents.reshape(-1, 48) - latents.reshape(-1, 48).mean(0)
     assert np.abs(centred.T @ off.reshape(-1)).max() < 1e-3 * np.linalg.norm(centred) * np.linalg.norm(cells)
+
+
+@dataclass(frozen=True)
+class Checkers:
+    """Stands for a codec that adds a checkerboard of 8x8 pixels, which cells of 16x16 do not see."""
+
+    space: int
+    config: VAEConfig = MODEL.config
+
+    @property
+    def strides(self):
+        return 4, self.space, self.space
+
+    def apply(self, variables, x, method):
+        if method == "moments":
+            return jnp.zeros_like(x), jnp.full_like(x, -30.0)
+        rows, columns = np.indices((32, 32)) // 8
+        return jnp.broadcast_to((0.2 * (-1.0) ** (rows + columns))[:, :, None], (1, 5, 32, 32, 3))
+
+
+@pytest.mark.parametrize(("space", "seen"), [(8, 0.2), (16, 0.0)])
+def test_cells_of_the_loss_are_the_codecs(space, seen):
+    model = Checkers(space, replace(MODEL.config, z_dim=3, latents_mean=(0.0,) * 3, latents_std=(1.0,) * 3))
+    _, terms = codec_training.codec_loss(model, CONFIG, {}, jnp.zeros((1, 5, 32, 32, 3)), jax.random.key(0), 0)
+    assert float(terms["l1"]) == pytest.approx(0.2) and float(terms["cell"]) == pytest.approx(seen, abs=1e-6)
+    assert 0 < float(terms["stops"])
 
 
 def test_a_codec_of_wan22s_architecture_is_trained_further_and_exported(codec22, tmp_path, monkeypatch):

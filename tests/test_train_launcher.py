@@ -11,6 +11,7 @@ import pytest
 from experiments import train
 from tests import launching
 from wanjax import codec, config, hub
+from wanjax.light.luminance import LuminanceFit
 from wanjax.models.vae import WAN22, WanVAE
 
 
@@ -117,16 +118,24 @@ CUT_DOWN = {
 def test_every_config_takes_a_step(name, source, tmp_path):
     experiment = config.load(launching.ROOT / f"configs/{name}.py")
     expert = "low" if experiment.train.boundary else "high"
-    overrides = {"train.expert": expert, f"train.steps_{expert}": 1, "train.preview_every": 1, **CUT_DOWN[name]}
-    if experiment.codec_strides == (4, 16, 16):
+    overrides = {"train.expert": expert, f"train.steps_{expert}": 1, **CUT_DOWN[name]}
+    terms = {"loss/velocity"}
+    if experiment.train.first_frame:
+        overrides["train.preview_every"] = 1
+    if experiment.codec_strides == (4, 16, 16):  # whose cells the terms of light and shadow have to know
         codec22 = WanVAE(dataclasses.replace(WAN22, base_dim=4, decoder_base_dim=8, num_res_blocks=1))
         hub.save_vae(tmp_path / "codec", codec22, codec22.init(jax.random.key(0))["params"])
-        overrides["codec"] = tmp_path / "codec"
+        LuminanceFit(tuple(np.linspace(-1, 1, 48)), 0.0, 0.5).save(tmp_path / "codec/luminance.json")
+        overrides |= {"codec": tmp_path / "codec", "objective.light.weight": 0.1, "objective.shadow.weight": 0.1,
+                      "objective.shadow.head.depths": "(0.5, 1.0)"}
+        terms |= {"loss/light", "loss/shadow"}
     code, output = launching.finish(launching.command(tmp_path / "run", source, tmp_path / "cache", config=name,
                                                       **overrides))
     assert code == 0, output
-    assert [line["step"] for line in launching.log(tmp_path / "run", expert) if "loss" in line] == [1]
-    assert list((tmp_path / f"run/{expert}/preview").glob("*.png"))
+    steps = [line for line in launching.log(tmp_path / "run", expert) if "loss" in line]
+    assert [line["step"] for line in steps] == [1] and terms <= set(steps[0])
+    if experiment.train.first_frame:
+        assert list((tmp_path / f"run/{expert}/preview").glob("*.png"))
 
 
 def test_a_run_continues_the_weights_of_another(whole, source, cache, tmp_path):
