@@ -2,18 +2,21 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import sample as launcher
-from wanjax import checkpoint, config, generate, hub, pipeline, train, video
+from wanjax import checkpoint, config, generate, hub, partition, pipeline, train, video
 from wanjax.denoise import Execution
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.umt5 import UMT5Config, UMT5Encoder
@@ -32,7 +35,7 @@ VAE = VAEConfig(
     latents_mean=(0.0,) * 4,
     latents_std=(1.0,) * 4,
 )
-QUICK = {"solver": "euler", "steps": 2, "guidance_high": 1.0, "guidance_low": 1.0}
+QUICK = {"shift": 3.0, "solver": "euler", "steps": 2, "guidance_high": 1.0, "guidance_low": 1.0}
 
 
 def randomised(model, seed, scale):
@@ -248,6 +251,121 @@ def test_a_setting_that_is_wrong_or_would_do_nothing_is_refused(
     with pytest.raises(ValueError, match=message):
         launcher.sample(str(workdir), lines("a"), str(tmp_path), changes=changes)
     assert not list(tmp_path.iterdir())
+
+
+# -- devices and memory -----------------------------------------------------------------------------------
+
+
+def test_many_devices_make_the_clips_that_one_makes(release, tmp_path):
+    changes = QUICK | {"frames": 5, "height": 48, "width": 32}  # rows that do not divide over the devices
+    for name, mesh in (("one", None), ("many", partition.make_mesh({"fsdp": 2, "seq": 2, "tensor": 2}))):
+        launcher.sample(
+            str(release), lines("dawn", "dusk"), str(tmp_path / name), changes=changes, execution=Execution(batch=2),
+            mesh=mesh,
+        )  # fmt: skip
+    for i in range(2):
+        one, many = (video.read(tmp_path / name / f"clip_00{i}.mp4").frames.astype(int) for name in ("one", "many"))
+        assert one.std() > 5
+        assert np.abs(one - many).max() <= 2
+
+
+def test_more_frames_than_the_checkpoint_was_made_for_are_warned_of(workdir, tmp_path, painter, capsys):
+    launcher.sample(str(workdir), lines("a"), str(tmp_path / "longer"), changes={"frames": 9})
+    assert "warning: 9 frames, made for 5" in capsys.readouterr().out
+    launcher.sample(str(workdir), lines("a"), str(tmp_path / "same"), changes={"frames": 5})
+    told = capsys.readouterr().out
+    assert "warning" not in told and "estimate: 8 tokens a clip" in told
+
+
+def test_the_way_in_which_work_is_laid_out_reaches_the_sampler(workdir, tmp_path, painter):
+    execution = Execution(2, "one", "two")
+    launcher.sample(str(workdir), lines("a"), str(tmp_path), execution=execution)
+    assert painter.options["execution"] == execution
+
+
+@pytest.mark.parametrize("text", ["seq", "seq=", "seq=two", "rows=8"])
+def test_a_mesh_that_is_none_is_named(text):
+    with pytest.raises(ValueError, match="mesh"):
+        launcher._mesh(text)
+
+
+def test_prompts_of_a_release_are_embedded_once_and_kept(release, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    options = {"changes": QUICK | {"frames": 5, "height": 32, "width": 32}, "text_cache": cache}
+    launcher.sample(str(release), lines("dawn"), str(tmp_path / "a"), **options)
+    assert len(list(cache.iterdir())) == 2  # the prompt and the empty negative prompt
+    monkeypatch.setattr(hub, "load_text_encoder", lambda *_, **__: pytest.fail("the encoder was opened"))
+    launcher.sample(str(release), lines("dawn"), str(tmp_path / "b"), **options)
+    a, b = (video.read(tmp_path / name / "clip_000.mp4").frames for name in "ab")
+    np.testing.assert_array_equal(a, b)
+
+
+# -- images -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def image_release(release, tmp_path_factory):
+    """The release with transformers that read an image."""
+    folder = tmp_path_factory.mktemp("images") / "release"
+    shutil.copytree(release, folder)
+    config = dataclasses.replace(DIT, in_channels=4 + 4 + 4)
+    for seed, part in enumerate(("transformer", "transformer_2")):
+        shutil.rmtree(folder / part)
+        hub.save_dit(folder / part, WanDiT(config), randomised(WanDiT(config), seed, 0.15))
+    for i, size in enumerate(((48, 96), (96, 192), (64, 64))):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8)).save(
+            folder / f"{i}.png"
+        )
+    return folder
+
+
+SMALL_AREA = {"frames": 5, "height": 32, "width": 64}
+
+
+def test_the_command_starts_a_clip_from_an_image(image_release, tmp_path):
+    flags = [f"--{name}={value}" for name, value in QUICK.items()]
+    shutil.copy(image_release / "0.png", tmp_path / "room.png")
+    arguments = ["--checkpoint", image_release, "--prompt", "dawn", "--frames", 5, "--height", 32, "--width", 64,
+                 "--image", tmp_path / "room.png", *flags]  # fmt: skip
+    done = command(*arguments, "--out", tmp_path / "a.mp4")
+    assert done.returncode == 0, done.stderr
+    stored = video.read(tmp_path / "a.mp4")
+    digest = hashlib.sha256((tmp_path / "room.png").read_bytes()).hexdigest()
+    assert stored.metadata["images"] == {"image": {"file": "room.png", "sha256": digest}}
+    done = command("--checkpoint", image_release, "--prompt", "dawn", "--out", tmp_path / "b.mp4", *flags)
+    assert done.returncode == 1 and "needs an image" in done.stderr
+    assert not (tmp_path / "b.mp4").exists()
+
+
+def test_a_clip_of_another_image_is_another_clip(image_release, tmp_path, painter, monkeypatch):
+    monkeypatch.setattr(launcher, "open_pipeline", pipeline.open_pipeline)
+    made = lambda *files: launcher.sample(
+        str(image_release), [launcher.Line("a", 0, *(image_release / file for file in files))], str(tmp_path),
+        changes=QUICK | SMALL_AREA,
+    )  # fmt: skip
+    for files, count in ((["0.png"], 1), (["0.png"], 1), (["1.png"], 2), (["1.png", "0.png"], 3)):
+        made(*files)
+        assert len(painter.asked) == count
+
+
+def test_a_clip_takes_the_shape_of_its_image(image_release, tmp_path, painter, monkeypatch, capsys):
+    monkeypatch.setattr(launcher, "open_pipeline", pipeline.open_pipeline)
+    (tmp_path / "in").mkdir()
+    for name in ("0.png", "1.png", "2.png"):
+        shutil.copy(image_release / name, tmp_path / "in")
+    prompts = tmp_path / "in" / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": "a", "image": f"{i}.png"}) + "\n" for i in (0, 1)))
+    records = launcher.sample(str(image_release), launcher.read_prompts(prompts, 0), str(tmp_path / "out"),
+                              changes=QUICK | {"frames": 1})  # fmt: skip
+    settings = records[0]["settings"]
+    assert abs(settings["width"] - 2 * settings["height"]) <= 16  # a step of the codec and the patches
+    assert 0.9 < settings["width"] * settings["height"] / 480 / 832 <= 1
+    prompts.write_text("".join(json.dumps({"prompt": "a", "image": f"{i}.png"}) + "\n" for i in (0, 2)))
+    with pytest.raises(ValueError, match="different shapes"):
+        launcher.sample(str(image_release), launcher.read_prompts(prompts, 0), str(tmp_path / "out"))
+    prompts.write_text('{"prompt": "a", "image": "absent.png"}')
+    with pytest.raises(FileNotFoundError, match="absent.png"):
+        launcher.sample(str(image_release), launcher.read_prompts(prompts, 0), str(tmp_path / "out"))
 
 
 # -- prompt files -----------------------------------------------------------------------------------------
