@@ -75,6 +75,7 @@ def pixels(case: Case, pipeline: Any) -> np.ndarray:
     noise = torch.from_numpy(np.ascontiguousarray(np.moveaxis(case.noise, -1, 1)))
     clip = pipeline(
         prompt=PROMPT, negative_prompt=NEGATIVE, height=height, width=width, num_frames=FRAMES,
-        num_inference_steps=sample.steps, guidance_scale=sample.guidance_high, latents=noise, output_type="np", **options,
+        num_inference_steps=sample.steps, guidance_scale=sample.guidance_high, latents=noise, output_type="np",
+        **options,
     ).frames[0]  # fmt: skip
     return np.asarray(clip)

@@ -60,7 +60,8 @@ class Case:
         model = self.published.model
         heads = model.heads // 12
         return DiTConfig(width=12 * heads, heads=heads, layers=model.layers // 15, ffn=model.ffn // 256, freq_dim=16,
-                         text_dim=TEXT.d_model, in_channels=model.in_channels, out_channels=model.out_channels)  # fmt: skip
+                         text_dim=TEXT.d_model, in_channels=model.in_channels,
+                         out_channels=model.out_channels)  # fmt: skip
 
     @property
     def sample(self) -> SampleConfig:
