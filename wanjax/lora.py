@@ -1,5 +1,7 @@
 """LoRA files of other software, read for one transformer and merged into its weights.
 
+:mod:`wanjax.lora_factors` keeps them beside the weights instead.
+
 Every way of naming that is in use for Wan is read, of each key: a prefix (``diffusion_model.``, ``transformer.``,
 ``base_model.model.``, ``lora_unet_`` with underscores for dots), a tensor's name in the official or in the diffusers
 layout, which are read off the network's rows, and what the tensor is (:data:`_ROLES`). W' = W + weight · scale · up ·
@@ -166,13 +168,7 @@ def merge(params: Any, rows: Sequence[Row], loras: Sequence[tuple[Lora, float]],
     Returns: tree like ``params``, in the same dtypes and shardings; leaves that no LoRA changes are the same arrays.
     Raises: ValueError where the parameters are not those of ``rows``, a weight or a factor is not finite.
     """
-    known = {row.path for row in rows}
-    for lora, weight in loras:
-        if not math.isfinite(weight):
-            raise ValueError(f"LoRA {str(lora.file)!r}: weight {weight}, expected a finite number")
-        strange = [path for path, _ in lora.changes if path not in known]
-        if strange:
-            raise ValueError(f"LoRA {str(lora.file)!r} was read for another network: no parameter {strange[0]}")
+    check(rows, loras)
 
     def merged(row: Row) -> Any:
         leaf = row_table.pick(params, row)
@@ -180,10 +176,13 @@ def merge(params: Any, rows: Sequence[Row], loras: Sequence[tuple[Lora, float]],
             raise ValueError(f"parameter {'/'.join(row.path)} has shape {leaf.shape}, expected {row.full_shape}")
         own = not donate
         for layer in range(max(row.stacked, 1)):
-            up, down, whole = _sum(row, layer, loras)
+            up, down, whole = summed(row, layer, loras)
             if up is None and whole is None:
                 continue
             leaf = jnp.asarray(leaf)
+            if jax.typeof(leaf).memory_space == jax.memory.Space.Host:
+                raise ValueError(f"parameter {'/'.join(row.path)} lies in host memory, where nothing is merged: merge "
+                                 "before it is placed there, or keep the LoRA beside the parameters")  # fmt: skip
             add = _adder(row.layout, row.foreign_shape, bool(row.stacked), leaf.sharding, not own)
             leaf, own = add(leaf, layer, up, down, whole), False
         return leaf
@@ -198,15 +197,37 @@ def merge_files(
 
     Returns: the parameters, and for each file what identifies it: {"file": its name, "sha256", "weight"}.
     """
-    loras = [(read_lora(file, rows), weight) for file, weight in files]
-    records = [{"file": lora.file.name, "sha256": lora.sha256, "weight": weight} for lora, weight in loras]
+    loras, records = read_files(files, rows)
     return merge(params, rows, loras, donate=donate), records
 
 
-def _sum(
+def read_files(
+    files: Iterable[tuple[pathlib.Path, float]], rows: Sequence[Row]
+) -> tuple[list[tuple[Lora, float]], list[dict[str, Any]]]:
+    """Opens files, with their weights, for the network of ``rows``; errors as :func:`read_lora`.
+
+    Returns: the LoRAs with their weights, and for each what identifies it: {"file": its name, "sha256", "weight"}.
+    """
+    loras = [(read_lora(file, rows), weight) for file, weight in files]
+    return loras, [{"file": lora.file.name, "sha256": lora.sha256, "weight": weight} for lora, weight in loras]
+
+
+def check(rows: Sequence[Row], loras: Sequence[tuple[Lora, float]]) -> None:
+    """Raises ValueError for a weight that is not finite, or a LoRA that was read for another network."""
+    known = {row.path for row in rows}
+    for lora, weight in loras:
+        if not math.isfinite(weight):
+            raise ValueError(f"LoRA {str(lora.file)!r}: weight {weight}, expected a finite number")
+        strange = [path for path, _ in lora.changes if path not in known]
+        if strange:
+            raise ValueError(f"LoRA {str(lora.file)!r} was read for another network: no parameter {strange[0]}")
+
+
+def summed(
     row: Row, layer: int, loras: Sequence[tuple[Lora, float]]
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """All that changes one foreign tensor: up [O, R] and down [R, I] side by side over the ranks, and their rest."""
+    """All that changes one foreign tensor: up [O, R] and down [R, I] side by side over the ranks, and their rest, which
+    has the tensor's shape; scales and weights are in up and in the rest. None where there is nothing."""
     ups, downs, whole = [], [], None
     for lora, weight in loras:
         for change in lora.changes.get((row.path, layer), ()):

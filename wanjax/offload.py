@@ -39,17 +39,18 @@ def shardings(rows: Sequence[Row], *, mesh: Mesh | None = None, device: jax.Devi
     """
     if mesh is not None and device is not None:
         raise ValueError("a mesh and a device: give one of them")
-    if mesh is None:
-        # of a mesh even then: jax writes the memory into an array's type for NamedSharding alone
-        mesh = partition.make_mesh({}, devices=[device or jax.local_devices()[0]])
-    one = mesh.local_devices[0]
+    one = device or (jax.local_devices()[0] if mesh is None else mesh.local_devices[0])
     kinds = [memory.kind for memory in one.addressable_memories()]
     if HOST not in kinds:
         raise ValueError(f"{one} has no {HOST} memory to stream parameters from, only {', '.join(kinds)}")
+    # of a mesh even for one device: jax writes the memory into an array's type for NamedSharding alone
+    devices = partition.make_mesh({}, devices=[one]) if mesh is None else mesh
 
-    return row_table.tree(
-        rows, lambda row: _on_device(row, mesh).with_memory_kind(HOST) if is_streamed(row) else _on_device(row, mesh)
-    )
+    def place(row: Row) -> NamedSharding:
+        own = _on_device(row, devices)
+        return own.with_memory_kind(HOST) if is_streamed(row) else own
+
+    return row_table.tree(rows, place)
 
 
 def _on_device(row: Row, mesh: Mesh) -> NamedSharding:
