@@ -328,8 +328,8 @@ def _of_expert(tensors: TensorReader, file: pathlib.Path, expert: str | None) ->
     if expert is None or not (low if expert == "low" else others):
         also = f"; the other {len(others)} are the high-noise expert's" if others else ""
         raise ValueError(
-            f"LoRA {str(file)!r}: {len(low)} of its {len(tensors)} tensors are named transformer_2., as diffusers calls "
-            f"the low-noise expert: give it to that one (--lora_low, expert='low'){also}"
+            f"LoRA {str(file)!r}: {len(low)} of its {len(tensors)} tensors are named transformer_2., diffusers' name "
+            f"of the low-noise expert: give it to that one (--lora_low, expert='low'){also}"
         )
     if others:
         _log.info("LoRA %s: %d tensors are for the low-noise expert, %d for the high-noise one; %s takes its own",
