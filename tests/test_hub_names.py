@@ -59,6 +59,7 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.chdir(tmp_path)
         yield running
 
@@ -101,6 +102,21 @@ def test_one_network_or_file_of_a_repository(hub, inside, expected):
     assert sorted(hub.fetched) == sorted(expected or [file for file in READ[name] if file.startswith(f"{inside}/")])
     with pytest.raises(ValueError, match=f"{inside} is one part of {name}; the whole is needed: give {name}$"):
         hub_names.resolve(f"{name}/{inside}", parts=hub_names.PARTS)
+
+
+def test_where_one_network_is_opened_a_root_of_several_is_not_fetched(hub, tmp_path):
+    for name, networks in ((DIFFUSERS, f"{DIFFUSERS}/transformer$"),
+                           (OFFICIAL, f"{OFFICIAL}/high_noise_model or {OFFICIAL}/low_noise_model$")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} is the root of a pipeline, not .* name one, such as {networks}"):
+            hub_names.resolve_network(name)
+    assert not hub.fetched
+    assert files_of(hub_names.resolve_network(SINGLE)) == [file for file in sorted(READ[SINGLE]) if "/" not in file
+                                                           and not file.endswith(".pth")]  # fmt: skip
+    assert files_of(hub_names.resolve_network(f"{OFFICIAL}/low_noise_model")) == sorted(
+        file.removeprefix("low_noise_model/") for file in shards("low_noise_model"))  # fmt: skip
+    assert hub_names.resolve_network(tmp_path) == tmp_path
+    with pytest.raises(FileNotFoundError, match="'./x/y' does not exist"):
+        hub_names.resolve_network("./x/y")
 
 
 @pytest.mark.parametrize("revision", ["main", "v1", SHA])

@@ -35,6 +35,7 @@ _OFFICIAL_FILES = {
     "text_encoder": (f"models_t5_*{SUFFIX}", "models_t5_*.pth"),
 }
 _ALWAYS = ("model_index.json", "config.json")
+_MARKS = tuple(f"{folder}/config.json" for folder in ("transformer", "high_noise_model", "low_noise_model"))
 PARTS = ("transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler")
 
 _NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<inside>[\w./-]+))?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -70,15 +71,36 @@ def resolve(name_or_path: _PathLike, *, parts: Sequence[str] | None = None) -> p
     """
     if unknown := set(parts or ()) - set(PARTS):
         raise ValueError(f"parts {sorted(unknown)} are not among {', '.join(PARTS)}")
+    found = _path_or_name(name_or_path)
+    if isinstance(found, pathlib.Path):
+        return found
+    if found.inside and parts is not None:
+        raise ValueError(f"{found.inside} is one part of {found}; the whole is needed: give {found.repository}")
+    return _fetched(found, _inside(found.inside) if found.inside else _whole(PARTS if parts is None else parts))
+
+
+def resolve_network(name_or_path: _PathLike) -> pathlib.Path:
+    """As :func:`resolve`, for a caller that opens one network: a pipeline's root of several is not fetched.
+
+    Raises:
+        ValueError: the repository is such a root; the message says how one network of it is named.
+    """
+    found = _path_or_name(name_or_path)
+    if isinstance(found, pathlib.Path):
+        return found
+    if found.inside:
+        return _fetched(found, _inside(found.inside))
+    return _fetched(found, [*_ALWAYS, *_OFFICIAL_FILES["transformer"], *_MARKS], one_network=True)
+
+
+def _path_or_name(name_or_path: _PathLike) -> pathlib.Path | _Name:
     path = pathlib.Path(name_or_path)
     if path.exists():
         return path
     name = _parsed(os.fspath(name_or_path))
     if name is None:
         raise FileNotFoundError(f"{os.fspath(name_or_path)!r} does not exist")
-    if name.inside and parts is not None:
-        raise ValueError(f"{name.inside} is one part of {name}; the whole is needed: give {name.repository}")
-    return _fetched(name, _patterns(name.inside, parts))
+    return name
 
 
 def _parsed(text: str) -> _Name | None:
@@ -99,14 +121,17 @@ def _parsed(text: str) -> _Name | None:
     return name
 
 
-def _patterns(inside: str | None, parts: Sequence[str] | None) -> list[str]:
-    """What to fetch, as ``fnmatch`` patterns."""
-    if inside and inside.endswith(SUFFIXES):
-        return [inside, (pathlib.PurePosixPath(inside).parent / "config.json").as_posix()]
-    if inside:
-        return _of_folder(inside)
+def _inside(place: str) -> list[str]:
+    """What to fetch of one network's folder or file, as ``fnmatch`` patterns."""
+    if place.endswith(SUFFIXES):
+        return [place, (pathlib.PurePosixPath(place).parent / "config.json").as_posix()]
+    return _of_folder(place)
+
+
+def _whole(parts: Sequence[str]) -> list[str]:
+    """What to fetch of a pipeline's root in either layout."""
     patterns = list(_ALWAYS)
-    for part in PARTS if parts is None else parts:
+    for part in parts:
         patterns += [*_of_folder(part), *_OFFICIAL_FILES.get(part, ())]
         if part in _OFFICIAL_FOLDERS:
             patterns += _of_folder(_OFFICIAL_FOLDERS[part])
@@ -120,7 +145,7 @@ def _of_folder(folder: str) -> list[str]:
     return [f"{folder}/config.json", stem + SUFFIX, f"{stem}-*-of-*{SUFFIX}", stem + INDEX_SUFFIX]
 
 
-def _fetched(name: _Name, patterns: list[str]) -> pathlib.Path:
+def _fetched(name: _Name, patterns: list[str], *, one_network: bool = False) -> pathlib.Path:
     """The place in huggingface_hub's cache, complete where the Hub can be asked."""
     # takes half a second to import, and reads the environment when it is
     from huggingface_hub import constants, errors, snapshot_download
@@ -135,7 +160,7 @@ def _fetched(name: _Name, patterns: list[str]) -> pathlib.Path:
     try:
         if not constants.HF_HUB_OFFLINE:
             try:
-                _check(name, snapshot_download(**wanted, dry_run=True, tqdm_class=NoBar))
+                _check(name, snapshot_download(**wanted, dry_run=True, tqdm_class=NoBar), one_network)
             except errors.DryRunError as error:
                 unreachable = error.__cause__
         local = constants.HF_HUB_OFFLINE or unreachable is not None
@@ -152,10 +177,13 @@ def _fetched(name: _Name, patterns: list[str]) -> pathlib.Path:
     return place
 
 
-def _check(name: _Name, planned: Sequence[Any]) -> None:
+def _check(name: _Name, planned: Sequence[Any], one_network: bool) -> None:
     """Refuses, before anything is fetched, what could not be opened or has no room; ``planned`` is the dry run's."""
     from huggingface_hub import constants
 
+    if one_network and (folders := [mark for mark in _MARKS if mark in {file.filename for file in planned}]):
+        networks = " or ".join(f"{name.repository}/{mark.removesuffix('/config.json')}" for mark in folders)
+        raise ValueError(f"{name} is the root of a pipeline, not one network: name one, such as {networks}")
     if not any(file.filename.endswith(SUFFIXES) or name.inside in _WHOLE_FOLDERS for file in planned):
         where = f"{name.inside} of {name}" if name.inside else str(name)
         raise ValueError(

@@ -49,13 +49,14 @@ def factors(rows: Sequence[Row], loras: Sequence[tuple[Lora, float]], *, mesh: M
 
 
 def factors_of_files(
-    rows: Sequence[Row], files: Iterable[tuple[pathlib.Path, float]], *, mesh: Mesh | None = None
+    rows: Sequence[Row], files: Iterable[tuple[pathlib.Path, float]], *, expert: str | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """As :func:`factors`, from files with their weights.
+    """As :func:`factors`, from files with their weights; ``expert`` as for :func:`wanjax.lora.read_lora`.
 
     Returns: the tree, and for each file what identifies it: {"file": its name, "sha256", "weight"}.
     """
-    loras, records = read_files(files, rows)
+    loras, records = read_files(files, rows, expert=expert)
     return factors(rows, loras, mesh=mesh), records
 
 
