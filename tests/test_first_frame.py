@@ -11,8 +11,9 @@ import optax
 import pytest
 
 from tests.parity import dit_case
-from wanjax import first_frame, objectives, partition, rectified_flow, train
+from wanjax import conditions, first_frame, objectives, partition, rectified_flow, train
 from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.models.vae import VAEConfig, WanVAE
 
 CONFIG = DiTConfig(width=48, heads=4, layers=2, ffn=64, in_channels=4, out_channels=4, freq_dim=24, text_dim=20)
 IMAGE = dataclasses.replace(CONFIG, in_channels=4 + 4 + 4)
@@ -66,31 +67,55 @@ def drawn():
 
 def test_a_given_frame_is_clean_at_timestep_0_and_the_others_are_not():
     x, x0, given = draw(3), draw(4), np.array([True, False, True, False])
-    latents, timestep = first_frame.network_inputs(CONFIG, x, jnp.array([10.0, 20.0, 30.0, 40.0]), x0, given, None)
+    shown = first_frame.condition(CONFIG, x0, given, None)
     expected = x.copy()
     expected[[0, 2], 0] = x0[[0, 2], 0]
-    np.testing.assert_array_equal(latents, expected)
-    np.testing.assert_array_equal(timestep, [[0] * 4 + [10] * 8, [20] * 12, [0] * 4 + [30] * 8, [40] * 12])
+    for got in (shown.start(x), shown.after_step(jnp.asarray(x))):
+        np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(shown.network_input(x), x)
+    np.testing.assert_array_equal(shown.timesteps(jnp.array([10.0, 20.0, 30.0, 40.0]), 4, GRID),
+                                  [[0] * 4 + [10] * 8, [20] * 12, [0] * 4 + [30] * 8, [40] * 12])
+    np.testing.assert_array_equal(shown.timesteps(7, 4, GRID), [[0] * 4 + [7] * 8, [7] * 12] * 2)
 
 
 def test_an_image_lies_behind_noise_and_mask():
     x, image = draw(3), draw(4)
-    latents, timestep = first_frame.network_inputs(IMAGE, x, jnp.arange(4.0), draw(5), None, image)
+    shown = first_frame.condition(IMAGE, draw(5), None, image)
+    latents = shown.network_input(shown.start(x))
     np.testing.assert_array_equal(latents[..., :4], x)
     assert np.all(latents[:, 0, ..., 4:8] == 1) and np.all(latents[:, 1:, ..., 4:8] == 0)
     np.testing.assert_array_equal(latents[..., 8:], image)
-    np.testing.assert_array_equal(timestep, np.arange(4.0))
+    np.testing.assert_array_equal(shown.timesteps(jnp.arange(4.0), 4, GRID), np.arange(4.0))
     assert first_frame.image_channels(16) == 36
     with pytest.raises(ValueError, match='12 channels.*no "image"'):
-        first_frame.network_inputs(IMAGE, x, jnp.arange(4.0), x, None, None)
+        first_frame.condition(IMAGE, x, None, None)
+
+
+def test_training_and_sampling_show_the_same_image():
+    """The latents of the cache, as training shows them, are what sampling makes of the clip's first frame."""
+    vae = WanVAE(VAEConfig(base_dim=4, z_dim=4, dim_mult=(1, 1, 1, 1), num_res_blocks=1, latents_mean=(0.1,) * 4,
+                           latents_std=(0.5,) * 4))
+    params = vae.init(jax.random.key(0))["params"]
+    video = np.random.default_rng(0).uniform(-1, 1, (1, 9, 16, 16, 3)).astype(np.float32)
+    latents = vae.apply({"params": params}, video)
+    image = vae.apply({"params": params}, first_frame.alone(jnp.asarray(video[:, :1]), 9))
+    for config, kind, given in ((CONFIG, "ti2v", np.array([True])), (IMAGE, "i2v", None)):
+        trained = first_frame.condition(config, latents, given, image)
+        sampled = conditions.condition_on(kind, vae, params, video[0, 0], frames=9)
+        noise = draw(1, latents.shape)
+        read = [np.asarray(c.network_input(c.start(noise))) for c in (trained, sampled)]
+        np.testing.assert_allclose(*read, atol=1e-5)
+        assert not np.array_equal(read[0][:, 0], noise[:, 0])
 
 
 def test_with_no_frame_given_a_transformer_does_what_it_does_per_clip():
     params, x, timestep = dit_case.params(CONFIG), draw(3), jnp.array([10.0, 200.0, 300.0, 940.0])
     model, text = WanDiT(CONFIG), BATCH["text"]
     per_clip = model.apply({"params": params}, x, timestep, text)
-    none = first_frame.network_inputs(CONFIG, x, timestep, draw(4), np.zeros(4, bool), None)
-    np.testing.assert_allclose(model.apply({"params": params}, *none, text), per_clip, atol=1e-5)
+    none = first_frame.condition(CONFIG, draw(4), np.zeros(4, bool), None)
+    times = none.timesteps(timestep, 4, GRID)
+    assert times.shape == (4, 12)
+    np.testing.assert_allclose(model.apply({"params": params}, none.start(x), times, text), per_clip, atol=1e-5)
 
 
 def test_the_step_has_loss_and_gradient_of_the_frames_that_are_not_given():
@@ -152,7 +177,7 @@ def test_differences_over_time_are_taken_from_the_given_frame():
         1.0, pools=("frame",), orders=(1,)))
     objective = objectives.make_objective(terms, np.ones(4, np.float32))
     target = jnp.asarray(draw(6))
-    velocity = first_frame.hold(target + 1.0, target, np.array([True, True, False, False]))
+    velocity = first_frame.exact(target + 1.0, target, np.array([True, True, False, False]))
     each = [float(objective(objectives.Prediction(velocity[i : i + 1], target[i : i + 1], target[i : i + 1],
                                                   jnp.full(1, 0.5)), 0)[0]) for i in (0, 2)]
     assert each[0] > 0.1 and each[1] == pytest.approx(0.0, abs=1e-10)  # a jump after the given frame; none without it

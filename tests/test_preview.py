@@ -24,8 +24,8 @@ def clips(count: int) -> dict[str, np.ndarray]:
 
 
 @dataclasses.dataclass
-class Still:
-    """Stands for a transformer that predicts no velocity; counts how often it is put into the program."""
+class Steady:
+    """Stands for a transformer whose velocity is 1 everywhere; counts how often it is put into the program."""
 
     config: DiTConfig = CONFIG
     mesh: None = None
@@ -33,7 +33,7 @@ class Still:
 
     def apply(self, variables, latents, timestep, text):
         self.calls += 1
-        return jnp.zeros((*latents.shape[:-1], self.config.out_channels))
+        return jnp.ones((*latents.shape[:-1], self.config.out_channels))
 
 
 @pytest.mark.parametrize("expert", ["high", "low"])
@@ -53,7 +53,7 @@ def test_a_mesh_of_more_devices_than_clips_are_shown(expert):
 def test_a_single_expert_runs_to_the_end_and_no_further():
     calls = {}
     for boundary in (0.5, 0.0):
-        model = Still()
+        model = Steady()
         preview = make_preview("high", model, open_codec("light_scenes_tiny"), clips(1),
                                SampleConfig(steps=3, shift=1.0, boundary=boundary), seed=1, clips=1)
         preview({})
@@ -63,7 +63,7 @@ def test_a_single_expert_runs_to_the_end_and_no_further():
 
 def test_the_share_of_clips_that_continue_their_first_frame_begins_with_it():
     batch, codec = clips(4), open_codec("light_scenes_tiny")
-    image = make_preview("high", Still(), codec, batch, SampleConfig(steps=3, boundary=0.0), seed=1, clips=2,
+    image = make_preview("high", Steady(), codec, batch, SampleConfig(steps=3, boundary=0.0), seed=1, clips=2,
                          first_frame=0.5)({})
     own = codec.model.apply({"params": codec.params}, batch["latents"][:2, :1], method="decode")
     own = np.clip((np.asarray(own)[:, 0] + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)

@@ -31,7 +31,7 @@ from wanjax.models.dit_config import DiTConfig
 from wanjax.models.vae import WanVAE
 
 __all__ = ["KINDS", "Condition", "FirstLatents", "ImageChannels", "check_images", "condition_on", "first_latents",
-           "image_channels", "kind_of"]  # fmt: skip
+           "image_channels", "kind_of", "masked"]  # fmt: skip
 
 KINDS = ("t2v", "i2v", "ti2v")
 """Of checkpoints: from text alone; from text and an image; from text with or without an image."""
@@ -59,7 +59,7 @@ class Condition:
         """The network's timesteps, [B] or, per token, [B, N].
 
         Args:
-            t: the solver's timestep, a scalar.
+            t: the solver's timestep, a scalar; or, in training, of every clip, [B].
             batch: B.
             grid: tokens in time, height, width; N is their product.
         """
@@ -91,29 +91,36 @@ class ImageChannels(Condition):
         return jnp.concatenate([x, given.astype(x.dtype)], axis=-1)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("latents",), meta_fields=())
+@partial(jax.tree_util.register_dataclass, data_fields=("latents", "clips"), meta_fields=())
 @dataclass(frozen=True)
 class FirstLatents(Condition):
     """Clean latents in the first latent frames, at timestep 0 (TI2V-5B). One token is one latent frame long.
 
     Attributes:
         latents: [B or 1, G, h, w, C] of the G given latent frames, normalised.
+        clips: bool [B], those that have them; None: all.
     """
 
     latents: Any
+    clips: Any = None
 
     def start(self, noise: Any) -> jax.Array:
         return self.after_step(jnp.asarray(noise, jnp.float32))
 
     def timesteps(self, t: Any, batch: int, grid: tuple[int, int, int]) -> jax.Array:
         frames, height, width = grid
-        given = jnp.arange(frames) < self.latents.shape[1]
-        per_token = jnp.repeat(jnp.where(given, 0.0, jnp.asarray(t, jnp.float32)), height * width)
-        return jnp.broadcast_to(per_token, (batch, frames * height * width))
+        given = (jnp.arange(frames) < self.latents.shape[1])[None]
+        if self.clips is not None:
+            given = given & self.clips[:, None]
+        own = jnp.broadcast_to(jnp.asarray(t, jnp.float32), (batch,))[:, None]
+        return jnp.repeat(jnp.where(given, 0.0, own), height * width, axis=1)
 
     def after_step(self, x: jax.Array) -> jax.Array:
         given = jnp.broadcast_to(self.latents, (len(x), *self.latents.shape[1:])).astype(x.dtype)
-        return jnp.concatenate([given, x[:, given.shape[1] :]], axis=1)
+        first, rest = jnp.split(x, [given.shape[1]], axis=1)
+        if self.clips is not None:
+            given = jnp.where(self.clips[:, None, None, None, None], given, first)
+        return jnp.concatenate([given, rest], axis=1)
 
 
 def kind_of(models: Sequence[DiTConfig], vae: WanVAE, *, expand_timesteps: bool | None = None) -> str:
@@ -214,8 +221,19 @@ def image_channels(
     video = (given[frame][None] if frame in given else grey for frame in range(frames))
     latents = jnp.concatenate(list(vae.stream({"params": vae_params}, video, method="encode")), axis=1)
     shown = np.isin(np.arange(frames), list(given)).astype(np.float32)
+    return masked(latents, shown, time)
+
+
+def masked(latents: Any, shown: np.ndarray, time: int) -> ImageChannels:
+    """The condition of clips of which some frames are given.
+
+    Args:
+        latents: [B, F, h, w, C] of the clips with these frames alone.
+        shown: [T] 1 where a frame is given, else 0.
+        time: the codec's stride in time.
+    """
     per_latent_frame = np.concatenate([np.repeat(shown[:1], time), shown[1:]]).reshape(-1, 1, 1, time)
-    mask = jnp.broadcast_to(per_latent_frame, (*latents.shape[:-1], time))
+    mask = jnp.broadcast_to(jnp.asarray(per_latent_frame, latents.dtype), (*latents.shape[:-1], time))
     return ImageChannels(jnp.concatenate([mask, latents], axis=-1))
 
 

@@ -1,14 +1,9 @@
-"""A clip's first frame, given: what a transformer is shown of it in training, by which it learns image-to-video.
+"""Training clips as continuations of their own first frame, by which a transformer learns image-to-video.
 
-There are two ways, told apart by how many channels a transformer reads:
-
-* as many as it predicts (TI2V-5B): the first latent frame, which is the causal codec's code of the first frame alone,
-  is clean, and its tokens have timestep 0;
-* 2 C + 4 (I2V-A14B): noisy latents, a mask that is 1 where frames are given (a channel for each frame of a latent), and
-  latents of the clip whose other frames are grey, 0 in [-1, 1].
-
-Source: ``wan/textimage2video.py`` and ``wan/image2video.py`` of github.com/Wan-Video/Wan2.2, which sample so; how their
-weights were trained is not published.
+It is shown that frame as in sampling (``wanjax.conditions``), in one of two ways that are told apart by how many
+channels it reads: as many as it predicts (TI2V-5B: the first latent frame, which is the causal codec's code of the
+first frame alone, is clean), or 2 C + 4 (I2V-A14B: mask and latents of the frame lie beside the noise). How the
+published weights were trained is not published.
 """
 
 from __future__ import annotations
@@ -17,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wanjax.conditions import Condition, FirstLatents, masked
 from wanjax.models.dit_config import DiTConfig
 
 
@@ -55,69 +51,27 @@ def share(config: DiTConfig, probability: float, clips: int, batch: int | None =
     return np.arange(batch or clips) < round(probability * clips)
 
 
-def hold(x: jax.Array, first: jax.Array, given: jax.Array | np.ndarray) -> jax.Array:
-    """``x`` with the first latent frame of ``first`` in the clips that are given it.
-
-    Args:
-        x, first: [B, F, h, w, C].
-        given: bool [B].
-    """
-    where = jnp.asarray(given)[:, None] & (jnp.arange(x.shape[1]) == 0)
-    return jnp.where(where[:, :, None, None, None], first, x)
-
-
-def token_timesteps(timestep: jax.Array, given: jax.Array | np.ndarray, grid: tuple[int, int, int]) -> jax.Array:
-    """Timesteps [B, N] of tokens: 0 for those of a given first frame, the clip's own for all others.
-
-    Args:
-        timestep: [B].
-        given: bool [B].
-        grid: tokens in time, height, width (``DiTConfig.grid``); a token spans one latent frame.
-    """
-    frames, height, width = grid
-    first = jnp.asarray(given)[:, None] & (jnp.arange(frames) == 0)
-    return jnp.repeat(jnp.where(first, 0.0, timestep[:, None]), height * width, axis=1)
-
-
-def beside(x: jax.Array, image: jax.Array, channels: int) -> jax.Array:
-    """Noisy latents, mask and image latents in a transformer's order.
-
-    Args:
-        x: [B, F, h, w, C] noisy latents.
-        image: [B, F, h, w, C] latents of :func:`alone`.
-        channels: that the transformer reads; the mask has those that are left.
-    """
-    first = (jnp.arange(x.shape[1]) == 0).astype(x.dtype)[:, None, None, None]
-    mask = jnp.broadcast_to(first, (*x.shape[:-1], channels - x.shape[-1] - image.shape[-1]))
-    return jnp.concatenate([x, mask, image], axis=-1)
-
-
-def network_inputs(
-    config: DiTConfig,
-    x: jax.Array,
-    timestep: jax.Array,
-    x0: jax.Array,
-    given: jax.Array | np.ndarray | None,
-    image: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
-    """Latents and timesteps as the transformer reads them.
+def condition(
+    config: DiTConfig, x0: jax.Array, given: jax.Array | np.ndarray | None, image: jax.Array | None
+) -> Condition:
+    """How a batch of training clips is shown to its transformer.
 
     Args:
         config: of the transformer.
-        x: [B, F, h, w, C] noisy latents.
-        timestep: [B].
-        x0: [B, F, h, w, C] the clean latents, of which nothing but the first frame is used.
+        x0: [B, F, h, w, C] clean latents, of which nothing but the first frame is used.
         given: bool [B], clips whose first latent frame is clean; None: no clip's.
-        image: [B, F, h, w, C] image latents, of a transformer that reads them.
-    Returns: latents [B, F, h, w, in_channels], and timesteps [B], or [B, N] where ``given`` is not None.
-    Raises: ValueError where image latents are needed and absent.
+        image: [B, F, h, w, C] latents of :func:`alone`, for a transformer that reads them.
+    Raises: ValueError where these are needed and absent.
     """
     if reads_image(config):
         if image is None:
             raise ValueError(f"the transformer reads {config.in_channels} channels, image latents among them, and the "
                              "batch has no \"image\"")
-        return beside(x, image, config.in_channels), timestep
-    if given is None:
-        return x, timestep
-    frames, height, width = x.shape[1:4]
-    return hold(x, x0, given), token_timesteps(timestep, given, config.grid((frames, height, width)))
+        time = config.in_channels - x0.shape[-1] - image.shape[-1]
+        return masked(image, np.arange(1 + (image.shape[1] - 1) * time) == 0, time)
+    return Condition() if given is None else FirstLatents(x0[:, :1], jnp.asarray(given))
+
+
+def exact(velocity: jax.Array, target: jax.Array, given: jax.Array | np.ndarray | None) -> jax.Array:
+    """The predicted velocity with the true one in its given first frames, which are not learned; [B, F, h, w, C]."""
+    return velocity if given is None else FirstLatents(target[:, :1], jnp.asarray(given)).after_step(velocity)

@@ -11,7 +11,7 @@ import numpy as np
 
 from wanjax import partition, rectified_flow, solvers
 from wanjax.codec import Codec
-from wanjax.first_frame import hold, network_inputs, reads_image, share
+from wanjax.first_frame import condition, reads_image, share
 from wanjax.models.dit import WanDiT
 from wanjax.sample_config import SampleConfig
 
@@ -37,6 +37,8 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
     x0, text = (jnp.asarray(batch[k][:made]) for k in ("latents", "text"))
     image = jnp.asarray(batch["image"][:made]) if reads_image(model.config) else None
     given = share(model.config, first_frame, min(clips, len(x0)), len(x0))
+    f, h, w = x0.shape[1:4]
+    shown, grid = condition(model.config, x0, given, image), model.config.grid((f, h, w))
     solver = solvers.make("euler", steps=config.steps, shift=config.shift)
     edge = int(np.sum(np.asarray(solver.timesteps) >= 1000.0 * config.boundary))
     keys = [jax.random.fold_in(jax.random.key(seed), clip) for clip in range(len(x0))]
@@ -47,21 +49,21 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
 
     @jax.jit
     def run(params: Any, codec_params: Any) -> jax.Array:
-        x = noise if expert == "high" else rectified_flow.add_noise(x0, noise, jnp.full(len(x0), sigma))
+        x = shown.start(noise if expert == "high" else rectified_flow.add_noise(x0, noise, jnp.full(len(x0), sigma)))
 
         def velocity(x, timestep):
-            latents, times = network_inputs(model.config, x, jnp.full(len(x0), timestep), x0, given, image)
-            return model.apply({"params": params}, latents, times, text)
+            times = shown.timesteps(timestep, len(x0), grid)
+            return model.apply({"params": params}, shown.network_input(x), times, text)
 
         def body(i, carry):
             x, history = carry
-            return solver.step(history, x, velocity(x, timesteps[i]), i)
+            x, history = solver.step(history, x, velocity(x, timesteps[i]), i)
+            return shown.after_step(jnp.asarray(x)), history
 
         x, _ = jax.lax.fori_loop(start, stop, body, (x, solver.init(x)))
         if expert == "high" and sigma:
-            x = rectified_flow.x0_from_velocity(x, velocity(x, 1000.0 * sigma), jnp.full(len(x0), sigma))
-        if given is not None:
-            x = hold(jnp.asarray(x), x0, given)
+            clean = rectified_flow.x0_from_velocity(x, velocity(x, 1000.0 * sigma), jnp.full(len(x0), sigma))
+            x = shown.after_step(jnp.asarray(clean))
         return codec.model.apply({"params": codec_params}, x, method="decode")
 
     def preview(params: Any) -> np.ndarray:

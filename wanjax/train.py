@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from wanjax import optim, partition, rectified_flow
-from wanjax.first_frame import draw, hold, network_inputs, share
+from wanjax.first_frame import condition, draw, exact, share
 from wanjax.models import rows
 from wanjax.models.dit import WanDiT
 from wanjax.models.rows.dit import dit_rows
@@ -205,15 +205,14 @@ def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.Gradie
         sigma = timestep / 1000.0
         noised = jnp.asarray(rectified_flow.add_noise(x0, noise, sigma))
         target = jnp.asarray(rectified_flow.velocity_target(x0, noise))
-        latents, times = network_inputs(model.config, noised, timestep, x0, given, image)
+        latents, times = _shown(model, noised, timestep, x0, given, image)
         if head is None:
             velocity, logits = model.apply({"params": params}, latents, times, text), None
         else:
             velocity, states = model.apply_with_taps({"params": params}, latents, times, text, taps=head.taps)
             f, h, w = x0.shape[1:4]
             logits = head.apply(params[SHADOW_HEAD], states, (f, h, w))
-        if given is not None:
-            velocity = hold(velocity, target, given)
+        velocity = exact(velocity, target, given)
         return objective(Prediction(velocity, target, x0, sigma, logits, visibility, decoder_params), step)
 
     value_and_grad = jax.value_and_grad(lambda *args: loss(*args), has_aux=True)
@@ -248,6 +247,13 @@ def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.Gradie
     return step_fn
 
 
+def _shown(model: WanDiT, noised: jax.Array, timestep: jax.Array, x0: jax.Array, given: Any, image: jax.Array | None
+           ) -> tuple[jax.Array, jax.Array]:
+    """Latents and timesteps as the transformer reads them."""
+    shown, (f, h, w) = condition(model.config, x0, given, image), x0.shape[1:4]
+    return shown.network_input(shown.start(noised)), shown.timesteps(timestep, len(x0), model.config.grid((f, h, w)))
+
+
 def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int, first_frame: float = 0.0
                     ) -> Callable[..., jax.Array]:
     """``validate(params, batch, key) -> [bins]`` velocity loss at the centre of equal-width noise bins, fixed noise.
@@ -267,11 +273,9 @@ def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int,
         def one(timestep):
             t = jnp.full((x0.shape[0],), timestep)
             noised = jnp.asarray(rectified_flow.add_noise(x0, noise, t / 1000.0))
-            latents, times = network_inputs(model.config, noised, t, x0, given, batch.get("image"))
+            latents, times = _shown(model, noised, t, x0, given, batch.get("image"))
             velocity = model.apply({"params": params}, latents, times, batch["text"])
-            if given is not None:
-                velocity = hold(velocity, target, given)
-            return jnp.mean(jnp.square(velocity - target))
+            return jnp.mean(jnp.square(exact(velocity, target, given) - target))
 
         return jax.lax.map(one, jnp.asarray(centres, jnp.float32))
 
