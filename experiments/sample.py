@@ -28,7 +28,18 @@ import jax
 from absl import app, flags
 from tqdm import tqdm
 
-from wanjax import generate, images, lora, partition, prompt_embeddings, sample_records, solvers, video
+from wanjax import (
+    generate,
+    images,
+    lora,
+    lora_factors,
+    offload,
+    partition,
+    prompt_embeddings,
+    sample_records,
+    solvers,
+    video,
+)
 from wanjax.checkpoint import CheckpointError
 from wanjax.denoise import HOLDING, PASSES, Execution, Step
 from wanjax.estimate import estimate
@@ -42,6 +53,7 @@ from wanjax.sample_config import SampleConfig
 from wanjax.sample_records import SIZES
 
 RECORDS = "samples.jsonl"
+LORA_MODES = ("into", "beside")
 SETTINGS = tuple(field.name for field in dataclasses.fields(SampleConfig))
 
 
@@ -55,6 +67,7 @@ def sample(
     execution: Execution | None = None,
     correct: bool = False,
     loras: Mapping[str, str] | None = None,
+    lora_mode: str = "into",
     mesh: jax.sharding.Mesh | None = None,
     text_cache: pathlib.Path | None = None,
 ) -> list[dict[str, Any]]:
@@ -68,7 +81,10 @@ def sample(
       execution: how the work is laid out, see `wanjax.denoise`.
       correct: whether flicker of exposure and colour is taken out, see `wanjax.light.correct`.
       loras: "high" or "low" -> LoRA files that are added to that expert's weights, see `wanjax.lora.parse`.
+      lora_mode: "into", merged as the weights are read, or "beside", added at every use, see `wanjax.lora_factors`.
     """
+    if lora_mode not in LORA_MODES:
+        raise ValueError(f"lora_mode = {lora_mode!r}: expected one of {', '.join(LORA_MODES)}")
     files = {name: lora.parse(text) for name, text in (loras or {}).items()}
     targets = _targets(out, len(lines))
     pixels = [_pixels(line) for line in lines]
@@ -78,7 +94,7 @@ def sample(
     if pipeline.frames > opened.frames:
         print(f"warning: {pipeline.frames} frames, made for {opened.frames}: beyond that, models of this family are "
               "known to burn or shift the brightness of the first frames", flush=True)  # fmt: skip
-    pipeline, merged = _with_loras(pipeline, config, files)
+    pipeline, merged = _with_loras(pipeline, config, files, lora_mode)
     requests = [generate.Request(line.prompt, line.seed, *given) for line, given in zip(lines, pixels, strict=True)]
     generate.check(pipeline, requests, config)
     records = [
@@ -213,9 +229,9 @@ def _size_of_images(pipeline: Pipeline, pixels: Sequence[tuple[Any, Any]]) -> di
 
 
 def _with_loras(
-    pipeline: Pipeline, config: SampleConfig, files: Mapping[str, list[tuple[pathlib.Path, float]]]
+    pipeline: Pipeline, config: SampleConfig, files: Mapping[str, list[tuple[pathlib.Path, float]]], mode: str
 ) -> tuple[Pipeline, dict[str, list[dict[str, Any]]]]:
-    """The pipeline whose experts are read with LoRAs merged in; and what is merged, by expert."""
+    """The pipeline whose experts have LoRAs in or beside their weights; and which, by expert."""
     experts, records = dict(pipeline.experts), {}
     for name in files:
         if name not in experts:
@@ -223,12 +239,16 @@ def _with_loras(
         if not config.expert_steps[name]:
             raise ValueError(f"lora_{name} would do nothing: no step falls to the {name}-noise expert here")
     for name, named in files.items():
-        table = dit_rows(experts[name].model.config)
-        opened = [(lora.read_lora(file, table), weight) for file, weight in named]
-        records[name] = [{"file": one.file.name, "sha256": one.sha256, "weight": weight} for one, weight in opened]
-        experts[name] = _merged(experts[name], opened)
+        model = experts[name].model
+        table = dit_rows(model.config)
+        opened, records[name] = lora.read_files(named, table, expert=name)
+        if mode == "beside":
+            beside = lora_factors.factors(table, opened, mesh=model.mesh)
+            experts[name] = dataclasses.replace(experts[name], changes=beside)
+        else:
+            experts[name] = _merged(experts[name], opened)
         for record in records[name]:
-            print(f"merging {record['file']} into the {name}-noise expert, weight {record['weight']}", flush=True)
+            print(f"{record['file']} {mode} the {name}-noise expert's weights, weight {record['weight']}", flush=True)
     return dataclasses.replace(pipeline, experts=experts), records
 
 
@@ -236,6 +256,9 @@ def _merged(expert: Expert, loras: Sequence[tuple[lora.Lora, float]]) -> Expert:
     """The expert whose parameters are changed as they are read."""
 
     def read(places: Any) -> Any:
+        if any(place.memory_kind == offload.HOST for place in jax.tree.leaves(places)):
+            raise ValueError("LoRAs cannot be merged into weights that are streamed from the host block by block: keep "
+                             "them beside (--lora_mode beside), or hold a whole expert (--holding one)")  # fmt: skip
         return lora.merge(expert.read(places), dit_rows(expert.model.config), loras, donate=True)
 
     return dataclasses.replace(expert, read=read)
@@ -279,7 +302,7 @@ def main(argv: list[str]) -> None:
             raise ValueError("--prompt is empty")
         sample(
             given.checkpoint, lines, given.out,
-            weights=given.weights, changes=changes, correct=given.correct, loras=loras,
+            weights=given.weights, changes=changes, correct=given.correct, loras=loras, lora_mode=given.lora_mode,
             execution=Execution(given.batch, given.holding, given.passes), mesh=_mesh(given.mesh),
             text_cache=pathlib.Path(given.text_cache) if given.text_cache else None,
         )  # fmt: skip
@@ -316,8 +339,9 @@ def entry() -> None:
     flags.DEFINE_string("mesh", "", "Devices by axis, such as seq=4; one device by default.")
     flags.DEFINE_string("text_cache", str(prompt_embeddings.default_cache()), "Folder of embeddings; empty for none.")
     flags.DEFINE_bool("correct", False, "Take flicker of exposure and colour out of each clip.")
-    flags.DEFINE_string("lora_high", None, "LoRA files to merge into the high-noise expert: file[:weight],...")
-    flags.DEFINE_string("lora_low", None, "LoRA files to merge into the low-noise expert: file[:weight],...")
+    flags.DEFINE_string("lora_high", None, "LoRA files for the high-noise expert: file[:weight],...")
+    flags.DEFINE_string("lora_low", None, "LoRA files for the low-noise expert: file[:weight],...")
+    flags.DEFINE_enum("lora_mode", "into", LORA_MODES, "Merged into the weights, or kept beside and added at use.")
     flags.DEFINE_enum("solver", None, solvers.NAMES, "Default: the checkpoint's own, as for all settings below.")
     flags.DEFINE_enum("grid", None, solvers.GRIDS, "Noise levels of the solver; distilled for few-step weights.")
     flags.DEFINE_integer("steps", None, "Calls of the networks.")

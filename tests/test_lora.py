@@ -23,6 +23,7 @@ from experiments import sample as launcher
 from tests.parity import dit_case
 from tests.test_sample import DIT, QUICK, release, workdir  # noqa: F401 (fixtures)
 from wanjax import generate, hub, lora, partition, video
+from wanjax.denoise import Execution
 from wanjax.models import rows
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows import Row
@@ -339,7 +340,7 @@ def test_a_sampled_lora_is_the_converted_one_and_changes_the_clip(release, files
         cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "merging one.safetensors into the high-noise expert, weight 0.8" in done.stdout
+    assert "one.safetensors into the high-noise expert's weights, weight 0.8" in done.stdout
     loras = {"high": f"{files[0]}:0.8,{files[1]}", "low": str(files[0])}
     convert.run(release, tmp_path / "converted", loras=loras)
     request = [launcher.Line("dawn", 0)]
@@ -357,6 +358,26 @@ def test_a_sampled_lora_is_the_converted_one_and_changes_the_clip(release, files
     assert "loras" not in without.metadata["checkpoint"]
     prints = [clip.metadata["checkpoint"]["fingerprint"] for clip in (sampled, converted, without)]
     assert prints[0] == prints[2] != prints[1]  # of the weights before anything is added, and of those merged for good
+
+
+def test_a_lora_beside_the_weights_makes_the_clip_of_one_merged_into_them(release, files, tmp_path):  # noqa: F811
+    loras = {"high": f"{files[0]}:0.8,{files[1]}", "low": str(files[0])}
+    clips = {}
+    for name, options in {
+        "into": {}, "beside": {"lora_mode": "beside"},
+        "streamed": {"lora_mode": "beside", "execution": Execution(holding="blocks")},
+    }.items():  # fmt: skip
+        launcher.sample(str(release), [launcher.Line("dawn", 0)], str(tmp_path / name), changes=SMALL, loras=loras,
+                        **options)  # fmt: skip
+        clips[name] = video.read(tmp_path / name / "clip_000.mp4").frames.astype(int)
+    apart = np.abs(clips["into"] - clips["beside"])
+    assert apart.max() <= 5 and apart.mean() < 0.05  # rounding, and what the video's compression makes of it
+    np.testing.assert_array_equal(clips["beside"], clips["streamed"])
+    with pytest.raises(ValueError, match="--lora_mode beside"):
+        launcher.sample(str(release), [launcher.Line("dawn", 0)], str(tmp_path / "no"), changes=SMALL, loras=loras,
+                        execution=Execution(holding="blocks"))  # fmt: skip
+    with pytest.raises(ValueError, match="lora_mode = 'over'"):
+        launcher.sample(str(release), [], str(tmp_path / "no"), loras=loras, lora_mode="over")
 
 
 def test_clips_of_other_loras_are_made_anew_and_of_the_same_are_kept(release, files, tmp_path, monkeypatch):  # noqa: F811

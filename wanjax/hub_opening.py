@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from wanjax import hub_configs, hub_float8
 from wanjax.file_digest import sampled_digest
 from wanjax.hub_layouts import is_orbax, one_network
-from wanjax.hub_names import resolve
+from wanjax.hub_names import resolve_network
 from wanjax.hub_networks import Config, ForeignWeights, Network, most_common, rows_of
 from wanjax.hub_readers import Reader, View, shapes, unprefixed, untied
 from wanjax.models import rows as row_table
@@ -91,7 +91,7 @@ def open_network(folder: _PathLike, kind: str | None = None, *, dtype: str | Non
         ValueError: a pipeline's root (the message lists its parts), a damaged file, a config that describes another
             network, or tensors missing, unexpected or of the wrong shape (all in one message).
     """
-    path = one_network(resolve(folder))
+    path = one_network(resolve_network(folder))
     if dtype is not None and jnp.dtype(dtype).name not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if is_orbax(path):
