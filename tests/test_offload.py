@@ -1,4 +1,4 @@
-"""Parameters in host memory give the bits of resident ones, and the device never holds more than two of their blocks."""
+"""Parameters in host memory give the bits of resident ones, and a device never holds more than two of their blocks."""
 
 import dataclasses
 import functools
@@ -78,7 +78,8 @@ def _compiled(layers, streamed):
     kinds = jax.tree.leaves(jax.tree.map(lambda place: place.memory_kind, compiled.input_shardings[0][0]["params"]))
     held = sum(leaf.size * 4 for leaf, kind in zip(jax.tree.leaves(params), kinds, strict=True) if kind == "device")
     # the CPU's two memories are one: its programs do not say what is copied
-    return table, traced.lower(lowering_platforms=("tpu",)).as_text(), held + compiled.memory_analysis().temp_size_in_bytes
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    return table, text, held + compiled.memory_analysis().temp_size_in_bytes
 
 
 def test_device_memory_of_forty_streamed_blocks_is_that_of_two():
@@ -131,13 +132,9 @@ def test_what_cannot_be_streamed_is_refused(params):
     with pytest.raises(ValueError, match=r"parameter patch_embedding/kernel has shape .*, expected"):
         offload.to_host(params, dit_rows(dataclasses.replace(CONFIG, width=24)))
     streamed = offload.to_host(params, ROWS)
-    for index, variables in enumerate([{"params": streamed}, {"params": params}]):
-        loss = jax.jit(jax.grad(lambda text, variables=variables: WanDiT(CONFIG).apply(variables, *INPUTS[:2], text).sum()))
-        if index:
-            assert np.isfinite(loss(INPUTS[2])).all()
-        else:
-            with pytest.raises(ValueError, match="streamed forward only"):
-                loss(INPUTS[2])
+    gradient = jax.grad(lambda text, held: WanDiT(CONFIG).apply({"params": held}, *INPUTS[:2], text).sum())
+    with pytest.raises(ValueError, match="streamed forward only"):
+        gradient(INPUTS[2], streamed)
     change = lora.Whole("a"), lora.Lora("a", "", {"a": np.ones((48, 48), np.float32)}, {})
     added = dataclasses.replace(change[1], changes={(("blocks", "self_attention", "q", "kernel"), 0): change[:1]})
     with pytest.raises(ValueError, match="blocks/self_attention/q/kernel lies in host memory"):

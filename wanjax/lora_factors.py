@@ -78,5 +78,5 @@ def _parts(row: Row, loras: Sequence[tuple[Lora, float]]) -> dict[str, np.ndarra
     stacked = {part: np.zeros((row.stacked, *shapes[part]), np.float32) for part in present}
     for layer, parts in enumerate(by_layer):
         for part, array in parts.items():
-            stacked[part][(layer, *map(slice, array.shape))] = array
+            stacked[part][layer][tuple(slice(size) for size in array.shape)] = array
     return stacked
