@@ -3,6 +3,7 @@
 import dataclasses
 import filecmp
 import json
+import pathlib
 import shutil
 import tracemalloc
 
@@ -23,6 +24,7 @@ from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.umt5 import UMT5Config, UMT5Encoder
 from wanjax.models.vae import WAN22, VAEConfig, WanVAE
 
+ROOT = pathlib.Path(__file__).parents[1]
 MODEL = DiTConfig(width=16, heads=2, layers=2, ffn=32, in_channels=4, out_channels=4, freq_dim=16, text_dim=8)
 CODEC21 = VAEConfig(base_dim=4, num_res_blocks=1, dim_mult=(1, 3, 2, 4), temporal_downsample=(True, False, True))
 CODEC22 = dataclasses.replace(WAN22, base_dim=8, decoder_base_dim=16)
@@ -59,7 +61,7 @@ def write_release(folder, member, *, tokenizer=True):
 
         ByT5Tokenizer().save_pretrained(str(folder / "tokenizer"))
     index = {"_class_name": "WanPipeline", "boundary_ratio": member.sample.boundary or None,
-             **{part: ["library", "Class"] for part in (*parts, "vae", "text_encoder", "tokenizer")}}  # fmt: skip
+             **{part: ["library", "Class"] for part in (*networks, *(["tokenizer"] if tokenizer else []))}}  # fmt: skip
     (folder / INDEX).write_text(json.dumps(index))
     return folder
 

@@ -188,6 +188,8 @@ def _of_release(src: pathlib.Path, dtype: str | None, fp8: bool, only: Collectio
         parts = open_layout(src)
     else:
         parts = {name: src / name for name in (*_EXPERT_PARTS.values(), *EXPERTS.values()) if (src / name).is_dir()}
+    if parts.keys() - {"boundary_ratio"} == {"vae"} and layout == "official":
+        parts = {}  # the official codec on its own
     if not parts:
         if src.is_dir() and not is_orbax(src) and not any(file.suffix in SUFFIXES for file in src.iterdir()):
             raise ValueError(

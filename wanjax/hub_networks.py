@@ -61,13 +61,13 @@ class Network:
 
     Attributes:
         kind: one of :data:`KINDS`.
-        config: its sizes; ``dtype`` and ``param_dtype`` are the type in which it computes.
+        config: its :data:`Config`; ``dtype`` and ``param_dtype`` are the type in which it computes.
         weights: its tensors.
         source: where they are, for messages.
     """
 
     kind: str
-    config: Config
+    config: Any
     weights: Weights
     source: str
 

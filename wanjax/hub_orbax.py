@@ -219,7 +219,8 @@ class _Expected(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return record.levelno > logging.INFO and "Skipping merge of OCDBT" not in message and "TensorStore data files not found" not in message
+        expected = ("Skipping merge of OCDBT", "TensorStore data files not found")
+        return record.levelno > logging.INFO and not any(text in message for text in expected)
 
 
 @contextlib.contextmanager
