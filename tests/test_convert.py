@@ -308,7 +308,8 @@ def test_a_damaged_orbax_folder_is_refused_by_name(whole, tmp_path, damage):
             config = json.loads((folder / "config.json").read_text())
             (folder / "config.json").write_text(json.dumps(config | {"ffn_dim": 57}))
         (folder / manifest.NAME).unlink()  # as somebody would who edits such a folder
-    named = {"truncated": "blocks.ffn.in.kernel/c/.* bytes, .* are recorded", "missing": "blocks.ffn.in.kernel/c/.*missing",
+    named = {"truncated": "blocks.ffn.in.kernel/c/.* bytes, .* are recorded",
+             "missing": "blocks.ffn.in.kernel/c/.*missing",
              "metadata": "_METADATA", "renamed": "blocks/ffn/in/kernel|blocks.ffn.in.kernel",
              "shape": r"wrong shape blocks/ffn/in/kernel: \(3, 48, 56\), expected \(3, 48, 57\)"}  # fmt: skip
     with pytest.raises(ValueError, match=named[damage]):

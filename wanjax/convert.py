@@ -141,8 +141,8 @@ def convert(
                 say(f"{part}: {what} changed the weights by {value:.3g} (relative, root mean square)")
         _write_rest(contents, part_folder, layout, say)
         (part_folder / _UNFINISHED).unlink()
-        manifest.write(part_folder, layout=layout, source=str(src), dtype=dtype, fp8=fp8,
-                       loras={part: [[str(file), weight] for file, weight in of] for part, of in files.items()})  # fmt: skip
+        merged = {part: [[str(file), weight] for file, weight in of] for part, of in files.items()}
+        manifest.write(part_folder, layout=layout, source=str(src), dtype=dtype, fp8=fp8, loras=merged)
         part_folder.rename(dst)
 
 
