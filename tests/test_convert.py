@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.parity import dit_case
 from tests.test_hub import equal
-from wanjax import convert, hub, hub_writing, manifest, partition, pipeline, warm_start
+from tests.test_sample import workdir  # noqa: F401  a fixture
+from wanjax import checkpoint, convert, hub, hub_writing, manifest, partition, pipeline, warm_start
 from wanjax.family import MEMBERS, WAN21_STRIDES
 from wanjax.hub_layouts import INDEX, read_index
 from wanjax.hub_networks import ForeignWeights, rows_of
@@ -149,6 +150,19 @@ def test_every_layout_opens_as_the_same_network(tmp_path, whole):
             equal(load(parts[part])[1], load(whole / part)[1])
         with pytest.raises(ValueError, match=r"root of a pipeline.*load_dit\(.*load_vae\("):
             hub.load_dit(tmp_path / layout)
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_a_runs_experts_are_written_in_any_layout(workdir, tmp_path, weights):  # noqa: F811
+    expected = checkpoint.open_run(workdir, weights).experts
+    for layout in hub.LAYOUTS:
+        convert.convert(workdir, tmp_path / layout, layout=layout, weights=weights)
+        for name, params in expected.items():
+            folders = warm_start.DIFFUSERS_FOLDERS if layout in ("diffusers", "orbax") else warm_start.OFFICIAL_FOLDERS
+            place = tmp_path / layout / folders[name]
+            if layout == "comfyui":
+                place = tmp_path / layout / f"diffusion_models/{folders[name]}.safetensors"
+            equal(hub.load_dit(place)[1], params)
 
 
 @pytest.mark.parametrize("layout", hub.LAYOUTS)

@@ -196,7 +196,8 @@ def _metadata(folder: pathlib.Path) -> dict[tuple[str, ...], Any]:
         with _quiet():
             tree = ocp.metadata(folder.absolute() / ORBAX_PARAMS).metadata
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / ORBAX_PARAMS} is no readable orbax checkpoint ({error}): convert it again") from error
+        place = folder / ORBAX_PARAMS
+        raise ValueError(f"{place} is no readable orbax checkpoint ({error}): convert it again") from error
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
     return {tuple(str(key.key) for key in path): leaf for path, leaf in leaves}
 

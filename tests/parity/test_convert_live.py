@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("torch")
+import diffusers
 
 from tests.test_convert import write_release
 from wanjax import convert
