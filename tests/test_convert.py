@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from tests.parity import dit_case
 from tests.test_hub import equal
 from tests.test_sample import workdir  # noqa: F401  a fixture
-from wanjax import checkpoint, convert, hub, hub_writing, manifest, partition, pipeline, warm_start
+from wanjax import checkpoint, convert, hub, hub_orbax, hub_writing, manifest, partition, pipeline, warm_start
 from wanjax.family import MEMBERS, WAN21_STRIDES
 from wanjax.hub_layouts import INDEX, read_index
 from wanjax.hub_networks import ForeignWeights, rows_of
@@ -412,10 +412,11 @@ def large(tmp_path_factory):
     return folder / "diffusers", max(int(np.prod(row.full_shape)) * 4 for row in rows_of(config))
 
 
-def test_a_conversion_holds_one_tensor_and_one_to_orbax_one_stacked_array(large, tmp_path):
+def test_a_conversion_holds_one_tensor_and_one_to_orbax_one_stacked_array(large, tmp_path, monkeypatch):
     source, stacked = large
+    monkeypatch.setattr(hub_orbax, "_GROUP", 1_000_000)  # else all of it is small
     counter = iter(range(100))
-    for layout, limit in (("official", 6_000_000), ("comfyui", 6_000_000)):
+    for layout, limit in (("official", 6_000_000), ("comfyui", 6_000_000), ("orbax", stacked + 6_000_000)):
         peak = peak_of(lambda layout=layout: convert.convert(source, tmp_path / f"{next(counter)}", layout=layout))
         assert peak < limit, layout
 
