@@ -3,6 +3,7 @@
 import dataclasses
 import filecmp
 import json
+import pathlib
 import shutil
 import tracemalloc
 
@@ -14,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.parity import dit_case
 from tests.test_hub import equal
-from wanjax import convert, hub, hub_writing, manifest, partition, pipeline, warm_start
+from tests.test_sample import workdir  # noqa: F401  a fixture
+from wanjax import checkpoint, convert, hub, hub_orbax, hub_writing, manifest, partition, pipeline, warm_start
 from wanjax.family import MEMBERS, WAN21_STRIDES
 from wanjax.hub_layouts import INDEX, read_index
 from wanjax.hub_networks import ForeignWeights, rows_of
@@ -23,6 +25,7 @@ from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.umt5 import UMT5Config, UMT5Encoder
 from wanjax.models.vae import WAN22, VAEConfig, WanVAE
 
+ROOT = pathlib.Path(__file__).parents[1]
 MODEL = DiTConfig(width=16, heads=2, layers=2, ffn=32, in_channels=4, out_channels=4, freq_dim=16, text_dim=8)
 CODEC21 = VAEConfig(base_dim=4, num_res_blocks=1, dim_mult=(1, 3, 2, 4), temporal_downsample=(True, False, True))
 CODEC22 = dataclasses.replace(WAN22, base_dim=8, decoder_base_dim=16)
@@ -59,7 +62,7 @@ def write_release(folder, member, *, tokenizer=True):
 
         ByT5Tokenizer().save_pretrained(str(folder / "tokenizer"))
     index = {"_class_name": "WanPipeline", "boundary_ratio": member.sample.boundary or None,
-             **{part: ["library", "Class"] for part in (*parts, "vae", "text_encoder", "tokenizer")}}  # fmt: skip
+             **{part: ["library", "Class"] for part in (*networks, *(["tokenizer"] if tokenizer else []))}}  # fmt: skip
     (folder / INDEX).write_text(json.dumps(index))
     return folder
 
@@ -147,6 +150,19 @@ def test_every_layout_opens_as_the_same_network(tmp_path, whole):
             equal(load(parts[part])[1], load(whole / part)[1])
         with pytest.raises(ValueError, match=r"root of a pipeline.*load_dit\(.*load_vae\("):
             hub.load_dit(tmp_path / layout)
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_a_runs_experts_are_written_in_any_layout(workdir, tmp_path, weights):  # noqa: F811
+    expected = checkpoint.open_run(workdir, weights).experts
+    for layout in hub.LAYOUTS:
+        convert.convert(workdir, tmp_path / layout, layout=layout, weights=weights)
+        for name, params in expected.items():
+            folders = warm_start.DIFFUSERS_FOLDERS if layout in ("diffusers", "orbax") else warm_start.OFFICIAL_FOLDERS
+            place = tmp_path / layout / folders[name]
+            if layout == "comfyui":
+                place = tmp_path / layout / f"diffusion_models/{folders[name]}.safetensors"
+            equal(hub.load_dit(place)[1], params)
 
 
 @pytest.mark.parametrize("layout", hub.LAYOUTS)
@@ -306,7 +322,8 @@ def test_a_damaged_orbax_folder_is_refused_by_name(whole, tmp_path, damage):
             config = json.loads((folder / "config.json").read_text())
             (folder / "config.json").write_text(json.dumps(config | {"ffn_dim": 57}))
         (folder / manifest.NAME).unlink()  # as somebody would who edits such a folder
-    named = {"truncated": "blocks.ffn.in.kernel/c/.* bytes, .* are recorded", "missing": "blocks.ffn.in.kernel/c/.*missing",
+    named = {"truncated": "blocks.ffn.in.kernel/c/.* bytes, .* are recorded",
+             "missing": "blocks.ffn.in.kernel/c/.*missing",
              "metadata": "_METADATA", "renamed": "blocks/ffn/in/kernel|blocks.ffn.in.kernel",
              "shape": r"wrong shape blocks/ffn/in/kernel: \(3, 48, 56\), expected \(3, 48, 57\)"}  # fmt: skip
     with pytest.raises(ValueError, match=named[damage]):
@@ -395,10 +412,11 @@ def large(tmp_path_factory):
     return folder / "diffusers", max(int(np.prod(row.full_shape)) * 4 for row in rows_of(config))
 
 
-def test_a_conversion_holds_one_tensor_and_one_to_orbax_one_stacked_array(large, tmp_path):
+def test_a_conversion_holds_one_tensor_and_one_to_orbax_one_stacked_array(large, tmp_path, monkeypatch):
     source, stacked = large
+    monkeypatch.setattr(hub_orbax, "_GROUP", 1_000_000)  # else all of it is small
     counter = iter(range(100))
-    for layout, limit in (("official", 6_000_000), ("comfyui", 6_000_000)):
+    for layout, limit in (("official", 6_000_000), ("comfyui", 6_000_000), ("orbax", stacked + 6_000_000)):
         peak = peak_of(lambda layout=layout: convert.convert(source, tmp_path / f"{next(counter)}", layout=layout))
         assert peak < limit, layout
 

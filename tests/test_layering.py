@@ -26,7 +26,9 @@ MAY_NOT_KNOW = {
     "wanjax/light": NETWORKS | MESHES | TRAINING | {"ml_collections", "wanjax.hub", "wanjax.config"},
     "wanjax/train.py": {"ml_collections", "wanjax.config", "wanjax.hub", "wanjax.weight_files", "wanjax.latent_cache",
                         "wanjax.video", "safetensors", "huggingface_hub", "h5py", "json", "orbax", "av"},
-    "wanjax/hub.py": TRAINING | {"ml_collections", "wanjax.config", "wanjax.data", "wanjax.latent_cache", "orbax"},
+    **{f"wanjax/{hub}.py": TRAINING | {"ml_collections", "wanjax.config", "wanjax.data", "wanjax.latent_cache", "orbax"}
+       for hub in ("hub", "hub_networks", "hub_opening", "hub_writing", "manifest")},
+    "wanjax/hub_orbax.py": TRAINING | {"ml_collections", "wanjax.config", "wanjax.data", "wanjax.latent_cache"},
     "wanjax/data.py": TRAINING | NETWORKS | {"ml_collections", "wanjax.config", "tensorflow_datasets"},
     "wanjax/latent_cache.py": TRAINING | NETWORKS | {"ml_collections", "wanjax.config", "tensorflow_datasets"},
     "wanjax/solvers.py": OURS - {"wanjax"} | NETWORKS | MESHES | TRAINING,

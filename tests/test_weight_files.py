@@ -1,5 +1,6 @@
 """Files of weights: those of torch.save are read and never run; what is damaged is refused by name."""
 
+import json
 import os
 import pickle
 import zipfile
@@ -7,10 +8,11 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from tests import torch_writing
-from wanjax.weight_files import open_weights
+from wanjax.weight_files import TensorSpec, open_weights, write_weights
 
 RNG = np.random.default_rng(0)
 TENSORS = {
@@ -167,3 +169,48 @@ def test_eight_bit_floats_are_read_as_they_are(tmp_path):
         assert (reader.dtype_of(name), found.dtype, found.shape) == (tensors[name].dtype.name, tensors[name].dtype,
                                                                      tensors[name].shape)
         np.testing.assert_array_equal(found.view(np.uint8), tensors[name].view(np.uint8))
+
+
+def specs_of(tensors):
+    return {name: TensorSpec(tensor.shape, tensor.dtype.name) for name, tensor in tensors.items()}
+
+
+def test_tensors_are_written_in_any_order_each_at_a_multiple_of_its_elements_size(tmp_path):
+    tensors = {"odd": np.ones(3, jnp.float8_e4m3fn), "b": np.arange(3, dtype=jnp.bfloat16), **TENSORS,
+               "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T}  # fmt: skip
+    write_weights(tmp_path, specs_of(tensors), reversed(tensors.items()), {"a": 1}, stem="x")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "x.safetensors"]
+    raw = (tmp_path / "x.safetensors").read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    assert header.pop("__metadata__") == {"format": "pt"}  # without it diffusers and transformers refuse the file
+    reader = open_weights(tmp_path)
+    assert set(reader) == set(tensors)
+    for name, tensor in tensors.items():
+        assert (start + header[name]["data_offsets"][0]) % tensor.itemsize == 0
+        assert reader[name].dtype == tensor.dtype and reader[name].tobytes() == tensor.tobytes()
+    with safe_open(tmp_path / "x.safetensors", "np") as theirs:  # numpy knows no 8-bit floats
+        assert all(theirs.get_tensor(name).tobytes() == tensors[name].tobytes() for name in {*tensors} - {"odd"})
+
+
+def test_what_does_not_match_its_plan_is_not_written(tmp_path):
+    specs = specs_of(TENSORS)
+    twice = [*TENSORS.items(), ("b", TENSORS["b"])]
+    for tensors, message in (
+        ({**TENSORS, "more": np.zeros(1)}.items(), "tensor more .*: expected no such tensor"),
+        ({**TENSORS, "b": np.zeros((2, 3, 5), np.float32)}.items(), r"tensor b \(2, 3, 5\)"),
+        (list(TENSORS.items())[1:], "1 tensors did not come, the first is a.weight"),
+        (twice, "tensor b .*or only once"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_weights(tmp_path, specs, tensors, {"a": 1}, stem="x")
+        assert not list(tmp_path.iterdir())
+
+
+def test_only_what_is_looked_at_is_read_from_a_file(tmp_path):
+    save_file({"a": np.arange(12, dtype=np.float32).reshape(3, 4)}, tmp_path / "x.safetensors")
+    reader = open_weights(tmp_path)
+    part = reader.read("a", lambda stored: stored.T[1:3])
+    assert not part.flags.owndata and not part.flags.writeable  # a view of the mapped file
+    np.testing.assert_array_equal(part, [[1, 5, 9], [2, 6, 10]])
+    assert reader["a"].flags.owndata and reader["a"].flags.writeable

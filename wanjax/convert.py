@@ -143,8 +143,8 @@ def convert(
                 say(f"{part}: {what} changed the weights by {value:.3g} (relative, root mean square)")
         _write_rest(contents, part_folder, layout, say)
         (part_folder / _UNFINISHED).unlink()
-        manifest.write(part_folder, layout=layout, source=str(src), dtype=dtype, fp8=fp8,
-                       loras={part: [[str(file), weight] for file, weight in of] for part, of in files.items()})  # fmt: skip
+        merged = {part: [[str(file), weight] for file, weight in of] for part, of in files.items()}
+        manifest.write(part_folder, layout=layout, source=str(src), dtype=dtype, fp8=fp8, loras=merged)
         part_folder.rename(dst)
 
 
@@ -190,6 +190,8 @@ def _of_release(src: pathlib.Path, dtype: str | None, fp8: bool, only: Collectio
         parts = open_layout(src)
     else:
         parts = {name: src / name for name in (*_EXPERT_PARTS.values(), *EXPERTS.values()) if (src / name).is_dir()}
+    if parts.keys() - {"boundary_ratio"} == {"vae"} and layout == "official":
+        parts = {}  # the official codec on its own
     if not parts:
         if src.is_dir() and not is_orbax(src) and not any(file.suffix in SUFFIXES for file in src.iterdir()):
             raise ValueError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import pathlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -61,13 +60,13 @@ class Network:
 
     Attributes:
         kind: one of :data:`KINDS`.
-        config: its sizes; ``dtype`` and ``param_dtype`` are the type in which it computes.
+        config: its :data:`Config`; ``dtype`` and ``param_dtype`` are the type in which it computes.
         weights: its tensors.
         source: where they are, for messages.
     """
 
     kind: str
-    config: Config
+    config: Any
     weights: Weights
     source: str
 
@@ -91,11 +90,9 @@ class Network:
 
     def stacked(self, row: Row) -> np.ndarray:
         """The whole array of a row, layers first, in memory of its own."""
-        if not row.stacked:
-            return np.array(self.weights.read(row, 0), order="C")
         out = np.empty(row.full_shape, self.dtype_of(row))
-        for layer in range(row.stacked):
-            copy_into(out[layer], self.weights.read(row, layer))
+        for layer in range(max(row.stacked, 1)):
+            copy_into(out[layer] if row.stacked else out, self.weights.read(row, layer))
         return out
 
     def specs(self, naming: str) -> dict[str, TensorSpec]:
@@ -178,7 +175,10 @@ class ForeignWeights:
         """Part of a row's whole array, in memory of its own: the files may change under a mapped one."""
         index = index or ()
         if not row.stacked:
-            return np.array(self.read(row, 0, index), order="C")
+            part = self.read(row, 0, index)
+            out = np.empty(part.shape, part.dtype)
+            copy_into(out, part)
+            return out
         layers = range(*index[0].indices(row.stacked))
         shape = [len(range(*cut.indices(size))) for cut, size in zip(index[1:], row.shape, strict=True)]
         out = np.empty((len(layers), *shape), self.dtype_of(row, 0))

@@ -151,7 +151,9 @@ def _json(network: Network) -> dict[str, Any]:
     config = network.config
     if isinstance(config, VAEConfig):
         return hub_configs.vae_json(config)
-    return hub_configs.umt5_json(config) if isinstance(config, UMT5Config) else hub_configs.dit_json(config, "diffusers")
+    if isinstance(config, UMT5Config):
+        return hub_configs.umt5_json(config)
+    return hub_configs.dit_json(config, "diffusers")
 
 
 def _groups(rows: Iterable[Row], dtype_of: Any) -> Iterator[list[Row]]:
@@ -194,9 +196,8 @@ def _metadata(folder: pathlib.Path) -> dict[tuple[str, ...], Any]:
         with _quiet():
             tree = ocp.metadata(folder.absolute() / ORBAX_PARAMS).metadata
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / ORBAX_PARAMS} is not a readable orbax checkpoint ({error}): convert it again") from (
-            error
-        )
+        place = folder / ORBAX_PARAMS
+        raise ValueError(f"{place} is no readable orbax checkpoint ({error}): convert it again") from error
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
     return {tuple(str(key.key) for key in path): leaf for path, leaf in leaves}
 
@@ -219,7 +220,8 @@ class _Expected(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return record.levelno > logging.INFO and "Skipping merge of OCDBT" not in message and "TensorStore data files not found" not in message
+        expected = ("Skipping merge of OCDBT", "TensorStore data files not found")
+        return record.levelno > logging.INFO and not any(text in message for text in expected)
 
 
 @contextlib.contextmanager

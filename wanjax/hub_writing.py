@@ -15,7 +15,6 @@ from wanjax.hub_float8 import ScaledFloat8
 from wanjax.hub_networks import Network, most_common
 from wanjax.hub_readers import VOCABULARY
 from wanjax.models.dit_config import DiTConfig
-from wanjax.models.umt5 import UMT5Config
 from wanjax.models.vae_config import VAEConfig
 from wanjax.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, TensorSpec, write_weights
 
@@ -122,7 +121,7 @@ def _files(network: Network, layout: str) -> _Files:
             names = {"official": ("Wan2.1_VAE", "Wan2.2_VAE"), "comfyui": ("wan_2.1_vae", "wan2.2_vae")}
             stem = names[layout][config.residual] if single else DIFFUSERS_STEM
             return _Files("official" if single else "diffusers", stem, hub_configs.vae_json(config), single)
-        case UMT5Config() as config:
+        case config:
             dtype = _SHORT_DTYPES[most_common(network.specs("official"))]
             stems = {"diffusers": TRANSFORMERS_STEM, "official": f"models_t5_umt5-xxl-enc-{dtype}",
                      "comfyui": f"umt5_xxl_{dtype}"}  # fmt: skip

@@ -6,6 +6,8 @@ layers as [out, in] and we as [in, out], so that a conversion would spend its ti
 
 from __future__ import annotations
 
+import mmap
+
 import cv2
 import numpy as np
 
@@ -23,8 +25,9 @@ def copy_into(out: np.ndarray, array: np.ndarray) -> None:
     bits = _BITS.get(array.itemsize)
     if array.ndim == 2 and bits and array.size and out.flags.c_contiguous and array.T.flags.c_contiguous:
         target = out.view(bits)
-        # a copy first: of a mapped file, pages that are touched in order come many times faster than here and there
-        moved = cv2.transpose(array.T.copy().view(bits), dst=target)
+        # of a mapped file, pages that are touched in order come many times faster than here and there: a copy first
+        source = array.T.copy() if _is_mapped(array) else array.T
+        moved = cv2.transpose(source.view(bits), dst=target)
         if moved is not target and not np.shares_memory(moved, target):  # it allocates where it cannot write in place
             target[...] = moved
     else:
@@ -38,3 +41,10 @@ def contiguous(array: np.ndarray) -> np.ndarray:
     out = np.empty(array.shape, array.dtype)
     copy_into(out, array)
     return out
+
+
+def _is_mapped(array: np.ndarray) -> bool:
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base, mmap.mmap)

@@ -270,7 +270,8 @@ def write_weights(
             places |= _begin(part, {name: specs[name] for name in shard}, metadata or _METADATA)
         for name, array in tensors:
             if name not in places or TensorSpec(array.shape, array.dtype.name) != specs[name]:
-                raise ValueError(f"tensor {name} {array.shape} {array.dtype}: expected {specs.get(name, 'no such one')}")
+                expected = specs[name] if name in places else "no such tensor, or only once"
+                raise ValueError(f"tensor {name} {array.shape} {array.dtype}: expected {expected}")
             _put(*places.pop(name), array)
         if places:
             raise ValueError(f"{len(places)} tensors did not come, the first is {next(iter(places))}")
