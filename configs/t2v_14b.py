@@ -20,6 +20,7 @@ def get_config(checkpoint: str = CHECKPOINT) -> ml_collections.ConfigDict:
     config.data.cache_dir = "cache/t2v_14b"
     config.data.height, config.data.width = 720, 1280
     config.train.expert = "high"
+    del config.train.steps_low
     config.train.boundary = config.sample.boundary = 0.0
     config.train.shift = config.sample.shift = 5.0
     config.sample.steps = 50

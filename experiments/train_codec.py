@@ -55,9 +55,10 @@ def specs(name: str, split: str, count: int, seed: int = 0) -> list[ClipSpec]:
     return out
 
 
-def rendered(families: Sequence[str], split: str, count: int) -> np.ndarray:
-    """``count`` clips of each family, uint8 [families · count, T, H, W, 3] at the default size."""
-    return np.stack([render_clip(spec, ClipSize()).video for name in families for spec in specs(name, split, count)])
+def rendered(families: Sequence[str], split: str, count: int, size: ClipSize | None = None) -> np.ndarray:
+    """``count`` clips of each family, uint8 [families · count, T, H, W, 3], by default 17 × 64 × 64."""
+    size = size or ClipSize()
+    return np.stack([render_clip(spec, size).video for name in families for spec in specs(name, split, count)])
 
 
 def training_clips(workdir: Path, families: Sequence[str], count: int) -> np.ndarray:
@@ -105,7 +106,8 @@ def fit(model: WanVAE, params: Mapping[str, Any], clips: np.ndarray, families: S
         latents.append(np.asarray(model.apply({"params": params}, clip[None] / np.float32(127.5) - 1)))
         light = luminance(srgb_to_linear(clip[None].astype(np.float64) / 255))
         cells.append(cell_luminance(light, time=time, space=space))
-    what = f"{len(clips)} training clips of light_scenes ({', '.join(families)})"
+    size = " x ".join(map(str, clips.shape[1:4]))
+    what = f"{len(clips)} training clips of light_scenes ({', '.join(families)}), {size}"
     return fit_luminance(np.concatenate(latents), np.concatenate(cells), fitted_on=what)
 
 
@@ -151,10 +153,24 @@ def start_from(folder: Path) -> tuple[VAEConfig, Mapping[str, Any]]:
     return unnormalised, jax.device_get(params)
 
 
-def fit_again(folder: Path, *, families: Sequence[str], fit_clips: int) -> LuminanceFit:
-    """Fit the luminance vector of the codec in ``folder`` and rewrite its luminance.json."""
+def fit_again(
+    folder: Path, *, families: Sequence[str], fit_clips: int, fit_size: int = ClipSize.height
+) -> LuminanceFit:
+    """Fit the luminance vector of the codec in ``folder`` and rewrite its luminance.json.
+
+    Args:
+        fit_size: height and width of the rendered clips, in pixels.
+
+    Raises:
+        ValueError: a size that the codec does not take.
+    """
     model, params = hub.load_vae(folder)
-    found = fit(model, params, rendered(families, "train", fit_clips), families)
+    stride = model.strides[1]
+    if fit_size < stride or fit_size % stride:
+        near = max(fit_size // stride * stride, stride)
+        raise ValueError(f"--fit_size {fit_size}: the codec takes multiples of {stride}; use {near} or {near + stride}")
+    size = ClipSize(height=fit_size, width=fit_size)
+    found = fit(model, params, rendered(families, "train", fit_clips, size), families)
     found.save(folder / "luminance.json")
     return found
 
@@ -212,13 +228,16 @@ def main(argv: list[str]) -> None:
         if not FLAGS.checkpoint:
             raise app.UsageError("--fit_luminance needs --checkpoint, the codec's folder")
         try:
-            found = fit_again(find_codec(FLAGS.checkpoint), families=families, fit_clips=FLAGS.fit_clips)
+            found = fit_again(find_codec(FLAGS.checkpoint), families=families, fit_clips=FLAGS.fit_clips,
+                              fit_size=FLAGS.fit_size)
         except (OSError, ValueError) as error:
             sys.exit(f"error: --checkpoint {FLAGS.checkpoint}: {error}")
         print(f"luminance.json: R2 {found.r2:.4f} on {found.fitted_on}")
         return
     if not FLAGS.workdir:
         raise app.UsageError("--workdir is needed")
+    if FLAGS["fit_size"].present:
+        raise app.UsageError("--fit_size goes with --fit_luminance: a codec is trained on clips of 64 pixels")
     if FLAGS.init_from and FLAGS["base_dim"].present:
         raise app.UsageError("--base_dim is for a codec from scratch: one that --init_from names keeps its own sizes")
     training = CodecTrainingConfig(
@@ -248,6 +267,7 @@ def entry() -> None:
     flags.DEFINE_bool("fit_luminance", False, "Only fit the luminance vector of --checkpoint.")
     flags.DEFINE_string("checkpoint", None, "Codec folder, for --fit_luminance.")
     flags.DEFINE_integer("fit_clips", 20, "Training clips of each family for latent statistics and luminance.")
+    flags.DEFINE_integer("fit_size", ClipSize.height, "Height and width of --fit_luminance's clips, in pixels.")
     app.run(main)
 
 

@@ -205,6 +205,15 @@ def test_cells_of_the_loss_are_the_codecs(space, seen):
     assert 0 < float(terms["stops"])
 
 
+def test_m_is_fitted_on_clips_of_the_size_that_is_asked_for(codec22):
+    assert train_codec.fit_again(codec22, families=("sundial",), fit_clips=1, fit_size=96).fitted_on == (
+        "1 training clips of light_scenes (sundial), 17 x 96 x 96")
+    before = (codec22 / "luminance.json").read_bytes()
+    with pytest.raises(ValueError, match="--fit_size 72: the codec takes multiples of 16; use 64 or 80"):
+        train_codec.fit_again(codec22, families=("sundial",), fit_clips=1, fit_size=72)
+    assert (codec22 / "luminance.json").read_bytes() == before
+
+
 def test_a_codec_of_wan22s_architecture_is_trained_further_and_exported(codec22, tmp_path, monkeypatch):
     whole = train_codec.rendered
     monkeypatch.setattr(train_codec, "rendered", lambda *args: whole(*args)[:, :5, :32, :32])
