@@ -20,7 +20,7 @@ import numpy as np
 from wanjax import partition, solvers
 from wanjax.conditions import Condition
 from wanjax.device_memory import free_bytes
-from wanjax.experts import Expert, Held
+from wanjax.experts import Expert, Held, mesh_of
 from wanjax.models.dit import WanDiT
 from wanjax.sample_config import SampleConfig
 
@@ -220,9 +220,7 @@ def _inputs(program: _Program, batch: Batch) -> tuple[Any, Any, Condition]:
 
 def _place(model: WanDiT) -> jax.sharding.Sharding:
     """Clips over the mesh, or on the one device."""
-    if model.mesh is None:
-        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return partition.batch_sharding(model.mesh)
+    return partition.batch_sharding(mesh_of(model))
 
 
 def fitting(experts: Mapping[str, Expert], batch: Batch, config: SampleConfig, execution: Execution) -> Execution:
@@ -309,4 +307,5 @@ def _step(
         v = v_null + guidance * (v - v_null)
     stepped, history = solver.step(carry.history, x, v, i)
     carry = _Carry(condition.after_step(jnp.asarray(stepped)), history)
-    return jax.tree.map(lambda leaf: partition.constrain(leaf, model.mesh, partition.BATCH), carry)
+    # as it came in, so that the next step is the same program
+    return jax.tree.map(lambda leaf: partition.constrain(leaf, mesh_of(model), partition.BATCH), carry)

@@ -48,9 +48,7 @@ class Expert:
         table, mesh = dit_rows(self.model.config), self.model.mesh
         if streamed:
             return offload.shardings(table, mesh=mesh)
-        if mesh is None:
-            return rows.tree(table, lambda row: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-        return partition.shardings(mesh, rows.logical_axes(table), rows.shapes(table, self.dtype))
+        return partition.shardings(mesh_of(self.model), rows.logical_axes(table), rows.shapes(table, self.dtype))
 
     def variables(self, *, streamed: bool = False) -> dict[str, Any]:
         """What the model is applied with; reads the parameters."""
@@ -70,6 +68,11 @@ class Expert:
 
     def _with_changes(self, params: Any) -> dict[str, Any]:
         return {"params": params, "lora": self.changes} if self.changes else {"params": params}
+
+
+def mesh_of(model: WanDiT) -> jax.sharding.Mesh:
+    """The model's mesh, or one of the first device alone."""
+    return model.mesh or partition.make_mesh({}, devices=jax.devices()[:1])
 
 
 class Held:
