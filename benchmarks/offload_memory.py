@@ -135,8 +135,8 @@ def main() -> None:
     what = ", ".join(f"{key} {value}" for key, value in (A14B if flags.topology else TINY).items())
     print(f"<!-- {datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} -->")
     tokens = frames * height * width // 4
-    print(f"One forward of one clip per shard of the batch ({tokens:,} tokens, text of 512), compiled for {kind}; {what}. "
-          "MiB per device.\n")  # fmt: skip
+    print(f"A forward of a clip per shard of the batch ({tokens:,} tokens, text of 512), compiled for {kind}; {what}.")
+    print("MiB per device.\n")
     print("| blocks | weights | on the device: arguments | temporary | sum | in host memory | products beside copies |")
     print("|---|---|---|---|---|---|---|", *found, sep="\n")
 
