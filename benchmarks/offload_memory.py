@@ -4,8 +4,8 @@
     python benchmarks/offload_memory.py --topology v5e:2x2x1
 
 The second compiles an expert of Wan2.2-T2V-A14B for chips that need not be there (``pip install libtpu``; minutes).
-Nothing is run and no weight is made: the figures are the compiler's. From its schedule stands beside them how many of the
-matrix products in the loop over blocks lie between the start and the end of copies from host memory.
+Nothing is run and no weight is made: the figures are the compiler's. From its schedule stands beside them how many of
+the matrix products in the loop over blocks lie between the start and the end of copies from host memory.
 """
 
 from __future__ import annotations
@@ -134,8 +134,9 @@ def main() -> None:
              if any(name in case.split(",")[-1] for name in wanted)]  # fmt: skip
     what = ", ".join(f"{key} {value}" for key, value in (A14B if flags.topology else TINY).items())
     print(f"<!-- {datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} -->")
-    print(f"One forward of one clip per shard of the batch ({frames * height * width // 4:,} tokens, text of 512), compiled "
-          f"for {kind}; {what}. MiB per device.\n")  # fmt: skip
+    tokens = frames * height * width // 4
+    print(f"A forward of a clip per shard of the batch ({tokens:,} tokens, text of 512), compiled for {kind}; {what}.")
+    print("MiB per device.\n")
     print("| blocks | weights | on the device: arguments | temporary | sum | in host memory | products beside copies |")
     print("|---|---|---|---|---|---|---|", *found, sep="\n")
 
