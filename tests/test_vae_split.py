@@ -112,22 +112,24 @@ def test_attention_in_blocks_is_attention_at_once():
     at_once = attend(query, key, value)
     for limit in (2 * 37 * 10, 1):  # four blocks of ten queries; one query at a time
         np.testing.assert_allclose(attend(query, key, value, limit=limit), at_once, atol=1e-6, rtol=0)
-    shapes = [v.aval.shape for eqn in _equations(jax.make_jaxpr(lambda q: attend(q, key, value, limit=740))(query).jaxpr)
-              for v in eqn.outvars]
+    shapes = shapes_within(lambda q: attend(q, key, value, limit=2 * 37 * 10), query)
     assert (2, 10, 37) in shapes and max(np.prod(shape) for shape in shapes) <= 2 * 10 * 37
-
-
-def _equations(jaxpr):
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda p: hasattr(p, "jaxpr")):
-            if hasattr(inner, "jaxpr"):
-                yield from _equations(inner.jaxpr)
 
 
 def test_a_frame_of_720p_is_attended_to_in_blocks():
     """14,400 latents would need 830 MB of logits; the middle of Wan2.1's codec at that size holds at most 64 MiB."""
     z = jax.ShapeDtypeStruct((1, 90 * 160, 384), jnp.float32)
-    largest = max(np.prod(v.aval.shape) for eqn in _equations(jax.make_jaxpr(attend)(z, z, z).jaxpr)
-                  for v in eqn.outvars)
-    assert largest <= 1 << 24
+    assert max(np.prod(shape) for shape in shapes_within(attend, z, z, z)) <= 1 << 24
+
+
+def shapes_within(function, *arguments) -> list[tuple[int, ...]]:
+    """Shapes of everything that a function computes, inside its loops too."""
+
+    def equations(jaxpr):
+        for eqn in jaxpr.eqns:
+            yield eqn
+            for inner in jax.tree.leaves(eqn.params, is_leaf=lambda p: hasattr(p, "jaxpr")):
+                if hasattr(inner, "jaxpr"):
+                    yield from equations(inner.jaxpr)
+
+    return [v.aval.shape for eqn in equations(jax.make_jaxpr(function)(*arguments).jaxpr) for v in eqn.outvars]

@@ -119,12 +119,11 @@ class WanVAE:
         """
         if method not in STREAMS:
             raise ValueError(f"WanVAE has no stream {method!r}; expected one of {tuple(STREAMS)}")
-        if hasattr(x, "shape"):
-            self._check(x.shape, method)
-            chunks = (x[:, max(end - STREAMS[method], 0) : end] for end in range(1, x.shape[1] + 1, STREAMS[method]))
-        else:
-            chunks = self._grouped(x, method)
-        return self._stream(variables["params"], chunks, method)
+        if not hasattr(x, "shape"):
+            return self._stream(variables["params"], self._grouped(x, method), method)
+        self._check(x.shape, method)
+        ends = range(1, x.shape[1] + 1, STREAMS[method])
+        return self._stream(variables["params"], (x[:, max(end - STREAMS[method], 0) : end] for end in ends), method)
 
     def _stream(self, params: Params, chunks: Iterable[Any], method: str) -> Iterator[jax.Array]:
         params = _cast(params, self._dtype(method))  # once, not with every chunk
@@ -254,7 +253,8 @@ def _exact(dtype: jnp.dtype) -> contextlib.AbstractContextManager[Any]:
 
     A precision that the caller has set for all of jax is obeyed.
     """
-    if dtype != jnp.float32 or jax.config.jax_default_matmul_precision is not None:
+    chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # jax makes it at run time
+    if dtype != jnp.float32 or chosen is not None:
         return contextlib.nullcontext()
     return jax.default_matmul_precision("highest")
 

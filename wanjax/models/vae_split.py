@@ -75,7 +75,7 @@ class RowSplit:
 
 
 def placement(mesh: Mesh, rows: int) -> NamedSharding:
-    """Where clips ``[B, T, H, W, channels]`` of so many latent rows lie: rows that do not divide are on every device."""
+    """Where clips ``[B, T, H, W, channels]`` of so many latent rows lie; rows that do not divide are on all devices."""
     divide = rows % math.prod(mesh.shape[axis] for axis in ROWS) == 0
     return NamedSharding(mesh, P(partition.BATCH, None, ROWS if divide else None))
 

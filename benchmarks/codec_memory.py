@@ -1,0 +1,69 @@
+"""Memory that a codec's programs need at published sizes, as compiled for this machine; nothing is run.
+
+    python benchmarks/codec_memory.py [--codec wan2.1] [--size 832x480]
+
+Of the whole decode and of the chunked one the memory grows with T; a stream's two programs do not know T. ``arguments``
+and ``output`` are what lies outside the program's own ``temporaries``, parameters included; ``kept`` is what a stream
+carries from chunk to chunk, which its later program changes in place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from wanjax.models import vae
+from wanjax.models.rows import shapes
+from wanjax.models.rows.vae import vae_rows
+
+CODECS = {"wan2.1": vae.VAEConfig(), "wan2.2": vae.WAN22}
+
+
+def row(name: str, lowered: jax.stages.Lowered) -> None:
+    began = time.perf_counter()
+    memory = lowered.compile().memory_analysis()
+    parts = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
+    print(f"| {name} | " + " | ".join(f"{part / 1e6:,.0f}" for part in parts)
+          + f" | {time.perf_counter() - began:.0f} |", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--codec", choices=CODECS, default="wan2.1")
+    parser.add_argument("--size", default="832x480", help="pixels, width x height")
+    parser.add_argument("--frames", default="17,81", help="T of the decodes in one program")
+    parser.add_argument("--whole", action="store_true", help="the decode that is not chunked, too")
+    options = parser.parse_args(argv)
+    width, height = (int(side) for side in options.size.split("x"))
+    model = vae.WanVAE(CODECS[options.codec])
+    params = shapes(vae_rows(model.config), jnp.float32)
+    _, down, across = model.strides
+
+    def latents(count: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, count, height // down, width // across, model.config.z_dim), jnp.float32)
+
+    print(f"{options.codec}, {width} x {height}, float32, one clip; MB\n")
+    print("| program | arguments | output | temporaries | s to compile |")
+    print("|---" * 5 + "|")
+    first = partial(vae._piece, model, "decode")
+    _, kept = jax.eval_shape(first, params, latents(1), None)
+    print(f"kept: {sum(leaf.size * leaf.dtype.itemsize for leaf in kept) / 1e6:,.0f} MB in {len(kept)} arrays")
+    row("stream, first chunk", vae._piece.lower(model, "decode", params, latents(1), None))
+    row("stream, later chunks", vae._piece.lower(model, "decode", params, latents(1), kept))
+    for method in ("decode_chunked", *(("decode",) if options.whole else ())):
+        for frames in (int(count) for count in options.frames.split(",")):
+            lowered = vae._run.lower(model, method, params, latents(1 + (frames - 1) // 4))
+            row(f"{method}, {frames} frames", lowered)
+
+
+if __name__ == "__main__":
+    main()
