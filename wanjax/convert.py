@@ -190,7 +190,9 @@ def _of_release(src: pathlib.Path, wide: bool, fp8: bool, only: Collection[str])
     if layout is not None:
         parts = open_layout(src)
     else:
-        parts = {name: src / name for name in (*_EXPERT_PARTS.values(), *EXPERTS.values()) if (src / name).is_dir()}
+        parts = {name: src / name for name in PARTS if (src / name).is_dir()}  # diffusers' folders without an index
+        if not parts.keys() - set(SIDE):
+            parts = {}
     if parts.keys() - {"boundary_ratio"} == {"vae"} and layout == "official":
         parts = {}  # the official codec on its own
     if not parts:
