@@ -199,6 +199,20 @@ def test_a_narrower_type_is_stored_and_its_error_is_said(release, tmp_path):
     equal(hub.load_dit(tmp_path / "wide/transformer")[1], jax.tree.map(lambda leaf: leaf.astype(jnp.float32), found))
 
 
+def test_loras_are_merged_before_rounding(release, tmp_path):
+    rng = np.random.default_rng(0)
+    file, key = tmp_path / "a.safetensors", "diffusion_model.blocks.1.self_attn.q.lora_"
+    save_file({f"{key}A.weight": rng.standard_normal((2, 16)).astype(np.float32),
+               f"{key}B.weight": rng.standard_normal((16, 2)).astype(np.float32)}, file)  # fmt: skip
+    convert.convert(release[0], tmp_path / "at_once", dtype="bfloat16", loras={"low": f"{file}:0.5"})
+    convert.convert(release[0], tmp_path / "merged", loras={"low": f"{file}:0.5"})
+    convert.convert(tmp_path / "merged", tmp_path / "rounded", dtype="bfloat16")
+    same_files(tmp_path / "at_once", tmp_path / "rounded", ["transformer", "transformer_2"])
+    convert.convert(release[0], tmp_path / "without", dtype="bfloat16")
+    with pytest.raises(AssertionError):
+        same_files(tmp_path / "at_once", tmp_path / "without", ["transformer_2"])
+
+
 def test_values_that_a_type_cannot_hold_are_refused(tmp_path):
     params = dit_case.params(MODEL, seed=0)
     params["head"]["projection"]["bias"][0] = 1e5

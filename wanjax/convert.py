@@ -31,11 +31,13 @@ from wanjax.hub_layouts import (
 from wanjax.hub_names import resolve
 from wanjax.hub_networks import CastWeights, Network
 from wanjax.hub_opening import holds_float8
+from wanjax.models import rows as row_table
 from wanjax.models.dit import WanDiT
 from wanjax.weight_files import SUFFIXES
 
 SIDE = ("tokenizer", "scheduler")  # parts that are files to copy
 _EXPERT_PARTS = {"high": "transformer", "low": "transformer_2"}
+_EXPERTS_OF = {part: name for name, part in _EXPERT_PARTS.items()}
 _CLASSES = {
     "transformer": ["diffusers", "WanTransformer3DModel"],
     "transformer_2": ["diffusers", "WanTransformer3DModel"],
@@ -92,8 +94,8 @@ def convert(
     """Converts a pipeline, a network or a run.
 
     Args:
-        src: a pipeline's root in any layout, one network's folder or file, the name of either on the Hugging Face Hub, or
-            a run's workdir (its transformers).
+        src: a pipeline's root in any layout, one network's folder or file, the name of either on the Hugging Face Hub,
+            or a run's workdir (its transformers).
         dst: folder to write.
         layout: "diffusers", "official", "comfyui" or "orbax".
         weights: "ema" or "raw", of a run.
@@ -118,7 +120,7 @@ def convert(
     files = {_EXPERT_PARTS[name]: lora.parse(text) for name, text in (loras or {}).items()}
     if dst.exists():
         raise FileExistsError(f"--dst {dst} exists: remove it or name another")
-    contents = open_contents(src, weights=weights, dtype=dtype, fp8=fp8, only=only)
+    contents = open_contents(src, weights=weights, wide=dtype is not None, fp8=fp8, only=only)
     for name, part in _EXPERT_PARTS.items():
         if part in files and part not in contents.networks:
             raise ValueError(
@@ -126,21 +128,21 @@ def convert(
             )
     if fp8 and not {"transformer", "transformer_2"} & contents.networks.keys():
         raise ValueError(f"--fp8 is of transformers alone; of {src} only {', '.join(contents.networks)} are taken")
-    for part, network in contents.networks.items():
+    stored = {part: _cast(network, dtype) for part, network in contents.networks.items()}
+    for part, network in stored.items():
         for file, _ in files.get(part, ()):
-            lora.read_lora(file, network.rows)  # refuses one that does not fit, before any time is spent
+            lora.read_lora(file, network.rows, expert=_EXPERTS_OF[part])  # refuses one that does not fit, before any time is spent
         if layout == "orbax":
             for row in network.rows:
                 network.dtype_of(row)
-    _check_room(contents, dst, fp8)
+    _check_room(stored, contents.files, dst, fp8)
     say(contents.said)
     with _beside(dst) as part_folder:
         for part, network in contents.networks.items():
-            where, error = _write(contents, part, network, part_folder, layout, dtype, fp8, files.get(part, ()), say)
-            count = sum(_size(row.full_shape) for row in network.rows)
-            say(f"{part}: {count} parameters in {where}")
-            for what, value in error.items():
-                say(f"{part}: {what} changed the weights by {value:.3g} (relative, root mean square)")
+            if part in files:
+                network = _merged(part, network, files[part], say)
+            where = _write(contents, part, _cast(network, dtype), part_folder, layout, fp8, say)
+            say(f"{part}: {row_table.count(network.rows)} parameters in {where}")
         _write_rest(contents, part_folder, layout, say)
         (part_folder / _UNFINISHED).unlink()
         merged = {part: [[str(file), weight] for file, weight in of] for part, of in files.items()}
@@ -149,9 +151,13 @@ def convert(
 
 
 def open_contents(
-    src: pathlib.Path, *, weights: str = "ema", dtype: str | None = None, fp8: bool = False, only: Collection[str] = ()
+    src: pathlib.Path, *, weights: str = "ema", wide: bool = False, fp8: bool = False, only: Collection[str] = ()
 ) -> Contents:
     """Opens and checks everything that is to be converted; reads no weights, but for a run's.
+
+    Args:
+        src, weights, fp8, only: as of :func:`convert`.
+        wide: 8-bit weights are read in float32, to be rounded to another type.
 
     Raises: as :func:`convert`.
     """
@@ -162,13 +168,11 @@ def open_contents(
     elif weights == "raw":
         raise ValueError(f"--weights raw: the release {src} has one set of weights; leave the flag out")
     else:
-        contents = _of_release(src, dtype, fp8, only)
+        contents = _of_release(src, wide, fp8, only)
     if absent := [part for part in only if part not in contents.parts]:
         raise ValueError(f"--only {absent[0]}: {src} has none, only {', '.join(contents.parts)}")
     chosen = set(only or PARTS)
     networks = {part: network for part, network in contents.networks.items() if part in chosen}
-    if dtype is not None:
-        networks = {part: _cast(network, dtype) for part, network in networks.items()}
     files = {name: path for name, path in contents.files.items() if {"luminance": "vae"}.get(name, name) in chosen}
     return replace(contents, networks=networks, files=files)
 
@@ -182,14 +186,16 @@ def _of_run(src: pathlib.Path, weights: str) -> Contents:
     return Contents(networks, tuple(networks), experts=True, run=True, said=run.description)
 
 
-def _of_release(src: pathlib.Path, dtype: str | None, fp8: bool, only: Collection[str]) -> Contents:
+def _of_release(src: pathlib.Path, wide: bool, fp8: bool, only: Collection[str]) -> Contents:
     src = resolve(src, parts=tuple(only) or None)
     layout = layout_of(src) if src.is_dir() else None
     parts: dict[str, Any]
     if layout is not None:
         parts = open_layout(src)
     else:
-        parts = {name: src / name for name in (*_EXPERT_PARTS.values(), *EXPERTS.values()) if (src / name).is_dir()}
+        parts = {name: src / name for name in PARTS if (src / name).is_dir()}  # diffusers' folders without an index
+        if not parts.keys() - set(SIDE):
+            parts = {}
     if parts.keys() - {"boundary_ratio"} == {"vae"} and layout == "official":
         parts = {}  # the official codec on its own
     if not parts:
@@ -198,12 +204,12 @@ def _of_release(src: pathlib.Path, dtype: str | None, fp8: bool, only: Collectio
                 f"--src {src} is neither a run nor a pipeline's root, and holds no network: expected {INDEX}, "
                 f"{', '.join(EXPERTS.values())}, diffusion_models/ or weights ({', '.join(SUFFIXES)})"
             )
-        network = _open(src, None, dtype, fp8)
+        network = _open(src, None, wide, fp8)
         return Contents({network.kind: network}, (network.kind,), single=True,
                         said=f"one network in {src}: {network.kind}")  # fmt: skip
     boundary = parts.pop("boundary_ratio", None)
     networks = {
-        part: _open(parts[part], "transformer" if part in _EXPERT_PARTS.values() else part, dtype, fp8)
+        part: _open(parts[part], "transformer" if part in _EXPERT_PARTS.values() else part, wide, fp8)
         for part in PARTS
         if part in parts and part not in SIDE and (not only or part in only)
     }
@@ -218,29 +224,43 @@ def _of_release(src: pathlib.Path, dtype: str | None, fp8: bool, only: Collectio
                     said=f"{layout or 'diffusers'} layout in {src}: {', '.join(present)}")  # fmt: skip
 
 
-def _open(path: pathlib.Path, kind: str | None, dtype: str | None, fp8: bool) -> Network:
+def _open(path: pathlib.Path, kind: str | None, wide: bool, fp8: bool) -> Network:
     eight = holds_float8(path)
-    if eight and dtype is None and not fp8:
-        raise ValueError(
-            f"{path} holds 8-bit floats: say what to write, --dtype bfloat16 (or another), or --layout comfyui --fp8"
-        )
     # what 8 bits stand for is then known exactly, and rounding it is measured like any other
-    return hub.open_network(path, kind, dtype="float32" if eight and dtype is not None else None)
+    network = hub.open_network(path, kind, dtype="float32" if eight and wide else None)
+    if eight and not wide and not (fp8 and network.kind == "transformer"):
+        raise ValueError(
+            f"{path} holds 8-bit floats: say what to write, --dtype bfloat16 (or another), or of a transformer "
+            "--layout comfyui --fp8"
+        )
+    return network
 
 
-def _cast(network: Network, dtype: str) -> Network:
-    if all(spec.dtype == dtype for spec in network.specs("official").values()):
+def _merged(
+    part: str, network: Network, files: Collection[tuple[pathlib.Path, float]], say: Callable[[str], None]
+) -> Network:
+    """A transformer in memory, with LoRA files added in its own type."""
+    params, merged = lora.merge_files(network.place(), network.rows, files, expert=_EXPERTS_OF[part], donate=True)
+    say(f"{part}: merged {', '.join('{file} x {weight}'.format(**one) for one in merged)}")
+    return hub.network_of(WanDiT(network.config), params)
+
+
+def _cast(network: Network, dtype: str | None) -> Network:
+    """The network as it is to be stored."""
+    if dtype is None or all(spec.dtype == dtype for spec in network.specs("official").values()):
         return network
     config = replace(network.config, dtype=dtype, param_dtype=dtype)
     return replace(network, config=config, weights=CastWeights(network.weights, dtype))
 
 
-def _check_room(contents: Contents, dst: pathlib.Path, fp8: bool) -> None:
+def _check_room(
+    networks: Mapping[str, Network], files: Mapping[str, pathlib.Path], dst: pathlib.Path, fp8: bool
+) -> None:
     parent = dst.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    needed = sum(hub_writing.written_bytes(network, fp8=fp8) for network in contents.networks.values())
-    for path in contents.files.values():
+    needed = sum(hub_writing.written_bytes(network, fp8=fp8) for network in networks.values())
+    for path in files.values():
         needed += sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
     free = shutil.disk_usage(parent).free
     if needed + _RESERVE > free:
@@ -271,17 +291,10 @@ def _write(
     network: Network,
     root: pathlib.Path,
     layout: str,
-    dtype: str | None,
     fp8: bool,
-    loras: Collection[tuple[pathlib.Path, float]],
     say: Callable[[str], None],
-) -> tuple[str, dict[str, float]]:
-    """Writes one network; where it lies, and by how much each lossy step changed it."""
-    cast = network.weights
-    if loras:
-        params, merged = lora.merge_files(network.place(), network.rows, loras, donate=True)
-        say(f"{part}: merged {', '.join('{file} x {weight}'.format(**one) for one in merged)}")
-        network = hub.network_of(WanDiT(network.config), params)
+) -> str:
+    """Writes one network and says how much each lossy step changed it; where it lies."""
     folder, stem = _place(contents, part, layout)
     eight = fp8 and network.kind == "transformer"
     vocabulary = contents.files.get("tokenizer", pathlib.Path()) / _VOCABULARY
@@ -290,9 +303,11 @@ def _write(
         vocabulary=vocabulary.read_bytes() if part == "text_encoder" and vocabulary.is_file() else None,
     )  # fmt: skip
     errors = {"8-bit storage": error} if eight else {}
-    if isinstance(cast, CastWeights) and cast.relative_error:
-        errors = {f"rounding to {dtype}": cast.relative_error, **errors}
-    return folder.as_posix() + "/" if folder.parts else "the folder itself", errors
+    if isinstance(network.weights, CastWeights) and network.weights.relative_error:
+        errors = {f"rounding to {network.weights.dtype}": network.weights.relative_error, **errors}
+    for what, value in errors.items():
+        say(f"{part}: {what} changed the weights by {value:.3g} (relative, root mean square)")
+    return folder.as_posix() + "/" if folder.parts else "the folder itself"
 
 
 def _place(contents: Contents, part: str, layout: str) -> tuple[pathlib.PurePath, str | None]:
@@ -385,9 +400,3 @@ def _scheduler(shift: float) -> dict[str, Any]:
 def _write_json(file: pathlib.Path, record: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

@@ -238,7 +238,8 @@ class CastWeights:
     """
 
     def __init__(self, weights: Weights, dtype: str):
-        self._weights, self._dtype = weights, dtype
+        self.dtype = dtype
+        self._weights = weights
         self._error = self._energy = 0.0
 
     @property
@@ -250,19 +251,19 @@ class CastWeights:
         return self._weights.name_of(row)
 
     def dtype_of(self, row: Row, layer: int) -> str:
-        return self._dtype
+        return self.dtype
 
     def read(self, row: Row, layer: int, index: Index = ...) -> np.ndarray:
         exact = self._weights.read(row, layer, index)
         with np.errstate(over="ignore"):  # said below, by name
-            out = exact.astype(self._dtype)
-        if _holds(self._dtype, exact.dtype.name):
+            out = exact.astype(self.dtype)
+        if _holds(self.dtype, exact.dtype.name):
             return out
         wide = exact.astype(np.float32)
         change = _squares(out.astype(np.float32) - wide)
         if not math.isfinite(change):
             raise ValueError(
-                f"{'/'.join(row.path)} holds values that {self._dtype} cannot (largest {np.abs(wide).max()}): take "
+                f"{'/'.join(row.path)} holds values that {self.dtype} cannot (largest {np.abs(wide).max()}): take "
                 "another type"
             )
         self._error += change
@@ -270,7 +271,7 @@ class CastWeights:
         return out
 
     def placed(self, rows: tuple[Row, ...], shardings: list[Sharding] | None) -> list[jax.Array]:
-        return [leaf.astype(self._dtype) for leaf in self._weights.placed(rows, shardings)]
+        return [leaf.astype(self.dtype) for leaf in self._weights.placed(rows, shardings)]
 
 
 def _holds(wide: str, narrow: str) -> bool:
