@@ -48,8 +48,17 @@ def find_codec(name_or_folder: str) -> pathlib.Path:
     return folder
 
 
-def open_codec(name_or_folder: str, *, dtype: str | None = None) -> Codec:
-    """Opens a codec by name or folder."""
+def open_codec(name_or_folder: str, *, dtype: str | None = "float32") -> Codec:
+    """Opens a codec by name or folder.
+
+    Args:
+      dtype: of parameters and decoder, as for ``hub.load_vae`` (None: the stored one). float32 whatever the file holds
+        unless asked otherwise: a short type changes the light of frames (docs/codec.md).
+
+    Raises:
+      FileNotFoundError: no such codec, naming the shipped ones.
+      ValueError: as ``hub.load_vae``.
+    """
     folder = find_codec(name_or_folder)
     model, params = hub.load_vae(folder, dtype=dtype)
     digest = hashlib.sha256()
