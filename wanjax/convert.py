@@ -131,7 +131,8 @@ def convert(
     stored = {part: _cast(network, dtype) for part, network in contents.networks.items()}
     for part, network in stored.items():
         for file, _ in files.get(part, ()):
-            lora.read_lora(file, network.rows, expert=_EXPERTS_OF[part])  # refuses one that does not fit, before any time is spent
+            # refuses one that does not fit, before any time is spent
+            lora.read_lora(file, network.rows, expert=_EXPERTS_OF[part])
         if layout == "orbax":
             for row in network.rows:
                 network.dtype_of(row)

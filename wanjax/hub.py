@@ -21,8 +21,8 @@ from wanjax.models.umt5 import UMT5Encoder
 from wanjax.models.vae import WanVAE
 
 __all__ = [
-    "DTYPES", "LAYOUTS", "digest", "is_official", "layout_of", "load_dit", "load_text_encoder", "load_vae", "network_of",
-    "open_layout", "open_network", "save_dit", "save_network", "save_text_encoder", "save_vae",
+    "DTYPES", "LAYOUTS", "digest", "is_official", "layout_of", "load_dit", "load_text_encoder", "load_vae",
+    "network_of", "open_layout", "open_network", "save_dit", "save_network", "save_text_encoder", "save_vae",
 ]  # fmt: skip
 
 LAYOUTS = (*hub_writing.LAYOUTS, "orbax")
