@@ -3,17 +3,16 @@
     python benchmarks/codec_memory.py [--codec wan2.1] [--size 832x480]
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/codec_memory.py --devices 8 ...
 
-Of the whole decode and of the chunked one the memory grows with T; a stream's two programs do not know T. ``arguments``
-and ``output`` are what lies outside the program's own ``temporaries``, parameters included; ``kept`` is what a stream
-carries from chunk to chunk, which its later program changes in place. With ``--devices`` the rows of a frame are split
-and everything is per device.
+Of the whole decode the temporaries grow with T, of the chunked one the output; a stream's two programs do not know T.
+Arguments include the parameters. What a stream keeps from chunk to chunk is output of the first program, argument and
+output of the later one, which changes it in place. With ``--devices`` the rows of a frame are split and everything is
+per device.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -35,11 +34,11 @@ CODECS = {"wan2.1": vae.VAEConfig(), "wan2.2": vae.WAN22}
 
 
 def row(name: str, lowered: jax.stages.Lowered) -> None:
-    began = time.perf_counter()
     memory = lowered.compile().memory_analysis()
-    parts = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
-    print(f"| {name} | " + " | ".join(f"{part / 1e6:,.0f}" for part in parts)
-          + f" | {time.perf_counter() - began:.0f} |", flush=True)
+    shared = memory.alias_size_in_bytes
+    parts = [memory.argument_size_in_bytes, memory.output_size_in_bytes, shared, memory.temp_size_in_bytes]
+    parts.append(parts[0] + parts[1] - shared + parts[3])
+    print(f"| {name} | " + " | ".join(f"{part / 1e6:,.0f}" for part in parts) + " |", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return placed(jax.ShapeDtypeStruct(shape, jnp.float32), mesh and placement(mesh, rows))
 
     print(f"{options.codec}, {width} x {height}, float32, one clip, {options.devices} device(s); MB per device\n")
-    print("| program | arguments | output | temporaries | s to compile |")
-    print("|---" * 5 + "|")
+    print("| program | arguments | output | shared by both | temporaries | together |")
+    print("|---" * 6 + "|")
     first = partial(vae._piece, model, "decode")
     _, kept = jax.eval_shape(first, params, latents(1), None)
     kept = placed(kept, mesh and NamedSharding(mesh, P(partition.BATCH, None, ROWS)))
