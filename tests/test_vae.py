@@ -1,6 +1,8 @@
 """The codecs: shapes, causality, chunks, brightness, refused input, files, parity with diffusers' recorded outputs."""
 
+import dataclasses
 import pathlib
+from functools import partial
 
 import chex
 import jax
@@ -134,6 +136,19 @@ def test_chunks_keep_every_frames_brightness(name, kind, case_variables):
     np.testing.assert_allclose(chunked.mean((2, 3, 4)), whole.mean((2, 3, 4)), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "set_by_caller", "highest"),
+    [("float32", None, True), ("float32", "tensorfloat32", False), ("bfloat16", None, False)],
+)
+def test_float32_is_float32_on_accelerators_too_unless_jax_is_told_otherwise(tiny, dtype, set_by_caller, highest):
+    _, variables = tiny
+    model = WanVAE(dataclasses.replace(TINY, dtype=dtype, encoder_dtype=dtype))
+    for method, shape in (("decode", (1, 2, 1, 1, 16)), ("encode", (1, 5, 8, 8, 3))):
+        with jax.default_matmul_precision(set_by_caller):
+            program = jax.make_jaxpr(partial(model.apply, method=method))(variables, np.zeros(shape, np.float32))
+        assert ("HIGHEST" in str(program)) == highest
+
+
 @pytest.mark.parametrize(("config", "published"), [(VAEConfig(), 126_892_531), (WAN22, 704_688_668)])
 def test_init_makes_the_tensors_of_the_rows(config, published):
     model = WanVAE(config)
@@ -247,6 +262,7 @@ def test_refuses_latents_of_other_channels_and_unknown_methods(tiny):
         ({"dim_mult": (1, 2)}, "expected 4 positive integers"),
         ({"base_dim": 3, "dim_mult": (1, 1, 2, 2)}, "must be even"),
         ({"dtype": "float8"}, "expected one of"),
+        ({"encoder_dtype": "float8"}, "VAEConfig.encoder_dtype is 'float8'; expected one of"),
         ({"patch": 0}, "patch is 0; it must be at least 1"),
         ({"decoder_base_dim": 0}, "decoder_base_dim is 0; it must be at least 1"),
         ({"residual": True, "dim_mult": (1, 2, 4, 3)}, "averages 384 values into 288 channels"),

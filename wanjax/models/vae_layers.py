@@ -153,7 +153,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, limit: int = L
     frames, queries, channels = query.shape
 
     def block(query: jax.Array) -> jax.Array:
-        logits = jnp.einsum("bqc,bkc->bqk", query, key).astype(jnp.float32) * channels**-0.5
+        logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32) * channels**-0.5
         return jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits).astype(value.dtype), value)
 
     count = -(-queries // max(limit // (frames * key.shape[1]), 1))
