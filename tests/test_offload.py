@@ -131,6 +131,9 @@ def test_what_cannot_be_streamed_is_refused(params):
         offload.shardings(ROWS, device=bare)
     with pytest.raises(ValueError, match=r"parameter patch_embedding/kernel has shape .*, expected"):
         offload.to_host(params, dit_rows(dataclasses.replace(CONFIG, width=24)))
+    for other in ({**params, "probe": np.zeros(3)}, {name: leaf for name, leaf in params.items() if name != "head"}):
+        with pytest.raises(ValueError, match="of two networks: only one has (probe|head/modulation)$"):
+            offload.to_host(other, ROWS)
     streamed = offload.to_host(params, ROWS)
     gradient = jax.grad(lambda text, held: WanDiT(CONFIG).apply({"params": held}, *INPUTS[:2], text).sum())
     with pytest.raises(ValueError, match="streamed forward only"):

@@ -69,6 +69,9 @@ def to_host(
     Raises: ValueError as :func:`shardings`, or where the parameters are not those of the rows.
     """
     places = shardings(rows, mesh=mesh, device=device)
+    found = {tuple(key.key for key in path) for path, _ in jax.tree.leaves_with_path(params)}
+    if strange := found ^ {row.path for row in rows}:
+        raise ValueError(f"parameters and rows are of two networks: only one has {'/'.join(sorted(strange)[0])}")
 
     def placed(row: Row) -> jax.Array:
         leaf = row_table.pick(params, row)
