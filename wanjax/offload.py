@@ -42,7 +42,7 @@ def shardings(rows: Sequence[Row], *, mesh: Mesh | None = None, device: jax.Devi
     one = device or (jax.local_devices()[0] if mesh is None else mesh.local_devices[0])
     kinds = [memory.kind for memory in one.addressable_memories()]
     if HOST not in kinds:
-        raise ValueError(f"{one} has no {HOST} memory to stream parameters from, only {', '.join(kinds)}")
+        raise ValueError(f"{one} has no {HOST} memory to stream parameters from; it lists {', '.join(kinds) or 'none'}")
     # of a mesh even for one device: jax writes the memory into an array's type for NamedSharding alone
     devices = partition.make_mesh({}, devices=[one]) if mesh is None else mesh
 
