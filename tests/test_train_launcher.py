@@ -13,6 +13,7 @@ from tests import launching
 from wanjax import codec, config, hub
 from wanjax.light.luminance import LuminanceFit
 from wanjax.models.vae import WAN22, WanVAE
+from wanjax.pipeline import open_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,7 @@ def test_every_config_takes_a_step(name, source, tmp_path):
     assert [line["step"] for line in steps] == [1] and terms <= set(steps[0])
     if experiment.train.first_frame:
         assert list((tmp_path / f"run/{expert}/preview").glob("*.png"))
+    assert open_pipeline(tmp_path / "run").kind == {"i2v_a14b": "i2v", "ti2v_5b": "ti2v"}.get(name, "t2v")
 
 
 def test_a_run_continues_the_weights_of_another(whole, source, cache, tmp_path):
