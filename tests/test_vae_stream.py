@@ -86,6 +86,16 @@ def test_an_array_that_does_not_fit_is_refused_before_anything_runs(variables, m
         MODEL.stream(variables, np.zeros(shape, np.float32), method=method)
 
 
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_pixels_of_a_file_are_refused_until_they_are_floats(variables, one_by_one):
+    """Frames as a video file holds them would be encoded as light far outside of what the codec knows."""
+    video = np.zeros((1, 5, 16, 16, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"given uint8; expected floats, pixels in \[-1, 1\]: x / 127.5 - 1"):
+        list(MODEL.stream(variables, iter(np.moveaxis(video, 1, 0)) if one_by_one else video, method="encode"))
+    with pytest.raises(ValueError, match="given uint8"):
+        MODEL.apply(variables, video)
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [

@@ -90,11 +90,11 @@ class WanVAE:
             float32 array(s).
 
         Raises:
-            ValueError: unknown method, or a shape that the codec or the mesh cannot take.
+            ValueError: unknown method, integers, or a shape that the codec or the mesh cannot take.
         """
         if method not in METHODS:
             raise ValueError(f"WanVAE has no method {method!r}; expected one of {METHODS}")
-        self._check(x.shape, method)
+        self._check(x.shape, x.dtype, method)
         return _run(self, method, variables["params"], jnp.asarray(x))
 
     def stream(self, variables: Mapping[str, Any], x: Any, *, method: str = "decode") -> Iterator[jax.Array]:
@@ -114,14 +114,14 @@ class WanVAE:
             "encode": normalised latents float32 ``[B, 1, h, w, C]``.
 
         Raises:
-            ValueError: unknown method, or a shape that the codec or the mesh cannot take: at once for an array, at
-                the frame where it shows for an iterable.
+            ValueError: unknown method, integers, or a shape that the codec or the mesh cannot take: at once for an
+                array, at the frame where it shows for an iterable.
         """
         if method not in STREAMS:
             raise ValueError(f"WanVAE has no stream {method!r}; expected one of {tuple(STREAMS)}")
         if not hasattr(x, "shape"):
             return self._stream(variables["params"], self._grouped(x, method), method)
-        self._check(x.shape, method)
+        self._check(x.shape, x.dtype, method)
         ends = range(1, x.shape[1] + 1, STREAMS[method])
         return self._stream(variables["params"], (x[:, max(end - STREAMS[method], 0) : end] for end in ends), method)
 
@@ -149,18 +149,19 @@ class WanVAE:
         """Chunks of the frames, checked."""
         count, shape, group = 0, None, []
         for frame in frames:
+            frame = np.asarray(frame)
             if shape is None:
-                shape = np.shape(frame)
-                self._check((*shape[:1], 1, *shape[1:]), method)
-            if np.shape(frame) != shape:
-                raise ValueError(f"frame {count} is {np.shape(frame)}, the first is {shape}; give frames of one size")
-            group.append(np.asarray(frame))
+                shape = frame.shape
+                self._check((*shape[:1], 1, *shape[1:]), frame.dtype, method)
+            if frame.shape != shape:
+                raise ValueError(f"frame {count} is {frame.shape}, the first is {shape}; give frames of one size")
+            group.append(frame)
             if count % STREAMS[method] == 0:
                 yield np.stack(group, axis=1)
                 group = []
             count += 1
         if group or not count:
-            self._check((1, count, *(shape or (1, 1, 1, 1))[1:]), method)
+            self._check((1, count, *(shape or (1, 1, 1, 1))[1:]), np.dtype(np.float32), method)
 
     def _dtype(self, method: str) -> jnp.dtype:
         """Compute type of a method."""
@@ -170,8 +171,11 @@ class WanVAE:
         """Latent rows h of frames of so many rows of latents, or of pixels."""
         return height if method.startswith("decode") else height // self.strides[1]
 
-    def _check(self, shape: tuple[int, ...], method: str) -> None:
+    def _check(self, shape: tuple[int, ...], dtype: np.dtype, method: str) -> None:
         self._check_shape(shape, method)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            wanted = "normalised latents" if method.startswith("decode") else "pixels in [-1, 1]: x / 127.5 - 1"
+            raise ValueError(f"the codec was given {dtype}; expected floats, {wanted}")
         ways = 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in partition.BATCH)
         if shape[0] % ways:
             raise ValueError(
