@@ -49,12 +49,12 @@ def main(argv: list[str]) -> None:
         if values.dst is None:
             raise ValueError("--dst: name the folder to write")
         run(Path(values.src), Path(values.dst), layout=values.layout, weights=values.weights, dtype=values.dtype,
-            fp8=values.fp8, loras=loras, only=values.only)
-    except (OSError, ValueError, checkpoint.CheckpointError) as error:
+            fp8=values.fp8, loras=loras, only=values.only, pth=values.pth)
+    except (ImportError, OSError, ValueError, checkpoint.CheckpointError) as error:
         sys.exit(f"error: {error}")
 
 
-_OF_CONVERSIONS = ("dst", "layout", "weights", "dtype", "fp8", "only", "lora_high", "lora_low")
+_OF_CONVERSIONS = ("dst", "layout", "weights", "dtype", "fp8", "only", "pth", "lora_high", "lora_low")
 
 
 def entry() -> None:
@@ -67,6 +67,7 @@ def entry() -> None:
     flags.DEFINE_enum("dtype", None, list(hub.DTYPES), "What to store; as it is by default.")
     flags.DEFINE_bool("fp8", False, "With --layout comfyui: the transformers' matrices in 8 bits (fp8_scaled).")
     flags.DEFINE_list("only", [], f"Parts to convert, among {', '.join(PARTS)}; all by default.")
+    flags.DEFINE_bool("pth", False, "With --layout official: codec and text encoder as .pth, which takes PyTorch.")
     flags.DEFINE_bool("verify", False, "Check --src against its manifest, or the sums that the hub recorded.")
     flags.DEFINE_string("lora_high", None, "LoRA files to merge into the high-noise expert: file[:weight],...")
     flags.DEFINE_string("lora_low", None, "LoRA files to merge into the low-noise expert: file[:weight],...")

@@ -220,6 +220,32 @@ def test_one_error_lists_every_tensor_that_does_not_fit(tmp_path):
         assert re.search(message, listed[full(key)]), f"{key}: {listed[full(key)]}"
 
 
+def test_the_low_noise_experts_tensors_are_read_for_it_and_for_no_other(tmp_path, params, foreign):
+    """Of one file for both experts, each with peft's settings in the header, as diffusers names them."""
+    pairs = {name: (normal(2, 24), normal(24, 2)) for name in ("transformer", "transformer_2")}
+    keys = {name: {f"{name}.{SAME[Q]}.lora_A.weight": down, f"{name}.{SAME[Q]}.lora_B.weight": up}
+            for name, (down, up) in pairs.items()}  # fmt: skip
+    settings = json.dumps({"transformer.lora_alpha": 6, "transformer_2.lora_alpha": 10})
+    both, low, high = (
+        saved(tmp_path / f"{i}.safetensors", tensors, lora_adapter_metadata=settings)
+        for i, tensors in enumerate((keys["transformer"] | keys["transformer_2"], keys["transformer_2"],
+                                     keys["transformer"])))  # fmt: skip
+    deltas = {"high": 3 * pairs["transformer"][1] @ pairs["transformer"][0],
+              "low": 5 * pairs["transformer_2"][1] @ pairs["transformer_2"][0]}  # fmt: skip
+    for file, expert, delta in ((both, "low", "low"), (low, "low", "low"), (both, "high", "high"),
+                                (high, "high", "high"), (high, "low", "high"), (high, None, "high")):  # fmt: skip
+        found, _ = lora.merge_files(params, ROWS, [(file, 1.0)], expert=expert)
+        assert_changed_by(rows.export_tensors(ROWS, found, "official"), foreign, {f"{Q}.weight": deltas[delta]})
+    for file, expert, message in (
+        (low, "high", r"2 of its 2 tensors are named transformer_2\., .*low-noise expert: give it to .*'low'\)$"),
+        (low, None, r"2 of its 2 tensors are named transformer_2\."),
+        (both, None, r"2 of its 4 .*'low'\); the other 2 are the high-noise expert's"),
+        (high, "middle", "expert 'middle': expected 'high', 'low' or None"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            lora.read_lora(file, ROWS, expert=expert)
+
+
 def test_a_name_without_dots_that_may_be_two_tensors_is_refused(tmp_path):
     table = [Row((name,), (3,), (None,), name, name) for name in ("a.b", "a_b")]
     file = saved(tmp_path / "a.safetensors", {"lora_unet_a_b.diff": normal(3)})

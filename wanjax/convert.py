@@ -87,6 +87,7 @@ def convert(
     fp8: bool = False,
     loras: Mapping[str, str] | None = None,
     only: Collection[str] = (),
+    pth: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
     """Converts a pipeline, a network or a run.
@@ -101,11 +102,13 @@ def convert(
         loras: "high" or "low" -> what :func:`wanjax.lora.parse` takes, merged into that expert, which is then held in
             memory as a whole.
         only: parts to convert; empty is all of them.
+        pth: with "official": the codec and the text encoder as ``.pth``, through PyTorch.
         say: where lines of progress go.
 
     Raises:
         FileExistsError: ``dst`` is there.
         FileNotFoundError: a part of the source is missing.
+        ImportError: ``pth`` without PyTorch.
         ValueError: anything in the source that does not fit, an option that does not apply, or too little room.
     """
     if layout not in hub.LAYOUTS:
@@ -132,13 +135,18 @@ def convert(
         if layout == "orbax":
             for row in network.rows:
                 network.dtype_of(row)
+    as_pth = [part for part, network in stored.items() if pth and network.kind != "transformer"]
+    if pth and not as_pth:
+        raise ValueError(f"--pth is of the codec and the text encoder; of {src} only {', '.join(stored)} are taken")
+    for part in as_pth:
+        hub_writing.check_pth(stored[part], layout)
     _check_room(stored, contents.files, dst, fp8)
     say(contents.said)
     with _beside(dst) as part_folder:
         for part, network in contents.networks.items():
             if part in files:
                 network = _merged(part, network, files[part], say)
-            where = _write(contents, part, _cast(network, dtype), part_folder, layout, fp8, say)
+            where = _write(contents, part, _cast(network, dtype), part_folder, layout, fp8, part in as_pth, say)
             say(f"{part}: {row_table.count(network.rows)} parameters in {where}")
         _write_rest(contents, part_folder, layout, say)
         (part_folder / _UNFINISHED).unlink()
@@ -289,6 +297,7 @@ def _write(
     root: pathlib.Path,
     layout: str,
     fp8: bool,
+    pth: bool,
     say: Callable[[str], None],
 ) -> str:
     """Writes one network and says how much each lossy step changed it; where it lies."""
@@ -296,7 +305,7 @@ def _write(
     eight = fp8 and network.kind == "transformer"
     vocabulary = contents.files.get("tokenizer", pathlib.Path()) / _VOCABULARY
     error = hub.save_network(
-        root / folder, network, layout=layout, stem=stem, max_shard_bytes=hub_writing.SHARD_BYTES, fp8=eight,
+        root / folder, network, layout=layout, stem=stem, max_shard_bytes=hub_writing.SHARD_BYTES, fp8=eight, pth=pth,
         vocabulary=vocabulary.read_bytes() if part == "text_encoder" and vocabulary.is_file() else None,
     )  # fmt: skip
     errors = {"8-bit storage": error} if eight else {}

@@ -129,6 +129,11 @@ def config_from(kind: str, stored: Mapping[str, Any], path: pathlib.Path) -> Con
     return _KINDS[kind].config(stored, "diffusers", {}, path)[0]
 
 
+def config_from_shapes(kind: str, found: _Shapes, path: pathlib.Path) -> Config:
+    """The config of official tensors that nothing is stored beside."""
+    return _KINDS[kind].config({}, "official", found, path)[0]
+
+
 def _kind_of(reader: TensorReader) -> str:
     """What a set of weights is, by the names of its tensors."""
     known = {}

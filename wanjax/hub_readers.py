@@ -7,9 +7,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from wanjax.models.rows import NAMES
+from wanjax.models.rows.umt5 import umt5_rows
+from wanjax.models.umt5 import UMT5Config
 from wanjax.weight_files import Cut, TensorReader, whole
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+_TIED_TABLE = "encoder.embed_tokens.weight"
 VOCABULARY = "spiece_model"  # the tokenizer's file as a tensor of bytes, in text encoders of ComfyUI
 
 
@@ -37,6 +41,9 @@ class View(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # Mapping's own would read the tensor
+
     def shape_of(self, name: str) -> tuple[int, ...]:
         return self._reader.shape_of(self._names[name])
 
@@ -57,7 +64,7 @@ def unprefixed(reader: Reader) -> Reader:
 
 def untied(reader: Reader) -> Reader:
     """The token table under one name; transformers stores it under either of two, or both. Without a vocabulary."""
-    shared, tied = "shared.weight", "encoder.embed_tokens.weight"
+    shared, tied = "shared.weight", _TIED_TABLE
     names = {name: name for name in reader if name != VOCABULARY}
     if tied in names:
         if shared in names and not np.array_equal(reader.read(shared, whole), reader.read(tied, whole)):
@@ -65,6 +72,24 @@ def untied(reader: Reader) -> Reader:
         names.setdefault(shared, tied)
         del names[tied]
     return View(reader, names)
+
+
+def token_table(reader: Reader) -> tuple[int, int]:
+    """(vocab_size, E) of a umT5 encoder, from the shape of its table of tokens.
+
+    Raises:
+        ValueError: there is no such table.
+    """
+    rows = {row.path: row for row in umt5_rows(UMT5Config(num_layers=1))}
+    table = rows["token_embedding", "embedding"]
+    names = [name for naming in NAMES for name in table.foreign_names(naming)] + [_TIED_TABLE]
+    for name in names:
+        if name in reader and len(shape := reader.shape_of(name)) == 2:
+            return shape[0], shape[1]
+    raise ValueError(
+        f"{reader.source} is not a umT5 encoder: expected a matrix {' or '.join(names)}, found "
+        f"{', '.join(sorted(reader)[:3]) or 'none'}"
+    )
 
 
 def shapes(reader: Reader) -> dict[str, tuple[int, ...]]:

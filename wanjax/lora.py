@@ -14,6 +14,7 @@ import difflib
 import functools
 import hashlib
 import json
+import logging
 import math
 import pathlib
 import re
@@ -36,10 +37,13 @@ _ROLES = {
     ".lora_B.bias": "up_bias", ".lora_B.default.bias": "up_bias",
     ".alpha": "alpha", ".diff": "diff", ".diff_b": "diff_b",
 }  # fmt: skip
-_PREFIX = re.compile(r"(base_model\.model\.)?(model\.)?(diffusion_model\.|transformer\.)?")
+_PREFIX = re.compile(r"(base_model\.model\.)?(model\.)?(diffusion_model\.|transformer(_2)?\.)?")
+_LOW_NOISE = re.compile(r"(base_model\.model\.)?transformer_2\.")  # what diffusers calls the low-noise expert
 _UNDERSCORED = "lora_unet_"
 _MATRICES = ("linear", "conv2d", "conv3d")  # layouts of weights that factors of low rank can change
 _SHOWN = 40
+
+_log = logging.getLogger(__name__)
 
 Place = tuple[tuple[str, ...], int]  # a row's path and the layer, 0 in a row that is not stacked
 
@@ -107,8 +111,13 @@ def parse(text: str) -> list[tuple[pathlib.Path, float]]:
     return found
 
 
-def read_lora(file: pathlib.Path, rows: Sequence[Row]) -> Lora:
+def read_lora(file: pathlib.Path, rows: Sequence[Row], *, expert: str | None = None) -> Lora:
     """Opens a LoRA file for the network of ``rows``.
+
+    Args:
+        expert: "high" or "low" noise, which the network is; None where there is one network or nobody knows. It decides
+            where keys begin with ``transformer_2.``: they are for "low" alone, and of a file that has others beside
+            them "low" takes these and "high" the others.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -124,7 +133,8 @@ def read_lora(file: pathlib.Path, rows: Sequence[Row]) -> Lora:
     places: dict[Place, dict[str, str]] = defaultdict(dict)  # of weights -> role -> key
     modules: dict[Place, str] = {}
     problems: list[tuple[str, str]] = []  # key, what is wrong with it
-    for key in sorted(tensors):
+    keys, prefix = _of_expert(tensors, file, expert)
+    for key in sorted(keys):
         role, module = _role(key)
         place = names.place(module) if role else None
         if role is None or place is None:
@@ -136,7 +146,7 @@ def read_lora(file: pathlib.Path, rows: Sequence[Row]) -> Lora:
                 tensors.dtype_of(key)  # refuses quantised ones
             places[place][role] = key
             modules[place] = _PREFIX.sub("", module, count=1)
-    scale_of = _peft_scale(tensors, file)
+    scale_of = _peft_scale(tensors, file, prefix)
     changes: dict[Place, list[Factors | Whole]] = defaultdict(list)
     for place, roles in places.items():
         _resolve(place, roles, tensors, names, functools.partial(scale_of, modules[place]), changes, problems)
@@ -192,13 +202,18 @@ def merge(params: Any, rows: Sequence[Row], loras: Sequence[tuple[Lora, float]],
 
 
 def merge_files(
-    params: Any, rows: Sequence[Row], files: Iterable[tuple[pathlib.Path, float]], *, donate: bool = False
+    params: Any,
+    rows: Sequence[Row],
+    files: Iterable[tuple[pathlib.Path, float]],
+    *,
+    expert: str | None = None,
+    donate: bool = False,
 ) -> tuple[Any, list[dict[str, Any]]]:
-    """As :func:`merge`, from files with their weights.
+    """As :func:`merge`, from files with their weights; ``expert`` as for :func:`read_lora`.
 
     Returns: the parameters, and for each file what identifies it: {"file": its name, "sha256", "weight"}.
     """
-    loras = [(read_lora(file, rows), weight) for file, weight in files]
+    loras = [(read_lora(file, rows, expert=expert), weight) for file, weight in files]
     records = [{"file": lora.file.name, "sha256": lora.sha256, "weight": weight} for lora, weight in loras]
     return merge(params, rows, loras, donate=donate), records
 
@@ -302,6 +317,26 @@ def _role(key: str) -> tuple[str | None, str]:
     return None, re.sub(r"\.[^.]*$", "", key)
 
 
+def _of_expert(tensors: TensorReader, file: pathlib.Path, expert: str | None) -> tuple[list[str], str]:
+    """The keys that are meant for an expert, and what its settings in the header begin with."""
+    if expert not in (None, "high", "low"):
+        raise ValueError(f"expert {expert!r}: expected 'high', 'low' or None")
+    low = [key for key in tensors if _LOW_NOISE.match(key)]
+    if not low:
+        return list(tensors), "transformer."
+    others = [key for key in tensors if not _LOW_NOISE.match(key)]
+    if expert is None or not (low if expert == "low" else others):
+        also = f"; the other {len(others)} are the high-noise expert's" if others else ""
+        raise ValueError(
+            f"LoRA {str(file)!r}: {len(low)} of its {len(tensors)} tensors are named transformer_2., diffusers' name "
+            f"of the low-noise expert: give it to that one (--lora_low, expert='low'){also}"
+        )
+    if others:
+        _log.info("LoRA %s: %d tensors are for the low-noise expert, %d for the high-noise one; %s takes its own",
+                  file, len(low), len(others), expert)  # fmt: skip
+    return (low, "transformer_2.") if expert == "low" else (others, "transformer.")
+
+
 def _resolve(
     place: Place,
     roles: Mapping[str, str],
@@ -361,9 +396,9 @@ def _stored_scale(key: str, rank: int, tensors: TensorReader, problems: list[tup
     return float(alpha.reshape(())) / rank
 
 
-def _peft_scale(tensors: TensorReader, file: pathlib.Path) -> Callable[[str, int], float]:
-    """Scale by module and rank from peft's settings, which diffusers writes into the header of the file and peft into
-    ``adapter_config.json`` beside its ``adapter_model.safetensors``; 1 where there are none.
+def _peft_scale(tensors: TensorReader, file: pathlib.Path, prefix: str) -> Callable[[str, int], float]:
+    """Scale by module and rank from peft's settings, which diffusers writes into the header of the file, each after
+    ``prefix``, and peft into ``adapter_config.json`` beside its ``adapter_model.safetensors``; 1 where there are none.
 
     Raises:
         ValueError: settings that are not JSON, or of another method than LoRA.
@@ -376,7 +411,7 @@ def _peft_scale(tensors: TensorReader, file: pathlib.Path) -> Callable[[str, int
     else:
         return lambda module, rank: 1.0
     try:
-        stored = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
+        stored = {key.removeprefix(prefix): value for key, value in json.loads(text).items()}
     except (json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{where}: expected peft's settings as a JSON object ({error})") from error
     if stored.get("use_dora") or stored.get("peft_type", "LORA") != "LORA":

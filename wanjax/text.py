@@ -80,6 +80,31 @@ def clean(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
+def checked_tokens(text: str, tokenizer: Tokenizer, length: int, vocab_size: int) -> list[int]:
+    """Token numbers of one caption after cleaning, end mark included.
+
+    Args:
+        length: most tokens, end mark included.
+        vocab_size: tokens that the encoder knows.
+
+    Raises:
+        CaptionTooLong: more than ``length`` tokens. Cutting a caption would silently change its meaning.
+        ValueError: the tokenizer and the encoder do not belong together.
+    """
+    ids = tokenizer(clean(text))
+    if len(ids) > length:
+        raise CaptionTooLong(
+            f"caption {text!r} has {len(ids)} tokens, the limit is {length}, the last {len(ids) - length} too many: "
+            "shorten it, or train with a larger config.text.length"
+        )
+    if max(ids) >= vocab_size:
+        raise ValueError(
+            f"caption {text!r} gives token {max(ids)}, but the text encoder knows {vocab_size}: tokenizer "
+            f"{tokenizer.name} belongs to another encoder"
+        )
+    return ids
+
+
 def load_tokenizer(name: str) -> Tokenizer:
     """Opens "byt5" or a tokenizer's folder.
 
@@ -136,18 +161,7 @@ class TextEncoder:
             CaptionTooLong: more than ``length`` tokens. Cutting a caption would silently change its meaning.
             ValueError: the tokenizer and the encoder do not belong together.
         """
-        ids = self.tokenizer(clean(text))
-        if len(ids) > self.length:
-            raise CaptionTooLong(
-                f"caption {text!r} has {len(ids)} tokens, the limit is {self.length}, the last "
-                f"{len(ids) - self.length} too many: shorten it, or train with a larger config.text.length"
-            )
-        if max(ids) >= self.encoder.config.vocab_size:
-            raise ValueError(
-                f"caption {text!r} gives token {max(ids)}, but the text encoder knows "
-                f"{self.encoder.config.vocab_size}: tokenizer {self.tokenizer.name} belongs to another encoder"
-            )
-        return ids
+        return checked_tokens(text, self.tokenizer, self.length, self.encoder.config.vocab_size)
 
     def embed(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Embeddings ``[n_i, E]`` float32 of each caption's own ``n_i`` tokens, without padding, in the given order.
@@ -159,7 +173,7 @@ class TextEncoder:
         encode = _compiled_apply(self.encoder)
         by_length: dict[int, list[int]] = {}
         for i, one in enumerate(ids):
-            by_length.setdefault(self._padded_length(len(one)), []).append(i)
+            by_length.setdefault(_padded_length(len(one)), []).append(i)
         out: dict[int, np.ndarray] = {}
         for length, members in by_length.items():
             size = _BATCH if len(members) > 1 else 1
@@ -178,9 +192,7 @@ class TextEncoder:
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 of everything that determines an embedding: tokenizer, sizes of the encoder, parameters."""
-        digest = hashlib.sha256()
-        description = {"tokenizer": self.tokenizer.name, "config": asdict(self.encoder.config)}
-        digest.update(json.dumps(description, sort_keys=True).encode())
+        digest = _digest_of(self.tokenizer, self.encoder.config)
         if self.params_id is not None:
             digest.update(self.params_id.encode())
             return digest.hexdigest()
@@ -190,9 +202,16 @@ class TextEncoder:
             digest.update(array.view(np.uint8).data)
         return digest.hexdigest()
 
-    def _padded_length(self, tokens: int) -> int:
-        """The next power of two, at least ``_SHORTEST`` and at most ``length``."""
-        return min(self.length, max(_SHORTEST, 1 << (tokens - 1).bit_length()))
+
+def _padded_length(tokens: int) -> int:
+    """The next power of two, at least ``_SHORTEST``. Of the caption alone: the last bits of a sum follow its length."""
+    return max(_SHORTEST, 1 << (tokens - 1).bit_length())
+
+
+def _digest_of(tokenizer: Tokenizer, config: UMT5Config) -> Any:
+    """A sha256 that has seen all of an encoder but its parameters."""
+    description = {"tokenizer": tokenizer.name, "config": asdict(config)}
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode())
 
 
 @functools.lru_cache(maxsize=8)
@@ -226,22 +245,34 @@ def pad(embeddings: Sequence[np.ndarray], length: int) -> np.ndarray:
     return out
 
 
-def load_text_encoder_for(config: TextConfig) -> TextEncoder:
+def seeded_fingerprint(config: TextConfig, tokenizer: Tokenizer) -> str:
+    """``fingerprint`` of the seeded encoder that a config describes, without making its parameters."""
+    digest = _digest_of(tokenizer, config.model)
+    digest.update(_seeded_id(config).encode())
+    return digest.hexdigest()
+
+
+def _seeded_id(config: TextConfig) -> str:
+    return f"seeded by {config.seed}, version {_SEEDED_VERSION}"
+
+
+def load_text_encoder_for(config: TextConfig, tokenizer: Tokenizer | None = None) -> TextEncoder:
     """The text encoder that a config describes.
+
+    Args:
+        tokenizer: that of the config, where it is open already.
 
     Raises:
         FileNotFoundError: a folder is missing.
         ValueError: the folder's encoder does not have the sizes of ``config.model``.
     """
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = tokenizer or load_tokenizer(config.tokenizer)
     if config.encoder == SEEDED:
         encoder = UMT5Encoder(config.model)
         with jax.default_device(jax.local_devices(backend="cpu")[0]):  # the same parameters on every accelerator
             params = _compiled_init(encoder)(jax.random.key(config.seed))["params"]
         params = jax.tree.map(np.asarray, params)
-        return TextEncoder(
-            tokenizer, encoder, params, config.length, f"seeded by {config.seed}, version {_SEEDED_VERSION}"
-        )
+        return TextEncoder(tokenizer, encoder, params, config.length, _seeded_id(config))
     encoder, params = hub.load_text_encoder(config.encoder, dtype=config.model.dtype)
     found, wanted = asdict(encoder.config), asdict(config.model)
     different = [

@@ -121,10 +121,14 @@ class TensorReader(Mapping[str, np.ndarray]):
         files: safetensors, or files of ``torch.save``.
         source: what to call this in errors.
         index: tensor name -> the name of the file that holds it; None where any file may hold it.
+
+    Attributes:
+        files, source: as given.
+        metadata: of the files' headers.
     """
 
     def __init__(self, files: list[pathlib.Path], source: pathlib.Path, index: Mapping[str, str] | None = None):
-        self.source = source
+        self.files, self.source = tuple(files), source
         self.metadata: dict[str, str] = {}
         self._files: dict[str, _File] = {}
         for path in files:
@@ -158,6 +162,9 @@ class TensorReader(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files  # Mapping's own would read the tensor
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
