@@ -7,6 +7,7 @@ and renamed once it is whole, with a manifest of what is in it (:mod:`wanjax.man
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wanjax import checkpoint, hub, hub_writing, lora, manifest
+from wanjax import checkpoint, hub, hub_names, hub_writing, lora, manifest
 from wanjax.expert_boundary import BOUNDARIES
 from wanjax.family import MEMBERS, member_like
 from wanjax.hub_layouts import (
@@ -78,7 +79,7 @@ class Contents:
 
 
 def convert(
-    src: pathlib.Path,
+    src: str | os.PathLike[str],
     dst: pathlib.Path,
     *,
     layout: str = "diffusers",
@@ -93,7 +94,8 @@ def convert(
     """Converts a pipeline, a network or a run.
 
     Args:
-        src: a pipeline's root in any layout, one network's folder or file, or a run's workdir (its transformers).
+        src: a pipeline's root in any layout, one network's folder or file, or a run's workdir (its transformers); or
+            the name of a repository, see :func:`wanjax.hub_names.resolve`.
         dst: folder to write.
         layout: "diffusers", "official", "comfyui" or "orbax".
         weights: "ema" or "raw", of a run.
@@ -120,7 +122,8 @@ def convert(
     files = {_EXPERT_PARTS[name]: lora.parse(text) for name, text in (loras or {}).items()}
     if dst.exists():
         raise FileExistsError(f"--dst {dst} exists: remove it or name another")
-    contents = open_contents(src, weights=weights, wide=dtype is not None, fp8=fp8, only=only)
+    place = hub_names.resolve(src)
+    contents = open_contents(place, weights=weights, wide=dtype is not None, fp8=fp8, only=only)
     for name, part in _EXPERT_PARTS.items():
         if part in files and part not in contents.networks:
             raise ValueError(
@@ -191,8 +194,6 @@ def _of_run(src: pathlib.Path, weights: str) -> Contents:
 
 
 def _of_release(src: pathlib.Path, wide: bool, fp8: bool, only: Collection[str]) -> Contents:
-    if not src.exists():
-        raise FileNotFoundError(f"--src {src} does not exist")
     layout = layout_of(src) if src.is_dir() else None
     parts: dict[str, Any]
     if layout is not None:
