@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -132,3 +134,16 @@ def test_the_command_converts_and_verifies_and_its_exit_code_tells(release, tmp_
     assert done.returncode == 1 and "leave out --layout" in done.stderr
     done = command("--src", release)
     assert done.returncode == 1 and "--dst: name the folder to write" in done.stderr
+
+
+def test_a_killed_conversion_leaves_no_folder_of_its_name(release, tmp_path):
+    target, left = tmp_path / "out", tmp_path / "out.part"
+    arguments = [sys.executable, "-m", "experiments.convert", "--src", release, "--dst", target, "--layout", "orbax"]
+    process = subprocess.Popen(arguments, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    while process.poll() is None and not (left / "transformer").exists():
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert left.is_dir() and not target.exists()
+    convert.convert(release, target, layout="orbax")
+    assert not left.exists() and not manifest.verify(target).problems
