@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from wanjax import checkpoint, hub, manifest
+from wanjax import checkpoint, hub, hub_names, manifest
 from wanjax.convert import convert as run
 from wanjax.hub_layouts import PARTS
 
@@ -43,30 +43,31 @@ def main(argv: list[str]) -> None:
             given = [name for name in _OF_CONVERSIONS if values[name].present]
             if given:
                 raise ValueError(f"--verify takes --src alone: leave out --{', --'.join(given)}")
-            if not verify(Path(values.src)):
+            if not verify(hub_names.resolve(values.src)):
                 sys.exit(1)
             return
         if values.dst is None:
             raise ValueError("--dst: name the folder to write")
-        run(Path(values.src), Path(values.dst), layout=values.layout, weights=values.weights, dtype=values.dtype,
-            fp8=values.fp8, loras=loras, only=values.only)
-    except (OSError, ValueError, checkpoint.CheckpointError) as error:
+        run(values.src, Path(values.dst), layout=values.layout, weights=values.weights, dtype=values.dtype,
+            fp8=values.fp8, loras=loras, only=values.only, pth=values.pth)
+    except (ImportError, OSError, ValueError, checkpoint.CheckpointError) as error:
         sys.exit(f"error: {error}")
 
 
-_OF_CONVERSIONS = ("dst", "layout", "weights", "dtype", "fp8", "only", "lora_high", "lora_low")
+_OF_CONVERSIONS = ("dst", "layout", "weights", "dtype", "fp8", "only", "pth", "lora_high", "lora_low")
 
 
 def entry() -> None:
     """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
-    flags.DEFINE_string("src", None, "A run's workdir, a pipeline's root, or one network's folder or file.",
-                        required=True)
+    flags.DEFINE_string("src", None, "A run's workdir, a pipeline's root, one network's folder or file, or the name "
+                        "of a repository on the Hugging Face Hub.", required=True)  # fmt: skip
     flags.DEFINE_string("dst", None, "Folder to write; it must not exist.")
     flags.DEFINE_enum("layout", "diffusers", list(hub.LAYOUTS), "Names and files to write.")
     flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Which weights of a run.")
     flags.DEFINE_enum("dtype", None, list(hub.DTYPES), "What to store; as it is by default.")
     flags.DEFINE_bool("fp8", False, "With --layout comfyui: the transformers' matrices in 8 bits (fp8_scaled).")
     flags.DEFINE_list("only", [], f"Parts to convert, among {', '.join(PARTS)}; all by default.")
+    flags.DEFINE_bool("pth", False, "With --layout official: codec and text encoder as .pth, which takes PyTorch.")
     flags.DEFINE_bool("verify", False, "Check --src against its manifest, or the sums that the hub recorded.")
     flags.DEFINE_string("lora_high", None, "LoRA files to merge into the high-noise expert: file[:weight],...")
     flags.DEFINE_string("lora_low", None, "LoRA files to merge into the low-noise expert: file[:weight],...")

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.parity import dit_case
 from tests.test_hub import equal
+from tests.test_hub_names import hub as hub_here  # noqa: F401  a fixture
 from tests.test_sample import workdir  # noqa: F401  a fixture
 from wanjax import checkpoint, convert, hub, hub_orbax, hub_writing, manifest, partition, pipeline, warm_start
 from wanjax.family import MEMBERS, WAN21_STRIDES
@@ -251,6 +252,16 @@ def test_the_vocabulary_lies_among_the_tensors_of_comfyuis_text_encoder(whole, t
     equal(hub.load_text_encoder(file)[1], hub.load_text_encoder(whole / "text_encoder")[1])
 
 
+def test_a_repository_is_converted_by_its_name(whole, tmp_path, hub_here, steps):  # noqa: F811
+    files = [file for file in whole.rglob("*") if file.is_file()]
+    hub_here.repositories["wan/tiny"] = {file.relative_to(whole).as_posix(): file.read_bytes() for file in files}
+    convert.convert("wan/tiny", tmp_path / "out")
+    same_files(tmp_path / "out", whole, ["transformer", "transformer_2", "vae", "text_encoder"])
+    with pytest.raises(FileNotFoundError, match="wan/absent"):
+        convert.convert("wan/absent", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_parts_are_chosen_and_the_index_tells_which_are_there(whole, tmp_path):
     convert.convert(whole, tmp_path / "out", only=["vae", "transformer_2"], layout="orbax")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -400,7 +411,7 @@ def test_what_cannot_be_converted_is_named_and_nothing_is_left(release, tmp_path
         convert.convert(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="one set of weights"):
         convert.convert(folder, tmp_path / "out", weights="raw")
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+    with pytest.raises(FileNotFoundError, match="nowhere' does not exist"):
         convert.convert(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(ValueError, match="'zip' is not one of"):
         convert.convert(folder, tmp_path / "out", layout="zip")

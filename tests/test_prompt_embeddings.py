@@ -276,7 +276,7 @@ def test_another_tokenizer_is_another_embedding(tmp_path):
     assert shifted.opened == 1 and len(stored(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("naming", ["diffusers", "official"])
+@pytest.mark.parametrize("naming", ["diffusers", "official", "orbax"])
 def test_a_released_encoder_is_described_without_its_weights_being_read(tmp_path, folder, naming, monkeypatch):
     tokenizers = pytest.importorskip("tokenizers")
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "</s>": 1, "sun": 2, "room": 3}, "<unk>"))
@@ -290,6 +290,9 @@ def test_a_released_encoder_is_described_without_its_weights_being_read(tmp_path
         params = random_params(umt5_rows(MODEL))
         torch_writing.save(rows.export_tensors(umt5_rows(MODEL), params, "official"), part)
         (tmp_path / "config.json").write_text('{"_class_name": "WanModel"}')  # the transformer's
+    elif naming == "orbax":
+        part = tmp_path / "ours"
+        hub.save_text_encoder(part, UMT5Encoder(MODEL), random_params(umt5_rows(MODEL)), layout="orbax")
     with monkeypatch.context() as patch:
         patch.setattr("wanjax.weight_files.TensorReader.__getitem__", None)
         embedder = PromptEmbedder.of_release(part, tmp_path / "tokenizer", length=8, cache=tmp_path / "cache")

@@ -7,6 +7,7 @@ and renamed once it is whole, with a manifest of what is in it (:mod:`wanjax.man
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wanjax import checkpoint, hub, hub_writing, lora, manifest
+from wanjax import checkpoint, hub, hub_names, hub_writing, lora, manifest
 from wanjax.expert_boundary import BOUNDARIES
 from wanjax.family import MEMBERS, member_like
 from wanjax.hub_layouts import (
@@ -80,7 +81,7 @@ class Contents:
 
 
 def convert(
-    src: pathlib.Path,
+    src: str | os.PathLike[str],
     dst: pathlib.Path,
     *,
     layout: str = "diffusers",
@@ -89,6 +90,7 @@ def convert(
     fp8: bool = False,
     loras: Mapping[str, str] | None = None,
     only: Collection[str] = (),
+    pth: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
     """Converts a pipeline, a network or a run.
@@ -104,11 +106,13 @@ def convert(
         loras: "high" or "low" -> what :func:`wanjax.lora.parse` takes, merged into that expert, which is then held in
             memory as a whole.
         only: parts to convert; empty is all of them.
+        pth: with "official": the codec and the text encoder as ``.pth``, through PyTorch.
         say: where lines of progress go.
 
     Raises:
         FileExistsError: ``dst`` is there.
         FileNotFoundError: a part of the source is missing.
+        ImportError: ``pth`` without PyTorch.
         ValueError: anything in the source that does not fit, an option that does not apply, or too little room.
     """
     if layout not in hub.LAYOUTS:
@@ -120,7 +124,8 @@ def convert(
     files = {_EXPERT_PARTS[name]: lora.parse(text) for name, text in (loras or {}).items()}
     if dst.exists():
         raise FileExistsError(f"--dst {dst} exists: remove it or name another")
-    contents = open_contents(src, weights=weights, wide=dtype is not None, fp8=fp8, only=only)
+    place = hub_names.resolve(src)
+    contents = open_contents(place, weights=weights, wide=dtype is not None, fp8=fp8, only=only)
     for name, part in _EXPERT_PARTS.items():
         if part in files and part not in contents.networks:
             raise ValueError(
@@ -136,13 +141,18 @@ def convert(
         if layout == "orbax":
             for row in network.rows:
                 network.dtype_of(row)
+    as_pth = [part for part, network in stored.items() if pth and network.kind != "transformer"]
+    if pth and not as_pth:
+        raise ValueError(f"--pth is of the codec and the text encoder; of {src} only {', '.join(stored)} are taken")
+    for part in as_pth:
+        hub_writing.check_pth(stored[part], layout)
     _check_room(stored, contents.files, dst, fp8)
     say(contents.said)
     with _beside(dst) as part_folder:
         for part, network in contents.networks.items():
             if part in files:
                 network = _merged(part, network, files[part], say)
-            where = _write(contents, part, _cast(network, dtype), part_folder, layout, fp8, say)
+            where = _write(contents, part, _cast(network, dtype), part_folder, layout, fp8, part in as_pth, say)
             say(f"{part}: {row_table.count(network.rows)} parameters in {where}")
         _write_rest(contents, part_folder, layout, say)
         (part_folder / _UNFINISHED).unlink()
@@ -188,7 +198,6 @@ def _of_run(src: pathlib.Path, weights: str) -> Contents:
 
 
 def _of_release(src: pathlib.Path, wide: bool, fp8: bool, only: Collection[str]) -> Contents:
-    src = resolve(src, parts=tuple(only) or None)
     layout = layout_of(src) if src.is_dir() else None
     parts: dict[str, Any]
     if layout is not None:
@@ -293,6 +302,7 @@ def _write(
     root: pathlib.Path,
     layout: str,
     fp8: bool,
+    pth: bool,
     say: Callable[[str], None],
 ) -> str:
     """Writes one network and says how much each lossy step changed it; where it lies."""
@@ -300,7 +310,7 @@ def _write(
     eight = fp8 and network.kind == "transformer"
     vocabulary = contents.files.get("tokenizer", pathlib.Path()) / _VOCABULARY
     error = hub.save_network(
-        root / folder, network, layout=layout, stem=stem, max_shard_bytes=hub_writing.SHARD_BYTES, fp8=eight,
+        root / folder, network, layout=layout, stem=stem, max_shard_bytes=hub_writing.SHARD_BYTES, fp8=eight, pth=pth,
         vocabulary=vocabulary.read_bytes() if part == "text_encoder" and vocabulary.is_file() else None,
     )  # fmt: skip
     errors = {"8-bit storage": error} if eight else {}

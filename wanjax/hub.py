@@ -160,16 +160,19 @@ def save_network(
     max_shard_bytes: int = hub_writing.SHARD_BYTES,
     fp8: bool = False,
     vocabulary: bytes | None = None,
+    pth: bool = False,
 ) -> float:
     """Writes a network that is open, wherever its weights are; as :func:`save_dit`.
 
-    ``stem`` and ``vocabulary``: see :func:`wanjax.hub_writing.write_network`; "orbax" has no use for them.
+    ``stem``, ``vocabulary`` and ``pth``: see :func:`wanjax.hub_writing.write_network`; "orbax" has no use for them.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
     if layout != "orbax":
         return hub_writing.write_network(network, folder, layout=layout, stem=stem, max_shard_bytes=max_shard_bytes,
-                                         fp8=fp8, vocabulary=vocabulary)  # fmt: skip
+                                         fp8=fp8, vocabulary=vocabulary, pth=pth)  # fmt: skip
+    if pth:
+        raise ValueError("pth is of the layout 'official' alone")
     if fp8:
         raise ValueError("fp8 is of the layout 'comfyui' alone; layout 'orbax' keeps the parameters' own type")
     from wanjax import hub_orbax  # importing orbax takes a second that other layouts need not wait

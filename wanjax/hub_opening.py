@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from wanjax import hub_configs, hub_float8
+from wanjax import hub_configs, hub_float8, manifest
 from wanjax.file_digest import sampled_digest
 from wanjax.hub_layouts import is_orbax, one_network
 from wanjax.hub_names import resolve_network
@@ -125,7 +125,7 @@ def digest(folder: _PathLike) -> str:
     """
     path = one_network(folder)
     if is_orbax(path):
-        files = [file for file in path.rglob("*") if file.is_file()]
+        files = [file for file in path.rglob("*") if file.is_file() and file.name != manifest.NAME]
         return sampled_digest((str(file.relative_to(path)), file) for file in files)
     files = list(open_weights(path).files)
     if path.is_dir() and (path / "config.json").is_file():
@@ -144,6 +144,11 @@ def holds_float8(path: pathlib.Path) -> bool:
 def config_from(kind: str, stored: Mapping[str, Any], path: pathlib.Path) -> Config:
     """The config of an orbax folder, whose ``config.json`` is that of the diffusers layout and states all sizes."""
     return _KINDS[kind].config(stored, "diffusers", {}, path)[0]
+
+
+def config_from_shapes(kind: str, found: _Shapes, path: pathlib.Path) -> Config:
+    """The config of official tensors that nothing is stored beside."""
+    return _KINDS[kind].config({}, "official", found, path)[0]
 
 
 def _kind_of(reader: TensorReader) -> str:

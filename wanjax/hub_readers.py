@@ -10,6 +10,7 @@ import numpy as np
 from wanjax.weight_files import Cut, TensorReader, whole
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+_TIED_TABLE = "encoder.embed_tokens.weight"
 VOCABULARY = "spiece_model"  # the tokenizer's file as a tensor of bytes, in text encoders of ComfyUI
 
 
@@ -60,7 +61,7 @@ def unprefixed(reader: Reader) -> Reader:
 
 def untied(reader: Reader) -> Reader:
     """The token table under one name; transformers stores it under either of two, or both. Without a vocabulary."""
-    shared, tied = "shared.weight", "encoder.embed_tokens.weight"
+    shared, tied = "shared.weight", _TIED_TABLE
     names = {name: name for name in reader if name != VOCABULARY}
     if tied in names:
         if shared in names and not np.array_equal(reader.read(shared, whole), reader.read(tied, whole)):

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +14,11 @@ import numpy as np
 from wanjax import hub_configs
 from wanjax.hub_float8 import ScaledFloat8
 from wanjax.hub_networks import Network, most_common
+from wanjax.hub_opening import config_from_shapes
 from wanjax.hub_readers import VOCABULARY
 from wanjax.models.dit_config import DiTConfig
 from wanjax.models.vae_config import VAEConfig
+from wanjax.pth_writing import require_torch, write_pth
 from wanjax.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, TensorSpec, write_weights
 
 LAYOUTS = ("diffusers", "official", "comfyui")
@@ -50,6 +53,7 @@ def write_network(
     max_shard_bytes: int = SHARD_BYTES,
     fp8: bool = False,
     vocabulary: bytes | None = None,
+    pth: bool = False,
 ) -> float:
     """Writes a network in its stored types; memory holds one tensor at a time.
 
@@ -61,12 +65,16 @@ def write_network(
         fp8: of a transformer in the "comfyui" layout: the matrices of all blocks in 8 bits with a scale each.
         vocabulary: of a text encoder in the "comfyui" layout: the tokenizer's spiece.model, which ComfyUI looks for
             among the tensors.
+        pth: of a codec or text encoder in the "official" layout: a ``.pth``, as Wan's own code opens it, which takes
+            PyTorch and holds all of it in memory.
 
     Returns:
         Root mean square of what 8 bits changed relative to that of the matrices; 0.0 without ``fp8``.
 
     Raises:
-        ValueError: an unknown layout, or ``fp8`` where it does not apply.
+        ImportError: ``pth`` without PyTorch.
+        ValueError: an unknown layout, ``fp8`` or ``pth`` where it does not apply, or settings of the network that a
+            ``.pth`` has no place for.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
@@ -75,6 +83,10 @@ def write_network(
     if fp8 and network.kind != "transformer":
         raise ValueError(f"fp8 is of transformers alone; {network.source} is of the kind {network.kind}")
     files = _files(network, layout)
+    if pth:
+        check_pth(network, layout)
+        write_pth(pathlib.Path(folder) / f"{stem or files.stem}.pth", network.tensors(files.naming))
+        return 0.0
     scaled = ScaledFloat8(_matrices(network, files.naming))
     specs: Mapping[str, TensorSpec] = network.specs(files.naming)
     tensors: Iterable[tuple[str, np.ndarray]] = network.tensors(files.naming)
@@ -93,6 +105,25 @@ def write_network(
         metadata={"config": json.dumps(files.config)} if files.inside else None,
     )
     return scaled.relative_error
+
+
+def check_pth(network: Network, layout: str) -> None:
+    """Raises as :func:`write_network` with ``pth``, before anything is written."""
+    require_torch()
+    if layout != "official" or network.kind == "transformer":
+        raise ValueError(
+            f"pth is of the codec and the text encoder in the layout 'official' alone, not of a {network.kind} in "
+            f"{layout!r}"
+        )
+    shapes = {name: spec.shape for name, spec in network.specs("official").items()}
+    read = replace(config_from_shapes(network.kind, shapes, pathlib.Path(network.source)),
+                   dtype=network.config.dtype, param_dtype=network.config.param_dtype)  # fmt: skip
+    lost = [field for field, value in vars(network.config).items() if getattr(read, field) != value]
+    if lost:
+        raise ValueError(
+            f"{network.source}: a .pth holds tensors alone, from which {', '.join(lost)} of this network cannot be "
+            "read; write safetensors"
+        )
 
 
 def written_bytes(network: Network, *, fp8: bool = False) -> int:
