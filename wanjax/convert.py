@@ -29,7 +29,6 @@ from wanjax.hub_layouts import (
     open_layout,
     read_index,
 )
-from wanjax.hub_names import resolve
 from wanjax.hub_networks import CastWeights, Network
 from wanjax.hub_opening import holds_float8
 from wanjax.models import rows as row_table
