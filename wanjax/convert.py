@@ -123,7 +123,7 @@ def convert(
     files = {_EXPERT_PARTS[name]: lora.parse(text) for name, text in (loras or {}).items()}
     if dst.exists():
         raise FileExistsError(f"--dst {dst} exists: remove it or name another")
-    place = hub_names.resolve(src)
+    place = hub_names.resolve(src, parts=tuple(only) or None)
     contents = open_contents(place, weights=weights, wide=dtype is not None, fp8=fp8, only=only)
     for name, part in _EXPERT_PARTS.items():
         if part in files and part not in contents.networks:
