@@ -100,7 +100,7 @@ def _open_released(
     boundary = parts["boundary_ratio"]
     if "low" in experts and boundary is None:
         raise ValueError(f"the {layout} layout in {root} names two transformers but no boundary_ratio between them")
-    vae, vae_params = hub.load_vae(parts["vae"])
+    vae, vae_params = hub.load_vae(parts["vae"], dtype="float32")  # docs/codec.md: what shorter types do to light
     models = [expert.model.config for expert in experts.values()]
     member = family.member_like(models)
     published = member.sample if boundary is None else dataclasses.replace(member.sample, boundary=boundary)
