@@ -23,7 +23,7 @@ from wanjax import hub
 from wanjax.codec import find_codec
 from wanjax.codec_finish import frame_error
 from wanjax.compare import FLICKER
-from wanjax.generate import decode, to_uint8
+from wanjax.generate import to_uint8
 from wanjax.light.metrics import measure
 
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = []
         for clip in rendered([family], "test", options.clips):
             latents = model.apply({"params": params}, clip[None] / np.float32(127.5) - 1)
-            video = np.asarray(decode(model, params, latents))[0]
+            video = np.asarray(model.apply({"params": params}, latents, method="decode_chunked"))[0]
             made = to_uint8(video)
             psnr = 10 * np.log10(255**2 / np.mean((made.astype(np.float64) - clip) ** 2))
             coded, original = measure(made, fps=8.0), measure(clip, fps=8.0)

@@ -314,7 +314,7 @@ def test_what_is_no_encoder_is_named(tmp_path, folder):
         PromptEmbedder.of_config(dataclasses.replace(CONFIG, encoder=str(tmp_path / "other.safetensors")))
     with pytest.raises(ValueError, match="is the root of a pipeline"):
         PromptEmbedder.of_config(dataclasses.replace(CONFIG, encoder=str(tmp_path)))
-    with pytest.raises(FileNotFoundError, match="absent does not exist"):
+    with pytest.raises(FileNotFoundError, match="absent' does not exist"):
         PromptEmbedder.of_config(dataclasses.replace(CONFIG, encoder=str(tmp_path / "absent")))
 
 

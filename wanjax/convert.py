@@ -120,6 +120,8 @@ def convert(
         raise ValueError(f"--dtype {dtype!r} is not one of {', '.join(hub.DTYPES)}")
     if fp8 and layout != "comfyui":
         raise ValueError(f"--fp8 is of --layout comfyui alone; {layout} keeps the weights' own type")
+    if unknown := sorted(set(only) - set(PARTS)):
+        raise ValueError(f"--only {unknown[0]}: the parts are {', '.join(PARTS)}")
     files = {_EXPERT_PARTS[name]: lora.parse(text) for name, text in (loras or {}).items()}
     if dst.exists():
         raise FileExistsError(f"--dst {dst} exists: remove it or name another")
@@ -171,8 +173,6 @@ def open_contents(
 
     Raises: as :func:`convert`.
     """
-    if unknown := sorted(set(only) - set(PARTS)):
-        raise ValueError(f"--only {unknown[0]}: the parts are {', '.join(PARTS)}")
     if checkpoint.is_run(src):
         contents = _of_run(src, weights)
     elif weights == "raw":
