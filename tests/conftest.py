@@ -1,6 +1,9 @@
 """Eight simulated CPU devices for every test, and quick compilation: set before jax starts."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # a newcomer's machine: the accelerator of this one, if any, stays out of the tests
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -11,3 +14,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # one program at a time: on few cores, two programs of eight devices can starve each other's collectives
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
+# many tests, and the commands that they start, compile the same programs: once in all processes of one run is enough.
+# Workers find the variable set by the process that started them.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-programs-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
