@@ -58,8 +58,8 @@ def load_vae(path_or_folder: _PathLike, *, dtype: str | None = None) -> tuple[Wa
 
     What no config states is read from the tensors; the statistics of latents are then the published ones.
 
-    Args and errors as for :func:`load_dit`; ``dtype`` is that of the parameters and of the decoder, the encoder computes
-    in float32 (``VAEConfig.encoder_dtype``).
+    Args and errors as for :func:`load_dit`; ``dtype`` is that of the parameters and of the decoder, the encoder
+    computes in float32 (``VAEConfig.encoder_dtype``).
     """
     network = open_network(path_or_folder, "vae", dtype=dtype)
     return WanVAE(network.config), network.place()
