@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import optax
 
 from wanjax import optim, partition, rectified_flow
 from wanjax.first_frame import condition, draw, exact, share
+from wanjax.input_watch import InputWatch
 from wanjax.models import rows
 from wanjax.models.dit import WanDiT
 from wanjax.models.rows.dit import dit_rows
@@ -28,6 +30,8 @@ from wanjax.models.shadow_head import KEY as SHADOW_HEAD
 from wanjax.models.shadow_head import ShadowHead
 from wanjax.objectives import Objective, Prediction
 from wanjax.optim import OptimizerConfig
+from wanjax.profiler_window import ProfilerWindow
+from wanjax.throughput import StepClock, work_of
 from wanjax.train_config import EXPERTS, TrainConfig
 
 
@@ -214,10 +218,13 @@ def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int,
 class Log(Protocol):
     """Where metrics go (run_log.RunLog)."""
 
+    folder: pathlib.Path
+
     def cut(self, step: int) -> None: ...
     def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def validation(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def image(self, step: int, image: np.ndarray) -> None: ...
+    def throughput(self, step: int, figures: Mapping[str, float]) -> None: ...
 
 
 class Checkpoints(Protocol):
@@ -307,27 +314,53 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
     decoder = expert.objective.decoder
     decoder_params = None if decoder is None else jax.device_put(decoder.params, partition.replicated(expert.mesh))
 
+    title = f"{expert.name} expert" + (f", process {jax.process_index()}" if jax.process_count() > 1 else "")
+    clock = StepClock(title, done, config.log_every)
+    profiler = ProfilerWindow(log.folder / "profile", config.profile_from, config.profile_steps)
+
+    def read(step: int, metrics: Mapping[str, jax.Array]) -> None:
+        values = _finite(expert.name, step, metrics, checkpoints.latest)
+        clock.read(step, timed=not profiler.running)
+        log.step(step, values)
+        if profiler.ends(step):
+            with clock.apart("profile"):
+                profiler.stop()
+
     waiting: tuple[int, dict[str, jax.Array]] | None = None
-    with _stop_signal() as stop:
+    with _stop_signal() as stop, profiler, InputWatch(title, config.batch_timeout) as watch:
         for step in range(done + 1, steps + 1):
-            batch = expert.to_global(next(expert.batches))
-            state, metrics = program(step)(state, batch, step_key, decoder_params)
+            if profiler.begins(step):
+                with clock.apart("profile"):
+                    profiler.start()
+            with watch.batch(step), clock.batch(waiting[1] if waiting else None):
+                batch = expert.to_global(next(expert.batches))
+            known = len(programs)
+            train_step = program(step)
+            with (clock.apart("compile") if len(programs) > known else contextlib.nullcontext(),
+                  jax.profiler.StepTraceAnnotation("train", step_num=step)):
+                state, metrics = train_step(state, batch, step_key, decoder_params)
             if waiting:  # read one step late, so that the device never waits for the log
-                log.step(waiting[0], _finite(expert.name, *waiting, checkpoints.latest))
+                read(*waiting)
             waiting = (step, metrics)
             last, stopping = step == steps, stop.is_set()
             save = last or stopping or step % config.checkpoint_every == 0
             check = last or step % config.validate_every == 0
             preview = expert.preview and config.preview_every and (last or step % config.preview_every == 0)
             if save or check or preview:
-                log.step(step, _finite(expert.name, *waiting, checkpoints.latest))
+                read(*waiting)
                 waiting = None
             if check:
-                log.validation(step, _validation_metrics(validate, state.ema, expert, validation_key, span))
+                with clock.apart("validation"):
+                    log.validation(step, _validation_metrics(validate, state.ema, expert, validation_key, span))
             if preview and expert.preview:
-                log.image(step, expert.preview(state.ema))
+                with clock.apart("preview"):
+                    log.image(step, expert.preview(state.ema))
             if save:
-                checkpoints.save(step, state, expert.batches.get_state())
+                with clock.apart("checkpoint"):
+                    checkpoints.save(step, state, expert.batches.get_state())
+                log.throughput(step, clock.save())
+            if last or stopping or clock.due:
+                log.throughput(clock.step, clock.window(work_of(expert.model.config, batch, expert.mesh.devices.flat)))
             if on_step:
                 on_step()
             if stopping:

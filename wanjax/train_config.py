@@ -20,8 +20,8 @@ class TrainConfig:
       first_frame: probability with which a clip is trained with its first frame given (``wanjax.first_frame``); 1 for a
         transformer that reads image latents.
       accumulate: micro-batches per optimizer step.
-      log_every: steps between TensorBoard points, progress updates and lines of throughput.jsonl (lines of metrics.jsonl
-        are written at every step).
+      log_every: steps between TensorBoard points, progress updates and lines of throughput.jsonl (metrics.jsonl has a
+        line for every step).
       checkpoint_every, keep: steps between checkpoints, and how many of the newest stay on disk.
       validate_every, validation_bins: steps between validations; equal-width noise bins over the expert's range.
       preview_every: steps between sample grids; 0 for none.
@@ -76,13 +76,13 @@ class TrainConfig:
         if (first, count) == (0, 0):
             return
         if first < 1 or count < 1:
-            raise ValueError(f"profile_from = {first}, profile_steps = {count}: expected the first step to record, from 1 "
-                             "on, and how many, or 0 and 0 for no profile")
+            raise ValueError(f"profile_from = {first}, profile_steps = {count}: expected the first step to record, "
+                             "from 1 on, and how many, or 0 and 0 for no profile")
         for name in self.experts:
             if first + count - 1 > self.steps(name):
-                raise ValueError(f"profile_from = {first}, profile_steps = {count} end at step {first + count - 1}, but "
-                                 f"steps_{name} = {self.steps(name)}: record earlier or fewer steps, or set expert to "
-                                 "the one that is to be recorded")
+                raise ValueError(f"profile_from = {first}, profile_steps = {count} end at step {first + count - 1}, "
+                                 f"but steps_{name} = {self.steps(name)}: record earlier or fewer steps, or set "
+                                 "expert to the one that is to be recorded")
 
     @property
     def experts(self) -> tuple[str, ...]:
