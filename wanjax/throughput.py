@@ -115,8 +115,8 @@ class StepClock:
         """Around getting the next step's batch.
 
         Args:
-          before: metrics of the step before, a jax.Array each, where they have not been read yet. Whether they are ready
-            is asked after the wait; nothing waits for them.
+          before: metrics of the step before, a jax.Array each, where they have not been read yet. Whether they are
+            ready is asked after the wait; nothing waits for them.
         """
         started = self._now()
         yield
