@@ -2,6 +2,7 @@
 import math
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import pytest
 
@@ -20,7 +21,7 @@ def products(jaxpr):
             total += 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
         assert equation.primitive.name != "while", "how often its body runs is not known"
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += times * sum(products(inner) for inner in jax.core.jaxprs_in_params(equation.params))
+        total += times * sum(products(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))
     return total
 
 

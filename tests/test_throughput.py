@@ -26,7 +26,7 @@ class Loop:
         self.time += seconds
 
     def iterate(self, *, wait=0.0, device=1.0, compile=0.0, apart=None, timed=True):
-        """One iteration: a batch after ``wait``, dispatch, reading the step before; ``apart`` {what: seconds} after it."""
+        """A batch after ``wait``, a step given to the devices, the step before read; then ``apart``: {what: seconds}."""
         self.step += 1
         before = {"loss": SimpleNamespace(is_ready=lambda: self.time >= self.idle_from)} if self.waiting else None
         with self.clock.batch(before):
@@ -131,7 +131,7 @@ def test_after_a_save_the_devices_wait_for_the_next_batch():
     for _ in range(2):
         loop.iterate(apart={"checkpoint": 0.5}, wait=0.5)
     figures = loop.clock.window(WORK)
-    assert figures["data_stall"] == pytest.approx(0.5 / 2.5)  # of the second step: the pipeline started before the first
+    assert figures["data_stall"] == pytest.approx(0.5 / 2.5)  # of the second step; before the first, the pipeline starts
     assert figures["step_seconds_max"] == pytest.approx(1.5)
 
 
@@ -145,7 +145,7 @@ def test_the_start_of_the_pipeline_is_not_its_speed(caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("saves", [set(), {4, 7, 12}, {5, 10}])
+@pytest.mark.parametrize("saves", [set(), {9, 12}, {10, 20}, {11, 16, 26}])
 def test_windows_hold_every_step_once(saves):
     loop, ends, count = Loop(every=5, step=7), [], 0
     for step in range(8, 31):
@@ -201,7 +201,7 @@ def test_the_loop_times_every_step_once_in_a_file_of_its_own(tmp_path):
     windows = [line for line in throughput_lines(tmp_path) if "steps" in line]
     assert [line["step"] for line in windows] == [3, 4, 6, 7]
     assert sum(line["steps"] for line in windows) == 7
-    assert 0 < windows[1]["step_seconds_p50"] <= windows[1]["step_seconds_max"] < windows[1]["seconds"]
+    assert all(0 < line["step_seconds_p50"] <= line["step_seconds_max"] < 60 for line in windows)
     assert windows[0]["compile_seconds"] > 0 and windows[0]["validation_seconds"] > 0
     assert all(line["tokens_per_second"] > 0 and "mfu" not in line for line in windows if line["timed_steps"])
     saves = [line for line in throughput_lines(tmp_path) if "checkpoint_stall_seconds" in line]
