@@ -75,7 +75,7 @@ def test_the_bar_shows_tokens_per_second_and_mfu_beside_the_loss(tmp_path, capsy
         log.throughput(1, FIGURES)
         log.step(2, {"loss": 0.5})
     shown = capsys.readouterr().err
-    for words in ("loss=0.5000", "tokens/s=1.23e+03", "MFU=41.0%"):
+    for words in ("loss=0.5000", "tokens/s=1.23k", "MFU=41.0%"):
         assert words in shown
 
 

@@ -26,7 +26,7 @@ class Loop:
         self.time += seconds
 
     def iterate(self, *, wait=0.0, device=1.0, compile=0.0, apart=None, timed=True):
-        """A batch after ``wait``, a step given to the devices, the step before read; then ``apart``: {what: seconds}."""
+        """A batch after ``wait``, a step given to the devices, the one before read; then ``apart``: {what: seconds}."""
         self.step += 1
         before = {"loss": SimpleNamespace(is_ready=lambda: self.time >= self.idle_from)} if self.waiting else None
         with self.clock.batch(before):
@@ -131,7 +131,7 @@ def test_after_a_save_the_devices_wait_for_the_next_batch():
     for _ in range(2):
         loop.iterate(apart={"checkpoint": 0.5}, wait=0.5)
     figures = loop.clock.window(WORK)
-    assert figures["data_stall"] == pytest.approx(0.5 / 2.5)  # of the second step; before the first, the pipeline starts
+    assert figures["data_stall"] == pytest.approx(0.5 / 2.5)  # of the second; the first starts the pipeline
     assert figures["step_seconds_max"] == pytest.approx(1.5)
 
 

@@ -108,7 +108,7 @@ class RunLog:
         self._line(self._throughput, step, figures)
         assert self._board is not None
         if "tokens_per_second" in figures:
-            self._throughput_shown = {"tokens/s": f"{figures['tokens_per_second']:.3g}"}
+            self._throughput_shown = {"tokens/s": tqdm.tqdm.format_sizeof(figures["tokens_per_second"])}
             if "mfu" in figures:
                 self._throughput_shown["MFU"] = f"{figures['mfu']:.1%}"
             self._show()
