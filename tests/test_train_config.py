@@ -1,6 +1,9 @@
 """What the training loop is asked for is possible, or refused with the field's name."""
+import pathlib
+
 import pytest
 
+from wanjax import config
 from wanjax.train_config import TrainConfig
 
 
@@ -25,3 +28,11 @@ def test_a_profile_lies_within_the_steps_of_every_expert_that_is_trained():
         TrainConfig(expert="both", **window)
     with pytest.raises(ValueError, match="end at step 101, but steps_high = 100"):
         TrainConfig(expert="high", **{**window, "profile_steps": 6})
+
+
+@pytest.mark.parametrize("path", sorted((pathlib.Path(__file__).parents[1] / "configs").glob("[!_]*.py")),
+                         ids=lambda path: path.stem)
+def test_every_config_can_be_profiled_and_watched_from_the_command_line(path):
+    overrides = {"train.profile_from": 2, "train.profile_steps": 3, "train.batch_timeout": 60.0}
+    settings = config.load(path, overrides).train
+    assert (settings.profile_from, settings.profile_steps, settings.batch_timeout) == (2, 3, 60.0)
