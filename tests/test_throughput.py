@@ -126,6 +126,14 @@ def test_a_slow_input_pipeline_is_named_once_per_window(caplog):
     assert not caplog.records
 
 
+def test_a_few_milliseconds_are_not_worth_a_line(caplog):
+    loop = Loop()
+    for _ in range(10):
+        loop.iterate(device=0.001, wait=0.009)
+    assert loop.clock.window(WORK)["data_stall"] > 0.9
+    assert not caplog.records
+
+
 def test_after_a_save_the_devices_wait_for_the_next_batch():
     loop = Loop()
     for _ in range(2):
@@ -213,7 +221,7 @@ def test_the_loop_times_every_step_once_in_a_file_of_its_own(tmp_path):
 class Slow(Batches):
     def __next__(self):
         if self.position:
-            time.sleep(0.2)
+            time.sleep(0.4)
         return super().__next__()
 
 

@@ -47,7 +47,8 @@ PEAK = {
     "NVIDIA H100 80GB HBM3": 989.5e12, "NVIDIA H100 PCIe": 756.5e12, "NVIDIA H100 NVL": 835.5e12,
     "NVIDIA H200": 989.5e12, "NVIDIA H200 NVL": 835.5e12,
 }  # fmt: skip
-SLOW_INPUT = 0.1  # data_stall from which the input pipeline is named in a warning
+# data_stall, and seconds of it in the window, from which the input pipeline is named in a warning
+SLOW_INPUT, NOTICED_SECONDS = 0.1, 0.5
 
 
 class Device(Protocol):
@@ -178,7 +179,7 @@ class StepClock:
                 figures["mfu"] = work.flops / (mean * work.peak)
         figures |= {"data_wait": self._wait / inside, "data_stall": self._stall / inside}
         figures |= {f"{what}_seconds": taken for what, taken in self._apart.items()}
-        if figures["data_stall"] > SLOW_INPUT:
+        if figures["data_stall"] > SLOW_INPUT and self._stall > NOTICED_SECONDS:
             logging.warning(
                 "%s: the input pipeline is slow: up to %.0f %% of the time of steps %d-%d was spent waiting for "
                 "batches with nothing left to compute (%.2f s per step). Put config.data.cache_dir on faster storage, "
