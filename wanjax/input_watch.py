@@ -44,7 +44,7 @@ class InputWatch:
         finally:
             self._wait = None
         if wait.said:
-            logging.warning("%s: the batch of step %d came after %.0f s; training goes on", self._name, step,
+            logging.warning("%s: the batch of step %d came after %.3g s; training goes on", self._name, step,
                             time.monotonic() - wait.since)
 
     def __enter__(self) -> InputWatch:
@@ -65,7 +65,7 @@ class InputWatch:
             if taken >= self._timeout * (wait.said + 1):
                 wait.said += 1
                 logging.warning(
-                    "%s: the input pipeline is stalled: the batch of step %d has not come for %.0f s "
+                    "%s: the input pipeline is stalled: the batch of step %d has not come for %.3g s "
                     "(config.train.batch_timeout = %g). Look at the storage of config.data.cache_dir and at this "
                     "machine's memory; training goes on as soon as the batch comes", self._name, wait.step, taken,
                     self._timeout)
