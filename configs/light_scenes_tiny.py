@@ -46,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = ml_collections.ConfigDict(dict(
         expert="both", steps_high=2200, steps_low=800, boundary=0.5, shift=3.0, first_frame=0.0, accumulate=1,
         log_every=20, checkpoint_every=200, keep=2, validate_every=800, validation_bins=4, preview_every=800,
-        init_from="",
+        init_from="", batch_timeout=300.0, profile_from=0, profile_steps=0,
     ))
     config.sample = ml_collections.ConfigDict(dict(
         solver="unipc", steps=24, shift=4.0, guidance_high=3.0, guidance_low=1.5, boundary=0.5, negative_prompt="",

@@ -50,7 +50,7 @@ def get_config(checkpoint: str = CHECKPOINT) -> ml_collections.ConfigDict:
     config.train = ml_collections.ConfigDict(dict(
         expert="both", steps_high=10000, steps_low=10000, boundary=0.875, shift=12.0, first_frame=0.0, accumulate=1,
         log_every=10, checkpoint_every=500, keep=3, validate_every=500, validation_bins=4, preview_every=0,
-        init_from=checkpoint,
+        init_from=checkpoint, batch_timeout=300.0, profile_from=0, profile_steps=0,
     ))
     config.sample = ml_collections.ConfigDict(dict(
         solver="unipc", steps=40, shift=12.0, guidance_high=4.0, guidance_low=3.0, boundary=0.875, negative_prompt="",

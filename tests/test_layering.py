@@ -9,7 +9,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = ("wanjax", "experiments", "data_pipelines", "configs")
 TRAINING = {"wanjax.train", "wanjax.optim", "wanjax.objectives", "wanjax.checkpoint", "wanjax.codec_training",
-            "wanjax.warm_start", "wanjax.run_log", "wanjax.workdir", "optax", "experiments"}
+            "wanjax.warm_start", "wanjax.run_log", "wanjax.workdir", "wanjax.train_config", "wanjax.throughput",
+            "wanjax.input_watch", "wanjax.profiler_window", "optax", "experiments"}
 FILES = {"os", "io", "pathlib", "json", "tempfile", "shutil", "safetensors", "huggingface_hub", "h5py", "orbax", "av",
          "wanjax.hub", "wanjax.hub_layouts", "wanjax.hub_names", "wanjax.hub_networks", "wanjax.hub_opening",
          "wanjax.hub_orbax", "wanjax.hub_readers", "wanjax.hub_writing", "wanjax.hub_float8", "wanjax.manifest",

@@ -47,6 +47,38 @@ def test_validation_and_images_are_kept(tmp_path):
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+FIGURES = {"steps": 2, "tokens_per_second": 1234.5, "mfu": 0.41}
+
+
+def test_what_a_clock_says_has_a_file_of_its_own_and_is_cut_likewise(tmp_path):
+    with RunLog(tmp_path, name="x", steps=10, log_every=2, progress=False) as log:
+        log.cut(0)
+        for step in (2, 4, 6):
+            log.throughput(step, FIGURES)
+        log.step(7, {"loss": 1.0})
+    with log.throughput_path.open("a") as f:
+        f.write('{"step": 8, "ste')
+    with RunLog(tmp_path, name="x", steps=10, log_every=2, progress=False) as log:
+        log.cut(4)
+        log.throughput(5, {"checkpoint_stall_seconds": 0.25})
+    lines = [json.loads(line) for line in log.throughput_path.read_text().splitlines()]
+    assert lines == [{"step": 2, **FIGURES}, {"step": 4, **FIGURES}, {"step": 5, "checkpoint_stall_seconds": 0.25}]
+    assert log.path.read_text() == ""
+    events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    for name in (b"throughput/tokens_per_second", b"throughput/mfu", b"throughput/checkpoint_stall_seconds"):
+        assert name in events
+
+
+def test_the_bar_shows_tokens_per_second_and_mfu_beside_the_loss(tmp_path, capsys):
+    with RunLog(tmp_path, name="x", steps=10, log_every=2) as log:
+        log.cut(0)
+        log.throughput(1, FIGURES)
+        log.step(2, {"loss": 0.5})
+    shown = capsys.readouterr().err
+    for words in ("loss=0.5000", "tokens/s=1.23k", "MFU=41.0%"):
+        assert words in shown
+
+
 def test_writing_before_opening_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="cut"):
         RunLog(tmp_path, name="x", steps=1, log_every=1, progress=False).validation(1, {"validation/velocity": 1.0})

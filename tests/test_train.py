@@ -65,12 +65,12 @@ def make_mesh(sizes):
 
 
 def run(folder, *, steps=6, batches=None, keep=3, every=2, accumulate=1, on_step=None, sizes=ALONE,
-        optimizer=OPTIMIZER, experiment=None):
+        optimizer=OPTIMIZER, experiment=None, **more):
     """Trains with ``OBJECTIVE``, or with that of an experiment whose model is ``MODEL``."""
     mesh = make_mesh(sizes)
     model = WanDiT(MODEL, mesh)
     settings = train.TrainConfig(expert="high", steps_high=steps, checkpoint_every=every, keep=keep, validate_every=3,
-                                 validation_bins=2, log_every=2, accumulate=accumulate)
+                                 validation_bins=2, log_every=2, accumulate=accumulate, **more)
     terms = experiment.objective if experiment else OBJECTIVE
     objective = objectives.make_objective(terms, np.ones(4, np.float32), DECODER)
     expert = train.Expert("high", model, objective, optimizer,
@@ -286,10 +286,3 @@ def test_decay_applies_to_matrices_alone():
     flat = {jax.tree_util.keystr(p): v for p, v in jax.tree_util.tree_leaves_with_path(mask)}
     assert any(flat.values()) and not all(flat.values())
     assert not any(v for k, v in flat.items() if "bias" in k)
-
-
-@pytest.mark.parametrize("bad", [{"expert": "mid"}, {"boundary": 1.0}, {"accumulate": 0}, {"keep": 0},
-                                 {"expert": "low", "boundary": 0.0}, {"first_frame": -0.1}])
-def test_bad_values_are_refused(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        train.TrainConfig(**bad)

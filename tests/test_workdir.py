@@ -38,6 +38,8 @@ def test_another_config_is_refused_field_by_field(tmp_path):
 def test_a_run_of_an_older_version_goes_on_with_the_defaults_of_what_is_new(tmp_path):
     older = config.to_dict(config.load(TINY))
     del older["objective"]["shadow"], older["data"]["visibility_cell"]
+    for name in ("batch_timeout", "profile_from", "profile_steps"):
+        del older["train"][name]
     (tmp_path / "config.json").write_text(json.dumps(older))
     with Workdir(tmp_path, config.load(TINY)):
         pass
@@ -47,7 +49,9 @@ def test_a_run_of_an_older_version_goes_on_with_the_defaults_of_what_is_new(tmp_
 
 def test_what_does_not_change_the_result_may_change(tmp_path):
     for every in (10, 20):
-        with Workdir(tmp_path, config.load(TINY, {"train.checkpoint_every": every, "mesh.data": every // 10})):
+        with Workdir(tmp_path, config.load(TINY, {"train.checkpoint_every": every, "mesh.data": every // 10,
+                                                  "train.profile_from": every, "train.profile_steps": every,
+                                                  "train.batch_timeout": float(every)})):
             pass
     assert json.loads((tmp_path / "config.json").read_text())["train"]["checkpoint_every"] == 20
 

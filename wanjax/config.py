@@ -28,7 +28,7 @@ from wanjax.objectives import ObjectiveConfig
 from wanjax.optim import OptimizerConfig
 from wanjax.sample_config import SampleConfig
 from wanjax.text import TextConfig
-from wanjax.train import TrainConfig
+from wanjax.train_config import TrainConfig
 
 
 class ConfigError(ValueError):

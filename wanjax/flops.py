@@ -20,3 +20,13 @@ def forward(config: DiTConfig, tokens: int, text_tokens: int) -> int:
     self_attention = 4 * 2 * n * width**2 + 2 * 2 * n * n * width
     cross_attention = 2 * 2 * (n + m) * width**2 + 2 * 2 * n * m * width
     return config.layers * (self_attention + cross_attention + 2 * 2 * n * width * config.ffn)
+
+
+def training(config: DiTConfig, tokens: int, text_tokens: int) -> int:
+    """Model FLOPs of one clip in one optimizer step: three times :func:`forward`.
+
+    The backward pass forms two products, the gradients of both factors, for each one of the forward pass. What it
+    recomputes to save memory is not counted, so that a setting that recomputes more does not look faster (Chowdhery et
+    al. 2022, PaLM, appendix B). Nor are the shadow head, a decoder in the objective, and the optimizer.
+    """
+    return 3 * forward(config, tokens, text_tokens)

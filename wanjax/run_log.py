@@ -1,4 +1,4 @@
-"""Metrics of one expert's training: JSON lines (every step), TensorBoard, sample grids and a progress bar."""
+"""Log of one expert's training: metrics (every step) and throughput as JSON lines, TensorBoard, sample grids, a bar."""
 from __future__ import annotations
 
 import contextlib
@@ -53,10 +53,11 @@ class _Events:
 
 
 class RunLog:
-    """Writes ``metrics.jsonl``, TensorBoard events and ``preview/`` under one folder.
+    """Writes ``metrics.jsonl``, ``throughput.jsonl``, TensorBoard events and ``preview/`` under one folder.
 
-    A line holds ``step`` and either the step's loss terms or the validation losses. Lines carry no clock, so that
-    two runs that computed the same have the same file. As a context it closes itself.
+    A line of metrics holds ``step`` and either the step's loss terms or the validation losses. These lines carry no
+    clock, so that two runs that computed the same have the same file; what a clock says is in the lines of throughput
+    (``wanjax.throughput``). As a context it closes itself.
 
     Every method raises RunLogError where the disk takes no more.
     """
@@ -64,55 +65,55 @@ class RunLog:
     def __init__(self, folder: str | os.PathLike[str], *, name: str, steps: int, log_every: int, progress: bool = True):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.path = self.folder / "metrics.jsonl"
+        self.path, self.throughput_path = self.folder / "metrics.jsonl", self.folder / "throughput.jsonl"
         self._name, self._steps, self._every, self._progress = name, steps, log_every, progress
         self._file: TextIO | None = None
+        self._throughput: TextIO | None = None
         self._board: _Events | None = None
         self._bar: tqdm.tqdm | None = None
-        self._clock, self._clock_step = time.monotonic(), 0
+        self._metrics_shown: dict[str, str] = {}
+        self._throughput_shown: dict[str, str] = {}
 
     def cut(self, step: int) -> None:
         """Starts writing after ``step``: lines past it, or torn by a crash, are dropped."""
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line)
-                except (json.JSONDecodeError, KeyError):
-                    continue  # a line torn by a crash; its step is done again
         with self._writing():
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            os.replace(temporary, self.path)
-            self._file = self.path.open("a", buffering=1)
+            self._file, self._throughput = _cut(self.path, step), _cut(self.throughput_path, step)
             self._board = _Events(self.folder / "tensorboard", step + 1)
         self._bar = tqdm.tqdm(total=self._steps, initial=step, desc=self._name, unit="step", disable=not self._progress,
                               dynamic_ncols=True,
                               mininterval=1.0 if sys.stderr.isatty() else 30.0)
-        self._clock, self._clock_step = time.monotonic(), step
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """One training step's metrics."""
-        self._write(step, metrics)
+        self._line(self._file, step, metrics)
         assert self._bar is not None and self._board is not None
         self._bar.update(step - self._bar.n)
         if step % self._every == 0 or step == self._steps:
-            now = time.monotonic()
-            speed = (step - self._clock_step) / max(now - self._clock, 1e-9)
-            self._clock, self._clock_step = now, step
-            self._bar.set_postfix({k.removeprefix("loss/"): f"{v:.4f}" for k, v in metrics.items()}, refresh=False)
+            self._metrics_shown = {k.removeprefix("loss/"): f"{v:.4f}" for k, v in metrics.items()}
+            self._show()
             with self._writing():
-                self._board.scalars(step, {**metrics, "steps_per_second": speed})
+                self._board.scalars(step, metrics)
 
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Validation losses after a step."""
-        self._write(step, metrics)
+        self._line(self._file, step, metrics)
         assert self._board is not None
         with self._writing():
             self._board.scalars(step, metrics)
             self._board.flush()
         tqdm.tqdm.write(f"{self._name} step {step}: validation/velocity {metrics['validation/velocity']:.4f}")
+
+    def throughput(self, step: int, figures: Mapping[str, float]) -> None:
+        """What a clock says of the steps up to this one, or of a save after it."""
+        self._line(self._throughput, step, figures)
+        assert self._board is not None
+        if "tokens_per_second" in figures:
+            self._throughput_shown = {"tokens/s": tqdm.tqdm.format_sizeof(figures["tokens_per_second"])}
+            if "mfu" in figures:
+                self._throughput_shown["MFU"] = f"{figures['mfu']:.1%}"
+            self._show()
+        with self._writing():
+            self._board.scalars(step, {f"throughput/{name}": value for name, value in figures.items()})
 
     def image(self, step: int, image: np.ndarray) -> None:
         """A sample grid [height, width, 3] uint8."""
@@ -125,7 +126,7 @@ class RunLog:
 
     def close(self) -> None:
         with self._writing(), contextlib.ExitStack() as parts:
-            for part in (self._file, self._board, self._bar):
+            for part in (self._file, self._throughput, self._board, self._bar):
                 if part is not None:
                     parts.callback(part.close)
 
@@ -140,11 +141,15 @@ class RunLog:
             if error is None:  # else the error that is on its way says what happened
                 raise
 
-    def _write(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._file is None:
+    def _line(self, file: TextIO | None, step: int, values: Mapping[str, float]) -> None:
+        if file is None:
             raise ValueError("RunLog.cut(step) opens the log: call it before writing")
         with self._writing():
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def _show(self) -> None:
+        assert self._bar is not None
+        self._bar.set_postfix({**self._metrics_shown, **self._throughput_shown}, refresh=False)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -153,3 +158,19 @@ class RunLog:
         except OSError as error:
             raise RunLogError(f"the log in {self.folder} cannot be written ({error.strerror or error}); checkpoints "
                               "are untouched. Free disk space and launch again: it goes on from the newest") from error
+
+
+def _cut(path: pathlib.Path, step: int) -> TextIO:
+    """Opens a file of JSON lines for writing after ``step``; lines past it, or torn by a crash, are dropped."""
+    kept = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError):
+                continue  # a line torn by a crash; its step is done again
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    os.replace(temporary, path)
+    return path.open("a", buffering=1)

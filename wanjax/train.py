@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import optax
 
 from wanjax import optim, partition, rectified_flow
 from wanjax.first_frame import condition, draw, exact, share
+from wanjax.input_watch import InputWatch
 from wanjax.models import rows
 from wanjax.models.dit import WanDiT
 from wanjax.models.rows.dit import dit_rows
@@ -28,78 +30,9 @@ from wanjax.models.shadow_head import KEY as SHADOW_HEAD
 from wanjax.models.shadow_head import ShadowHead
 from wanjax.objectives import Objective, Prediction
 from wanjax.optim import OptimizerConfig
-
-EXPERTS = ("high", "low")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """What the loop does.
-
-    Attributes:
-      expert: "high", "low" or "both" (one after the other, each with its own state and step count). A single expert,
-        of boundary 0, is "high", and all that "both" names.
-      steps_high, steps_low: optimizer steps of each expert.
-      boundary: noise level that divides the experts: high sees timesteps [1000·boundary, 1000], low [0, 1000·boundary).
-        0: there is one expert, which sees [0, 1000].
-      shift: of the timestep density, σ' = s·σ / (1 + (s − 1)·σ), cut to the expert's range.
-      first_frame: probability with which a clip is trained with its first frame given (``wanjax.first_frame``); 1 for a
-        transformer that reads image latents.
-      accumulate: micro-batches per optimizer step.
-      log_every: steps between TensorBoard points and progress updates (JSON lines are written at every step).
-      checkpoint_every, keep: steps between checkpoints, and how many of the newest stay on disk.
-      validate_every, validation_bins: steps between validations; equal-width noise bins over the expert's range.
-      preview_every: steps between sample grids; 0 for none.
-      init_from: a wanjax run, any layout that the hub opens, or the name of shipped experts; weights only; "" starts
-        from random weights.
-    """
-
-    expert: str = "both"
-    steps_high: int = 1000
-    steps_low: int = 1000
-    boundary: float = 0.875
-    shift: float = 5.0
-    first_frame: float = 0.0
-    accumulate: int = 1
-    log_every: int = 20
-    checkpoint_every: int = 500
-    keep: int = 2
-    validate_every: int = 500
-    validation_bins: int = 4
-    preview_every: int = 0
-    init_from: str = ""
-
-    def __post_init__(self) -> None:
-        if self.expert not in (*EXPERTS, "both"):
-            raise ValueError(f"expert = {self.expert!r}: expected 'high', 'low' or 'both'")
-        if not 0.0 <= self.boundary < 1.0 or self.shift <= 0:
-            raise ValueError(f"boundary = {self.boundary}, shift = {self.shift}: expected in [0, 1) and > 0")
-        if self.boundary == 0.0 and self.expert == "low":
-            raise ValueError("expert = 'low', but boundary = 0 gives every timestep to a single expert, which is "
-                             "called 'high': train that, or set the boundary between two experts")
-        if not 0.0 <= self.first_frame <= 1.0:
-            raise ValueError(f"first_frame = {self.first_frame}: expected a probability in [0, 1]")
-        for name in ("steps_high", "steps_low", "accumulate", "log_every", "checkpoint_every", "keep",
-                     "validate_every", "validation_bins"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
-        if self.preview_every < 0:
-            raise ValueError(f"preview_every = {self.preview_every}: expected 0 (none) or a number of steps")
-
-    @property
-    def experts(self) -> tuple[str, ...]:
-        """Names of those that are trained, in their order."""
-        if self.expert == "both":
-            return EXPERTS if self.boundary else EXPERTS[:1]
-        return (self.expert,)
-
-    def steps(self, expert: str) -> int:
-        return {"high": self.steps_high, "low": self.steps_low}[expert]
-
-    def timesteps(self, expert: str) -> tuple[float, float]:
-        """The expert's range of timesteps, in [0, 1000]."""
-        edge = 1000.0 * self.boundary
-        return {"high": (edge, 1000.0), "low": (0.0, edge)}[expert]
+from wanjax.profiler_window import ProfilerWindow
+from wanjax.throughput import StepClock, work_of
+from wanjax.train_config import EXPERTS, TrainConfig
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "ema", "opt_state"], meta_fields=[])
@@ -285,10 +218,13 @@ def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int,
 class Log(Protocol):
     """Where metrics go (run_log.RunLog)."""
 
+    folder: pathlib.Path
+
     def cut(self, step: int) -> None: ...
     def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def validation(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def image(self, step: int, image: np.ndarray) -> None: ...
+    def throughput(self, step: int, figures: Mapping[str, float]) -> None: ...
 
 
 class Checkpoints(Protocol):
@@ -378,27 +314,53 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
     decoder = expert.objective.decoder
     decoder_params = None if decoder is None else jax.device_put(decoder.params, partition.replicated(expert.mesh))
 
+    title = f"{expert.name} expert" + (f", process {jax.process_index()}" if jax.process_count() > 1 else "")
+    clock = StepClock(title, done, config.log_every)
+    profiler = ProfilerWindow(log.folder / "profile", config.profile_from, config.profile_steps)
+
+    def read(step: int, metrics: Mapping[str, jax.Array]) -> None:
+        values = _finite(expert.name, step, metrics, checkpoints.latest)
+        clock.read(step, timed=not profiler.running)
+        log.step(step, values)
+        if profiler.ends(step):
+            with clock.apart("profile"):
+                profiler.stop()
+
     waiting: tuple[int, dict[str, jax.Array]] | None = None
-    with _stop_signal() as stop:
+    with _stop_signal() as stop, profiler, InputWatch(title, config.batch_timeout) as watch:
         for step in range(done + 1, steps + 1):
-            batch = expert.to_global(next(expert.batches))
-            state, metrics = program(step)(state, batch, step_key, decoder_params)
+            if profiler.begins(step):
+                with clock.apart("profile"):
+                    profiler.start()
+            with watch.batch(step), clock.batch(waiting[1] if waiting else None):
+                batch = expert.to_global(next(expert.batches))
+            known = len(programs)
+            train_step = program(step)
+            with (clock.apart("compile") if len(programs) > known else contextlib.nullcontext(),
+                  jax.profiler.StepTraceAnnotation("train", step_num=step)):
+                state, metrics = train_step(state, batch, step_key, decoder_params)
             if waiting:  # read one step late, so that the device never waits for the log
-                log.step(waiting[0], _finite(expert.name, *waiting, checkpoints.latest))
+                read(*waiting)
             waiting = (step, metrics)
             last, stopping = step == steps, stop.is_set()
             save = last or stopping or step % config.checkpoint_every == 0
             check = last or step % config.validate_every == 0
             preview = expert.preview and config.preview_every and (last or step % config.preview_every == 0)
             if save or check or preview:
-                log.step(step, _finite(expert.name, *waiting, checkpoints.latest))
+                read(*waiting)
                 waiting = None
             if check:
-                log.validation(step, _validation_metrics(validate, state.ema, expert, validation_key, span))
+                with clock.apart("validation"):
+                    log.validation(step, _validation_metrics(validate, state.ema, expert, validation_key, span))
             if preview and expert.preview:
-                log.image(step, expert.preview(state.ema))
+                with clock.apart("preview"):
+                    log.image(step, expert.preview(state.ema))
             if save:
-                checkpoints.save(step, state, expert.batches.get_state())
+                with clock.apart("checkpoint"):
+                    checkpoints.save(step, state, expert.batches.get_state())
+                log.throughput(step, clock.save())
+            if last or stopping or clock.due:
+                log.throughput(clock.step, clock.window(work_of(expert.model.config, batch, expert.mesh.devices.flat)))
             if on_step:
                 on_step()
             if stopping:

@@ -12,6 +12,7 @@ from wanjax import config as config_lib
 # what may differ between two launches that continue one run
 FREE = ("config.train.log_every", "config.train.checkpoint_every", "config.train.keep", "config.train.validate_every",
         "config.train.preview_every", "config.train.expert", "config.train.steps_",
+        "config.train.batch_timeout", "config.train.profile_",
         "config.mesh.", "config.sample.", "config.data.data_dir",
         "config.data.cache_dir", "config.model.remat")
 
