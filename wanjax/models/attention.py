@@ -103,8 +103,8 @@ def _backward(kept: tuple[jax.Array, ...], d_out: jax.Array) -> tuple[jax.Array,
             d_q = _dot(d_logits, k, 1, 0) * scale
             return (d_k + _dot(d_logits, q, 0, 0), d_v), d_q.astype(q.dtype)
 
-        zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-        (d_k, d_v), d_q = jax.lax.scan(block, zeros, (q, out, statistics, d_out))
+        zeros = jnp.zeros_like(k, jnp.float32)
+        (d_k, d_v), d_q = jax.lax.scan(block, (zeros, zeros), (q, out, statistics, d_out))
         return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype)
 
     return jax.lax.map(head, (*kept, d_out))
