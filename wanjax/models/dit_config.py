@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from wanjax.models import rope
+from wanjax.models.attention import IMPLEMENTATIONS
 
 REMAT = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -31,6 +32,7 @@ class DiTConfig:
         param_dtype: of the stored parameters.
         remat: what the backward pass recomputes: "none" keeps every activation, "full" keeps the block's input,
             "dots" keeps the outputs of the linear layers.
+        attention: how it is computed, see :mod:`wanjax.models.attention`.
     """
 
     width: int
@@ -46,6 +48,7 @@ class DiTConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("width", "heads", "layers", "ffn", "in_channels", "out_channels", "freq_dim", "text_dim"):
@@ -65,6 +68,8 @@ class DiTConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {DTYPES}")
         if self.remat not in REMAT:
             raise ValueError(f"remat {self.remat!r} is not one of {REMAT}")
+        if self.attention not in IMPLEMENTATIONS:
+            raise ValueError(f"attention {self.attention!r} is not one of {IMPLEMENTATIONS}")
 
     @property
     def head_dim(self) -> int:

@@ -58,7 +58,7 @@ class _Attention(nn.Module):
             q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
         if self.seq_axis is not None:  # every shard: all tokens of some heads, for the length of the attention
             q, k, v = (jax.lax.all_to_all(y, self.seq_axis, 2, 1, tiled=True) for y in (q, k, v))
-        out = attention(q, k, v)
+        out = attention(q, k, v, implementation=c.attention)
         if self.seq_axis is not None:
             out = jax.lax.all_to_all(out, self.seq_axis, 1, 2, tiled=True)
         return _dense(c, c.width, "o")(out.reshape(x.shape))
