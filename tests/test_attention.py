@@ -6,13 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec as P
 
 from wanjax import partition
 from wanjax.models import attention as module
-from wanjax.models.attention import attention
+from wanjax.models.attention import attention, chosen
+from wanjax.models.splash import SplashBlocks
 
-WAYS = ("plain", "blockwise")
+WAYS = ("plain", "blockwise", "splash")
+BLOCKS = SplashBlocks(forward=(128, 256, 128), backward=(256, 256, 128))
+
+
+@pytest.fixture(autouse=True)
+def kernels_of_a_tpu_are_interpreted(monkeypatch):
+    """Under ``splash`` alone: the CPU passes for a TPU, whose kernel is run step by step."""
+    interpreted = functools.partial(splash_attention.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash_attention, "make_splash_mha", interpreted)
+    monkeypatch.setattr(module, "chosen", lambda way, platform, *a: chosen(way, "tpu" if way == "splash" else platform, *a))
 
 
 def _random(*shape, scale=1.0, seed=0):
@@ -25,64 +36,94 @@ def _reference(q, k, v):
     return np.einsum("bknm,bmkd->bnkd", weights / weights.sum(-1, keepdims=True), v)
 
 
+def _run(way, *operands, **options):
+    return jax.jit(functools.partial(attention, implementation=way, splash_blocks=BLOCKS, **options))(*operands)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_matches_float64_with_other_lengths_of_queries_and_keys(way):
     q, k, v = _random(2, 5, 3, 8), _random(2, 7, 3, 8, seed=1), _random(2, 7, 3, 8, seed=2)
-    np.testing.assert_allclose(attention(q, k, v, implementation=way), _reference(q, k, v), atol=1e-6)
+    np.testing.assert_allclose(_run(way, q, k, v), _reference(q, k, v), atol=1e-6)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_large_logits_stay_finite(way):
     q, k, v = _random(1, 4, 2, 8, scale=100), _random(1, 4, 2, 8, scale=100, seed=1), _random(1, 4, 2, 8, seed=2)
-    np.testing.assert_allclose(attention(q, k, v, implementation=way), _reference(q, k, v), atol=1e-4)
+    np.testing.assert_allclose(_run(way, q, k, v), _reference(q, k, v), atol=1e-4)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_softmax_runs_in_float32_for_bfloat16_operands(way):
-    q, k, v = _random(1, 16, 1, 8), _random(1, 512, 1, 8, seed=1), np.ones((1, 512, 1, 8), np.float32)
-    out = attention(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), implementation=way)
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (_random(1, 16, 1, 8), _random(1, 512, 1, 8, seed=1),
+                                                      np.ones((1, 512, 1, 8), np.float32)))  # fmt: skip
+    out = _run(way, q, k, v)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, np.float32), 1.0, atol=4e-3)
-    jaxpr = str(jax.make_jaxpr(functools.partial(attention, implementation=way))(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))))
-    assert "exp" in jaxpr and all("f32" in line for line in jaxpr.splitlines() if " exp " in line)
+    jaxpr = str(jax.make_jaxpr(functools.partial(_run, way))(q, k, v))
+    assert " exp " in jaxpr and all("f32" in line for line in jaxpr.splitlines() if " exp " in line)
 
 
-def _gradient(way, q, k, v):
+def _gradient(way, q, k, v, **options):
     """Of a function of which every output matters, with respect to all three."""
-    return jax.grad(lambda *x: jnp.sum(jnp.sin(3 * attention(*x, implementation=way))), argnums=(0, 1, 2))(q, k, v)
+    return jax.grad(lambda *x: jnp.sum(jnp.sin(3 * _run(way, *x, **options))), argnums=(0, 1, 2))(q, k, v)
 
 
-@pytest.mark.parametrize("tokens", [5, 128, 300])
-def test_gradients_of_blocks_are_those_of_the_formula(tokens):
-    q, k, v = _random(2, tokens, 3, 8), _random(2, 77, 3, 8, seed=1), _random(2, 77, 3, 8, seed=2)
-    for found, expected in zip(_gradient("blockwise", q, k, v), _gradient("plain", q, k, v), strict=True):
+@pytest.mark.parametrize("way,tokens,keys", [
+    ("blockwise", 5, 77), ("blockwise", 128, 77), ("blockwise", 300, 77), ("splash", 5, 77), ("splash", 300, 520),
+])  # fmt: skip
+def test_gradients_are_those_of_the_formula(way, tokens, keys):
+    q, k, v = _random(2, tokens, 3, 8), _random(2, keys, 3, 8, seed=1), _random(2, keys, 3, 8, seed=2)
+    np.testing.assert_allclose(_run(way, q, k, v), _run("plain", q, k, v), rtol=1e-6, atol=1e-6)
+    for found, expected in zip(_gradient(way, q, k, v), _gradient("plain", q, k, v), strict=True):
         assert np.linalg.norm(expected) > 1
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=4e-6)
 
 
-def test_gradients_of_blocks_in_bfloat16_are_near_those_in_float32():
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients_in_bfloat16_are_near_those_in_float32(way):
     exact = [_random(1, 300, 2, 16, seed=i) for i in range(3)]
     short = [jnp.asarray(x, jnp.bfloat16) for x in exact]
-    for found, expected in zip(_gradient("blockwise", *short), _gradient("plain", *exact), strict=True):
+    for found, expected in zip(_gradient(way, *short), _gradient("plain", *exact), strict=True):
         assert found.dtype == jnp.bfloat16
         found = np.asarray(found, np.float32)
         assert np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected)
 
 
-def test_blocks_work_inside_a_shard_map():
-    mesh = partition.make_mesh({"fsdp": 4, "seq": 2})
-    q, k, v = (_random(4, 150, 2, 8, seed=i) for i in range(3))
+@pytest.mark.parametrize("way,sizes,heads", [
+    ("blockwise", {"fsdp": 4, "seq": 2}, 2), ("blockwise", {"fsdp": 2, "seq": 2, "tensor": 2}, 4),
+    ("splash", {"fsdp": 4, "seq": 2}, 2), ("splash", {"fsdp": 2, "seq": 2, "tensor": 2}, 4),
+    ("splash", {"fsdp": 2, "seq": 2, "tensor": 2}, 2),  # one head per shard: tensor has none to share
+], ids=str)  # fmt: skip
+def test_kernels_work_inside_the_shard_map_of_the_stack(way, sizes, heads):
+    mesh = partition.make_mesh(sizes)
+    q = _random(4, 150, heads, 8)
+    k, v = (_random(4, 40, heads, 8, seed=i) for i in (1, 2))
 
     def loss(q, k, v):
         per_shard = jax.shard_map(
-            functools.partial(attention, implementation="blockwise"), mesh=mesh, in_specs=P("fsdp", None, "seq"),
+            functools.partial(attention, implementation=way, mesh=mesh, splash_blocks=BLOCKS), mesh=mesh,
+            # keys that are the same on all shards of fsdp: their gradient is summed over these
+            in_specs=(P("fsdp", None, "seq"), P(None, None, "seq"), P("fsdp", None, "seq")),
             out_specs=P("fsdp", None, "seq"), axis_names={"fsdp", "seq"},
         )  # fmt: skip
         return jnp.sum(jnp.sin(3 * per_shard(q, k, v)))
 
-    for found, expected in zip(
-        jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v), _gradient("plain", q, k, v), strict=True
-    ):
+    ways = sizes["fsdp"]
+
+    def alone(q, k, v):
+        return jnp.sum(jnp.sin(3 * attention(q, jnp.tile(k, (ways, 1, 1, 1)), v, implementation="plain")))
+
+    k = k[: 4 // ways]
+    found = jax.block_until_ready(jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v))
+    for one, expected in zip(found, jax.grad(alone, argnums=(0, 1, 2))(q, k, v), strict=True):
+        assert np.linalg.norm(expected) > 1
+        np.testing.assert_allclose(one, expected, rtol=1e-6, atol=8e-6)
+
+
+def test_a_kernel_shares_heads_over_tensor_where_no_other_axis_is_manual():
+    mesh = partition.make_mesh({"tensor": 8})
+    q, k, v = (_random(1, 140, 8, 8, seed=i) for i in range(3))
+    for found, expected in zip(_gradient("splash", q, k, v, mesh=mesh), _gradient("plain", q, k, v), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=4e-6)
 
 
@@ -96,12 +137,63 @@ def test_memory_of_blocks_grows_with_the_length_and_not_with_its_square():
     assert long < 1e9 and long < 2.2 * short
 
 
-def test_short_sequences_are_computed_by_the_formula_and_long_ones_in_blocks(monkeypatch):
-    called = []
-    for way in WAYS:
-        monkeypatch.setattr(module, f"_{way}", lambda q, k, v, way=way: called.append(way))
-    attention(*(np.zeros((1, 256, 1, 8), np.float32),) * 3)
-    attention(*(np.zeros((1, 257, 1, 8), np.float32),) * 3)
-    assert called == ["plain", "blockwise"]
-    with pytest.raises(ValueError, match="'flash' is not one of"):
-        attention(*(np.zeros((1, 4, 1, 8), np.float32),) * 3, implementation="flash")
+SHORT, LONG = (1, 64, 2, 128), (1, 32_760, 2, 128)
+
+
+@pytest.mark.parametrize("platform,dtype,shape,way", [
+    ("cpu", "float32", LONG, "blockwise"), ("cpu", "bfloat16", LONG, "blockwise"), ("cpu", "float32", SHORT, "plain"),
+    ("tpu", "bfloat16", LONG, "splash"), ("tpu", "float32", LONG, "splash"), ("tpu", "bfloat16", SHORT, "plain"),
+    ("gpu", "bfloat16", LONG, "cudnn"), ("gpu", "float16", LONG, "cudnn"), ("gpu", "float32", LONG, "blockwise"),
+    ("gpu", "bfloat16", (1, 32_760, 2, 12), "blockwise"), ("gpu", "bfloat16", SHORT, "plain"),
+])  # fmt: skip
+def test_auto_goes_by_length_platform_and_dtype(platform, dtype, shape, way):
+    assert chosen("auto", platform, dtype, shape, shape) == way
+
+
+def test_short_sequences_are_computed_by_the_formula_and_long_ones_in_blocks():
+    edge = int(module._SHORT**0.5)
+    assert edge**2 == module._SHORT
+    for tokens, loops in ((edge, 0), (edge + 1, 2)):
+        shapes = [jax.ShapeDtypeStruct((1, tokens, 1, 8), jnp.float32)] * 3
+        assert str(jax.make_jaxpr(attention)(*shapes)).count(" scan[") == loops
+
+
+@pytest.mark.parametrize("arguments,message", [
+    (("flash", "cpu", "float32", SHORT), "'flash' is not one of auto, plain, blockwise, splash, cudnn"),
+    (("splash", "cpu", "float32", SHORT), "'splash' is a kernel of TPUs, and this is compiled for cpu: choose 'auto', or"),
+    (("cudnn", "tpu", "bfloat16", SHORT), "'cudnn' is a kernel of GPUs, and this is compiled for tpu"),
+    (("cudnn", "gpu", "float32", SHORT), "'cudnn' takes bfloat16 or float16 operands, not float32"),
+    (("cudnn", "gpu", "bfloat16", (1, 64, 2, 12)), "size is a multiple of 8, not 12"),
+])  # fmt: skip
+def test_what_a_platform_does_not_have_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        chosen(*arguments, arguments[-1])
+
+
+@pytest.mark.parametrize("blocks", [(100, 256, 128), (128, 256), (128, 384, 256), (0, 128, 128)])
+def test_blocks_that_a_kernel_cannot_have_are_refused(blocks):
+    with pytest.raises(ValueError, match="splash attention, backward = .*: expected queries, keys, keys per step"):
+        SplashBlocks(backward=blocks)
+
+
+def test_the_kernel_of_gpus_is_called_forward_and_backward(monkeypatch):
+    """Lowered for one; it has never run in a test."""
+    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(module, "chosen", lambda way, platform, *rest: chosen(way, "gpu", *rest))
+    shapes = [jax.ShapeDtypeStruct((2, tokens, 4, 128), jnp.bfloat16) for tokens in (600, 300, 300)]
+    traced = jax.jit(functools.partial(_gradient, "cudnn")).trace(*shapes)
+    assert [(leaf.shape, leaf.dtype) for leaf in traced.out_info] == [(s.shape, s.dtype) for s in shapes]
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "fmhaSoftmaxForward" in text.replace("$", "") or "cudnn$fmhaSoftmax(" in text or "fmhaSoftmax" in text
+    assert "fmhaSoftmaxBackward" in text
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_the_kernel_of_tpus_is_lowered_for_them(monkeypatch, gradient):
+    monkeypatch.undo()  # not interpreted
+    monkeypatch.setattr(module, "chosen", lambda way, platform, *rest: chosen(way, "tpu", *rest))
+    shapes = [jax.ShapeDtypeStruct((2, tokens, 4, 128), jnp.bfloat16) for tokens in (3000, 1200, 1200)]
+    function = functools.partial(_gradient if gradient else _run, "auto")
+    text = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("custom_call @tpu_custom_call") == 1 + gradient

@@ -3,44 +3,104 @@
 One function, several ways to compute it, all with the softmax's statistics in float32:
 
 ``plain``      the formula; its memory grows with N · M.
-``blockwise``  queries in blocks, each of which sees all keys at once, so that its softmax is that of the whole; the
-               backward pass computes the weights anew from one number per query. Memory grows with M. On CPU it is
-               the fastest, because a block's weights stay in the cache.
+``blockwise``  queries in blocks (:mod:`wanjax.models.blockwise`), on any platform; its memory grows with M.
+``splash``     the TPU's kernel (:mod:`wanjax.models.splash`).
+``cudnn``      the GPU's kernel, flash attention of cuDNN through ``jax.nn.dot_product_attention``; 16-bit operands.
+``auto``       by length, platform and dtype: the formula for short sequences; for others the kernel of the platform,
+               and blocks where there is none.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
-IMPLEMENTATIONS = ("auto", "plain", "blockwise")
-_BLOCK = 128  # queries; on CPU the weights of one head's block are 0.6 MB at 1,280 keys
-_SMALL = 256 * 256  # products of lengths up to which the loop over blocks costs more than it saves
+from wanjax.models import blockwise, splash
+
+IMPLEMENTATIONS = ("auto", "plain", "blockwise", "splash", "cudnn")
+_SHORT = 256 * 256  # products of lengths up to which a loop over blocks costs more than it saves
+_LARGEST_CUDNN_HEAD = 128  # GPUs before Hopper; from there on 256
+_DEFAULT_BLOCKS = splash.SplashBlocks()
+
+_Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = "auto") -> jax.Array:
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = "auto", mesh: Mesh | None = None,
+    splash_blocks: splash.SplashBlocks = _DEFAULT_BLOCKS,
+) -> jax.Array:  # fmt: skip
     """softmax(q kᵀ / √d) v.
 
     Args:
         q: [B, N, K, d].
         k: [B, M, K, d].
         v: [B, M, K, d].
-        implementation: of :data:`IMPLEMENTATIONS`; "auto" is "plain" for short sequences, "blockwise" for others.
+        implementation: of :data:`IMPLEMENTATIONS`.
+        mesh: that the arrays lie on, None for one device of the default platform. Heads may be sharded over
+            ``tensor``; over other axes, this is called per shard.
+        splash_blocks: sizes that the TPU's kernel works with.
 
     Returns:
         [B, N, K, d] in q's dtype.
 
     Raises:
-        ValueError: an unknown implementation.
+        ValueError: an unknown implementation, or one that this platform, dtype or size of heads does not have.
+    """
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    way = chosen(implementation, platform, q.dtype, q.shape, k.shape)
+    if way == "plain":
+        return _plain(q, k, v)
+    if way == "cudnn":
+        kernel: _Kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    elif way == "splash":
+        kernel = _heads_first(functools.partial(splash.heads, blocks=splash_blocks))
+    else:
+        kernel = _heads_first(blockwise.heads)
+    whole = mesh is None or mesh.size == 1 or (way == "blockwise" and mesh.shape["tensor"] == 1)
+    return kernel(q, k, v) if whole else _per_shard(kernel, cast(Mesh, mesh), q, k, v)
+
+
+def chosen(implementation: str, platform: str, dtype: Any, queries: tuple[int, ...], keys: tuple[int, ...]) -> str:
+    """What an implementation stands for, of those but "auto".
+
+    Args:
+        implementation: of :data:`IMPLEMENTATIONS`.
+        platform: "cpu", "gpu" or "tpu".
+        dtype: of the operands.
+        queries, keys: [B, N, K, d] and [B, M, K, d], the shapes of q and k.
+
+    Raises:
+        ValueError: as :func:`attention`.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+    size = queries[-1]
+    narrow = jnp.dtype(dtype).name in ("bfloat16", "float16")
     if implementation == "auto":
-        implementation = "plain" if q.shape[1] * k.shape[1] <= _SMALL else "blockwise"
-    return _plain(q, k, v) if implementation == "plain" else _blockwise(q, k, v)
+        if queries[1] * keys[1] <= _SHORT:
+            return "plain"
+        if platform == "gpu" and narrow and size % 8 == 0 and size <= _LARGEST_CUDNN_HEAD:
+            return "cudnn"
+        return "splash" if platform == "tpu" else "blockwise"
+    needs = {"splash": "tpu", "cudnn": "gpu"}.get(implementation, platform)
+    if needs != platform:
+        raise ValueError(
+            f"attention {implementation!r} is a kernel of {needs.upper()}s, and this is compiled for {platform}: choose"
+            f" 'auto', or give the model a mesh of {needs.upper()} devices to compile for some that are not here"
+        )
+    if implementation == "cudnn" and not narrow:
+        raise ValueError(f"attention 'cudnn' takes bfloat16 or float16 operands, not {jnp.dtype(dtype).name}: choose"
+                         f" such a dtype, or 'blockwise'")  # fmt: skip
+    if implementation == "cudnn" and size % 8:
+        raise ValueError(f"attention 'cudnn' takes heads whose size is a multiple of 8, not {size}: choose 'blockwise'")
+    return implementation
 
 
 def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -50,69 +110,68 @@ def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.einsum("bknm,bmkd->bnkd", weights, v)
 
 
-def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    clips, tokens, heads, size = q.shape
-    blocks = -(-tokens // _BLOCK)
-    q, k, v = (x.transpose(0, 2, 1, 3).reshape(clips * heads, x.shape[1], size) for x in (q, k, v))
-    q = jnp.pad(q, ((0, 0), (0, blocks * _BLOCK - tokens), (0, 0)))  # what is added is cut off again
-    out = _heads(q.reshape(clips * heads, blocks, _BLOCK, size), k, v)
-    return out.reshape(clips, heads, blocks * _BLOCK, size)[:, :, :tokens].transpose(0, 2, 1, 3)
+def _heads_first(kernel: _Kernel) -> _Kernel:
+    """From a function of [heads, N, d] to one of [B, N, K, d]: each head of a clip is one of its own."""
+
+    def of_clips(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        clips, tokens, heads, size = q.shape
+        q, k, v = (x.transpose(0, 2, 1, 3).reshape(clips * heads, x.shape[1], size) for x in (q, k, v))
+        return kernel(q, k, v).reshape(clips, heads, tokens, size).transpose(0, 2, 1, 3)
+
+    return of_clips
 
 
-@jax.custom_vjp
-def _heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """q [heads, blocks, n, d], k and v [heads, M, d] -> [heads, blocks, n, d], head after head, block after block."""
-    return _forward(q, k, v)[0]
+def _per_shard(kernel: _Kernel, mesh: Mesh, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """A kernel on the shards of a mesh, all of whose axes have to be manual around it: over ``tensor``, its heads.
+
+    A kernel says of no result over which axes it varies, which ``jax.shard_map`` then cannot check. So this check is
+    off around the kernel, forward and backward each, and what comes out is marked as varying over all of the axes that
+    were manual before; both passes being written out, the mark is never transposed into a sum.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    already = tuple(around.manual_axes)
+    size, ways = q.shape[-1], mesh.shape["tensor"]
+    over = "tensor" if ways > 1 and q.shape[2] % ways == 0 else None
+    spec, residuals = P(None, None, over), P(over)
+    run = functools.partial(
+        jax.shard_map, mesh=around if already else mesh, axis_names=set(mesh.axis_names) - set(already), check_vma=False
+    )
+
+    def split(x: jax.Array) -> jax.Array:  # [B, N, K·d] crosses the border: an operation inside forgets the mark
+        return x.reshape(*x.shape[:2], -1, size)
+
+    def joined(x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:2], -1)
+
+    def marked(x: jax.Array) -> jax.Array:
+        return jax.lax.pcast(x, already, to="varying") if already else x
+
+    def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
+        def own(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
+            out, pull = jax.vjp(kernel, split(q), split(k), split(v))
+            return joined(out), jax.tree.map(lambda x: x[None], pull)  # stacked over the shards, numbers too
+
+        out, pull = run(own, in_specs=spec, out_specs=(spec, residuals))(q, k, v)
+        return marked(out), pull
+
+    def backward(pull: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
+        def own(pull: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
+            pull = jax.tree.map(lambda x: x[0], pull)
+            return tuple(joined(x) for x in pull(split(d_out)))
+
+        return tuple(marked(x) for x in run(own, in_specs=(residuals, spec), out_specs=spec)(pull, d_out))
+
+    @jax.custom_vjp
+    def whole(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        out = run(lambda *x: joined(kernel(*map(split, x))), in_specs=spec, out_specs=spec)(q, k, v)
+        return marked(out)
+
+    whole.defvjp(forward, backward)
+    every = frozenset(already)
+    q, k, v = (jax.lax.pcast(x, tuple(sorted(every - _varying(x))), to="varying") for x in map(joined, (q, k, v)))
+    return split(whole(q, k, v))
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    scale = 1.0 / math.sqrt(q.shape[-1])
-
-    def block(k: jax.Array, v: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = _dot(q * jnp.asarray(scale, q.dtype), k, 1, 1)
-        largest = jnp.max(logits, axis=-1, keepdims=True)
-        weights = jnp.exp(logits - largest)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = _dot(weights.astype(v.dtype), v, 1, 0) / total
-        return out.astype(q.dtype), (largest + jnp.log(total))[:, 0]
-
-    def head(of: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        q, k, v = of
-        return jax.lax.map(functools.partial(block, k, v), q)
-
-    out, statistics = jax.lax.map(head, (q, k, v))
-    return out, (q, k, v, out, statistics)
-
-
-def _backward(kept: tuple[jax.Array, ...], d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Dao et al. 2022 (arXiv:2205.14135), appendix B.2: the weights again from the statistics, block by block."""
-    scale = 1.0 / math.sqrt(kept[0].shape[-1])
-
-    def head(of: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q, k, v, out, statistics, d_out = of
-
-        def block(
-            totals: tuple[jax.Array, jax.Array], of: tuple[jax.Array, ...]
-        ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-            (d_k, d_v), (q, out, statistics, d_out) = totals, of
-            q = q * jnp.asarray(scale, q.dtype)
-            weights = jnp.exp(_dot(q, k, 1, 1) - statistics[:, None])
-            d_v += _dot(weights.astype(v.dtype), d_out, 0, 0)
-            along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-            d_logits = (weights * (_dot(d_out, v, 1, 1) - along)).astype(q.dtype)
-            d_q = _dot(d_logits, k, 1, 0) * scale
-            return (d_k + _dot(d_logits, q, 0, 0), d_v), d_q.astype(q.dtype)
-
-        zeros = jnp.zeros_like(k, jnp.float32)
-        (d_k, d_v), d_q = jax.lax.scan(block, (zeros, zeros), (q, out, statistics, d_out))
-        return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype)
-
-    return jax.lax.map(head, (*kept, d_out))
-
-
-def _dot(a: jax.Array, b: jax.Array, of_a: int, of_b: int) -> jax.Array:
-    """Product of matrices summed over an axis of each, in float32."""
-    return jax.lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), preferred_element_type=jnp.float32)
-
-
-_heads.defvjp(_forward, _backward)
+def _varying(x: jax.Array) -> frozenset[str]:
+    """Manual axes over which an array is known to vary."""
+    return frozenset(jax.typeof(x).manual_axis_type.varying)
