@@ -23,7 +23,9 @@ def kernels_of_a_tpu_are_interpreted(monkeypatch):
     """Under ``splash`` alone: the CPU passes for a TPU, whose kernel is run step by step."""
     interpreted = functools.partial(splash_attention.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash_attention, "make_splash_mha", interpreted)
-    monkeypatch.setattr(module, "chosen", lambda way, platform, *a: chosen(way, "tpu" if way == "splash" else platform, *a))
+    monkeypatch.setattr(
+        module, "chosen", lambda way, platform, *rest: chosen(way, "tpu" if way == "splash" else platform, *rest)
+    )
 
 
 def _random(*shape, scale=1.0, seed=0):
@@ -160,7 +162,7 @@ def test_short_sequences_are_computed_by_the_formula_and_long_ones_in_blocks():
 
 @pytest.mark.parametrize("arguments,message", [
     (("flash", "cpu", "float32", SHORT), "'flash' is not one of auto, plain, blockwise, splash, cudnn"),
-    (("splash", "cpu", "float32", SHORT), "'splash' is a kernel of TPUs, and this is compiled for cpu: choose 'auto', or"),
+    (("splash", "cpu", "float32", SHORT), "'splash' is a kernel of TPUs, and this is compiled for cpu: choose 'auto'"),
     (("cudnn", "tpu", "bfloat16", SHORT), "'cudnn' is a kernel of GPUs, and this is compiled for tpu"),
     (("cudnn", "gpu", "float32", SHORT), "'cudnn' takes bfloat16 or float16 operands, not float32"),
     (("cudnn", "gpu", "bfloat16", (1, 64, 2, 12)), "size is a multiple of 8, not 12"),
