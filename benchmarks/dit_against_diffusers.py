@@ -1,7 +1,8 @@
 """Forward and train step of WanDiT against diffusers' PyTorch transformer of the same width, on the same cores.
 
     python benchmarks/dit_against_diffusers.py --width 160 --heads 4 --layers 8 --batch 16 --rounds 7
-    python benchmarks/dit_against_diffusers.py --width 1536 --heads 12 --layers 4 --batch 1 --latents 5,32,32 --remat none
+    python benchmarks/dit_against_diffusers.py --width 1536 --heads 12 --layers 4 --batch 1 --latents 5,32,32 \\
+        --remat none
 
 The second has 1,280 tokens.
 
@@ -117,8 +118,8 @@ def main() -> None:
     }
     programs = {"wanjax": ours(config, data), "diffusers": theirs(config, data)}
     tokens = int(np.prod(config.grid((frames, height, width))))
-    print(f"{count(dit_rows(config))} parameters, batch {args.batch}, {tokens} tokens, remat {args.remat}, {os.cpu_count()} cores,"
-          f" jax {jax.__version__}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+    print(f"{count(dit_rows(config))} parameters, batch {args.batch}, {tokens} tokens, remat {args.remat},"
+          f" {os.cpu_count()} cores, jax {jax.__version__}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
     for what, factor in (("forward", 1), ("train step", 3)):
         seconds: dict[str, list[float]] = {name: [] for name in programs}
         for name in programs:
