@@ -2,8 +2,8 @@
 
     python benchmarks/attention_tpu.py --topology v5e:2x2x1 --tokens 32760
 
-Compiles (``pip install libtpu``; minutes) a block of width 5120 with 40 heads, in bfloat16, a text of 512 tokens, for one
-chip, and prints what its compiler says. Nothing is run.
+Compiles (``pip install libtpu``; minutes) a block of width 5120 with 40 heads, in bfloat16, a text of 512 tokens, for
+one chip, and prints what its compiler says. Nothing is run.
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ def main() -> None:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices
     mesh = partition.make_mesh({"fsdp": 1}, devices=devices[:1])
     print(f"<!-- {datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} -->")
-    print(f"One block, {args.tokens:,} tokens, {'forward and backward' if args.backward else 'forward'}, compiled for one"
-          f" of {args.topology}.\n\n| attention | arguments, MiB | temporary, MiB | compiled in |\n|---|---|---|---|")
+    what = "forward and backward" if args.backward else "forward"
+    print(f"One block, {args.tokens:,} tokens, {what}, compiled for one of {args.topology}."
+          f"\n\n| attention | arguments, MiB | temporary, MiB | compiled in |\n|---|---|---|---|")
     for way in args.ways.split(","):
         started = time.perf_counter()
         config = DiTConfig(**A14B, attention=way, **blocks)
