@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.parity import dit, dit_case
 from wanjax.models.attention import IMPLEMENTATIONS
 from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.models.dit_config import REMAT
 from wanjax.models.rows import count, export_tensors
 from wanjax.models.rows.dit import dit_rows
 
@@ -100,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("width", 160), ("heads", 4), ("layers", 8), ("batch", 16), ("rounds", 7), ("text_dim", 128)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--remat", default="full", choices=("none", "full", "dots"))
+    parser.add_argument("--remat", default="full", choices=REMAT)
     parser.add_argument("--latents", default="5,8,8", help="F,h,w of a clip; 64x64 pixels, 17 frames")
     parser.add_argument("--attention", default="auto", choices=IMPLEMENTATIONS)
     args = parser.parse_args()

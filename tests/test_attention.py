@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.interpreters import partial_eval as pe  # what is not used leaves the printed program
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec as P
 
@@ -199,3 +200,26 @@ def test_the_kernel_of_tpus_is_lowered_for_them(monkeypatch, gradient):
     function = functools.partial(_gradient if gradient else _run, "auto")
     text = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("custom_call @tpu_custom_call") == 1 + gradient
+
+
+@pytest.mark.parametrize("way", ["blockwise", "splash", "cudnn"])
+def test_kept_by_name_it_runs_forward_once(monkeypatch, way):
+    """Calls of a kernel, or loops over heads: one forward, one backward; three where nothing is kept."""
+    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    platform = {"splash": "tpu", "cudnn": "gpu"}.get(way, "cpu")
+    monkeypatch.setattr(module, "chosen", lambda way, _, *rest: chosen(way, platform, *rest))
+    shape = jax.ShapeDtypeStruct((1, 300, 2, 16), jnp.bfloat16)
+    called = {"splash": "pallas_call", "cudnn": "dot_product_attention_", "blockwise": "scan["}[way]
+
+    def count(policy):
+        def layer(q, k, v):
+            return jnp.sin(3 * attention(jnp.cos(q), k, v, implementation=way, splash_blocks=BLOCKS, name="kept"))
+
+        loss = lambda *x: jnp.sum(jax.checkpoint(layer, policy=policy)(*x))
+        jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(shape, shape, shape)
+        return str(pe.dce_jaxpr(jaxpr.jaxpr, [True] * 3)[0]).count(called)
+
+    nested = {"blockwise": 2, "splash": 1, "cudnn": 1}[way]  # a loop over heads of one over blocks
+    assert count(module.keeps("kept")) == 2 * nested
+    assert count(jax.checkpoint_policies.nothing_saveable) == 3 * nested

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -27,6 +28,7 @@ from wanjax.models import blockwise, splash
 IMPLEMENTATIONS = ("auto", "plain", "blockwise", "splash", "cudnn")
 _SHORT = 256 * 256  # products of lengths up to which a loop over blocks costs more than it saves
 _LARGEST_CUDNN_HEAD = 128  # GPUs before Hopper; from there on 256
+_CUDNN_PRIMITIVE = "dot_product_attention_fwd_wrapper"
 _DEFAULT_BLOCKS = splash.SplashBlocks()
 
 _Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -34,7 +36,7 @@ _Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = "auto", mesh: Mesh | None = None,
-    splash_blocks: splash.SplashBlocks = _DEFAULT_BLOCKS,
+    splash_blocks: splash.SplashBlocks = _DEFAULT_BLOCKS, name: str = "",
 ) -> jax.Array:  # fmt: skip
     """softmax(q kᵀ / √d) v.
 
@@ -46,6 +48,8 @@ def attention(
         mesh: that the arrays lie on, None for one device of the default platform. Heads may be sharded over
             ``tensor``; over other axes, this is called per shard.
         splash_blocks: sizes that the TPU's kernel works with.
+        name: that ``jax.checkpoint`` knows the result and the softmax's statistics by, for :func:`keeps`; empty for
+            none.
 
     Returns:
         [B, N, K, d] in q's dtype.
@@ -56,13 +60,14 @@ def attention(
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     way = chosen(implementation, platform, q.dtype, q.shape, k.shape)
     if way == "plain":
-        return _plain(q, k, v)
+        out = _plain(q, k, v)
+        return checkpoint_name(out, name) if name else out
     if way == "cudnn":
         kernel: _Kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     elif way == "splash":
-        kernel = _heads_first(functools.partial(splash.heads, blocks=splash_blocks))
+        kernel = _heads_first(functools.partial(splash.heads, blocks=splash_blocks, name=name))
     else:
-        kernel = _heads_first(blockwise.heads)
+        kernel = _heads_first(functools.partial(blockwise.heads, name=name))
     whole = mesh is None or mesh.size == 1 or (way == "blockwise" and mesh.shape["tensor"] == 1)
     return kernel(q, k, v) if whole else _per_shard(kernel, cast(Mesh, mesh), q, k, v)
 
@@ -101,6 +106,20 @@ def chosen(implementation: str, platform: str, dtype: Any, queries: tuple[int, .
     if implementation == "cudnn" and size % 8:
         raise ValueError(f"attention 'cudnn' takes heads whose size is a multiple of 8, not {size}: choose 'blockwise'")
     return implementation
+
+
+def keeps(name: str) -> Callable[..., bool]:
+    """A policy of ``jax.checkpoint``: what attention of that name gives is kept, all else is recomputed.
+
+    With the results and the softmax's statistics at hand, the backward pass of a kernel needs no second forward pass.
+    cuDNN's are kept whatever their name: its primitive does not pass one on. Of the plain formula the result is kept.
+    """
+    named = jax.checkpoint_policies.save_only_these_names(name)
+
+    def policy(primitive: Any, *avals: Any, **params: Any) -> bool:
+        return primitive.name == _CUDNN_PRIMITIVE or named(primitive, *avals, **params)
+
+    return policy
 
 
 def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

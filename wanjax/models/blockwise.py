@@ -14,17 +14,19 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 _BLOCK = 128  # queries; on CPU the weights of one head's block are 0.6 MB at 1,280 keys
 
 
-def heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def heads(q: jax.Array, k: jax.Array, v: jax.Array, name: str = "") -> jax.Array:
     """softmax(q kᵀ / √d) v of every head.
 
     Args:
         q: [heads, N, d].
         k: [heads, M, d].
         v: [heads, M, d].
+        name: that ``jax.checkpoint`` knows the result and the softmax's statistics by; empty for none.
 
     Returns:
         [heads, N, d] in q's dtype.
@@ -32,17 +34,19 @@ def heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     count, tokens, size = q.shape
     blocks = -(-tokens // _BLOCK)
     q = jnp.pad(q, ((0, 0), (0, blocks * _BLOCK - tokens), (0, 0)))  # what is added is cut off again
-    out = _blocks(q.reshape(count, blocks, _BLOCK, size), k, v)
+    out = _blocks(name, q.reshape(count, blocks, _BLOCK, size), k, v)
     return out.reshape(count, blocks * _BLOCK, size)[:, :tokens]
 
 
-@jax.custom_vjp
-def _blocks(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocks(name: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """q [heads, blocks, n, d], k and v [heads, M, d] -> [heads, blocks, n, d], head after head, block after block."""
-    return _forward(q, k, v)[0]
+    return _forward(name, q, k, v)[0]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _forward(
+    name: str, q: jax.Array, k: jax.Array, v: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     scale = 1.0 / math.sqrt(q.shape[-1])
 
     def block(k: jax.Array, v: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -58,11 +62,16 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple
         return jax.lax.map(functools.partial(block, k, v), q)
 
     out, statistics = jax.lax.map(head, (q, k, v))
+    if name:
+        out, statistics = checkpoint_name(out, name), checkpoint_name(statistics, name)
     return out, (q, k, v, out, statistics)
 
 
-def _backward(kept: tuple[jax.Array, ...], d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Dao et al. 2022 (arXiv:2205.14135), appendix B.2: the weights again from the statistics, block by block."""
+def _backward(
+    name: str, kept: tuple[jax.Array, ...], d_out: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The weights again from the statistics, block by block."""
+    del name
     scale = 1.0 / math.sqrt(kept[0].shape[-1])
 
     def head(of: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:

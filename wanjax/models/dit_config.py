@@ -9,7 +9,7 @@ from wanjax.models import rope
 from wanjax.models.attention import IMPLEMENTATIONS
 from wanjax.models.splash import SplashBlocks
 
-REMAT = ("none", "full", "dots")
+REMAT = ("none", "full", "attention", "dots")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -32,6 +32,7 @@ class DiTConfig:
             embedding and head run in float32.
         param_dtype: of the stored parameters.
         remat: what the backward pass recomputes: "none" keeps every activation, "full" keeps the block's input,
+            "attention" also the result of self-attention and its softmax's statistics, which then runs forward once,
             "dots" keeps the outputs of the linear layers.
         attention: how it is computed, see :mod:`wanjax.models.attention`.
         splash_forward, splash_backward: queries, keys, and keys per step that the TPU's kernel of attention holds at

@@ -18,6 +18,7 @@ from wanjax.models.timestep import timestep_features
 
 _xavier = nn.initializers.xavier_uniform()
 _small = nn.initializers.normal(0.02)
+SELF_ATTENTION = "self_attention"  # what jax.checkpoint knows its result and statistics by
 
 
 def layer_norm(x: jax.Array, eps: float) -> jax.Array:
@@ -60,7 +61,8 @@ class _Attention(nn.Module):
             q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
         if self.seq_axis is not None:  # every shard: all tokens of some heads, for the length of the attention
             q, k, v = (jax.lax.all_to_all(y, self.seq_axis, 2, 1, tiled=True) for y in (q, k, v))
-        out = attention(q, k, v, implementation=c.attention, mesh=self.mesh, splash_blocks=c.splash_blocks)
+        out = attention(q, k, v, implementation=c.attention, mesh=self.mesh, splash_blocks=c.splash_blocks,
+                        name="" if angles is None else SELF_ATTENTION)  # fmt: skip
         if self.seq_axis is not None:
             out = jax.lax.all_to_all(out, self.seq_axis, 1, 2, tiled=True)
         return _dense(c, c.width, "o")(out.reshape(x.shape))

@@ -43,7 +43,7 @@ class SplashBlocks:
                 )
 
 
-def heads(q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks) -> jax.Array:
+def heads(q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks, name: str = "") -> jax.Array:
     """softmax(q kᵀ / √d) v of every head.
 
     Args:
@@ -51,6 +51,7 @@ def heads(q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks) -> jax
         k: [heads, M, d].
         v: [heads, M, d].
         blocks: sizes of the kernel's blocks.
+        name: that ``jax.checkpoint`` knows the result and the softmax's statistics by; empty for none.
 
     Returns:
         [heads, N, d] in q's dtype.
@@ -72,6 +73,7 @@ def heads(q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks) -> jax
         ),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=name or None,
     )  # fmt: skip
     q = q * jnp.asarray(1.0 / math.sqrt(size), q.dtype)
     q, k, v = (jnp.pad(x, ((0, 0), (0, to - x.shape[1]), (0, 0))) for x, to in ((q, long), (k, wide), (v, wide)))

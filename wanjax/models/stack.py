@@ -17,14 +17,15 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from wanjax import partition
-from wanjax.models import lora, rows, streaming
+from wanjax.models import attention, lora, rows, streaming
 from wanjax.models.dit_config import DiTConfig
-from wanjax.models.dit_layers import Block
+from wanjax.models.dit_layers import SELF_ATTENTION, Block
 from wanjax.models.rows.dit import dit_rows
 
 _GATHERED = "gathered_parameter"
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": attention.keeps(SELF_ATTENTION),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
