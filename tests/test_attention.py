@@ -255,3 +255,13 @@ def test_the_stack_of_a_mesh_calls_kernels_and_keeps_what_they_give(compiled_els
     text = step.trace(params, *inputs).lower(lowering_platforms=platforms).as_text()
     # per block: self-attention forward and backward, cross-attention also once more; cuDNN's are all kept
     assert text.count(call) == {"splash": 5, "cudnn": 4}[way]
+
+
+@pytest.mark.parametrize("fields,message", [
+    ({"attention": "flash"}, "attention 'flash' is not one of"),
+    ({"attention": "cudnn"}, "attention 'cudnn' takes 16-bit operands: set dtype to 'bfloat16'"),
+    ({"splash_forward": (1000, 2000, 1000)}, "splash attention, forward = .*each a multiple of 128"),
+])  # fmt: skip
+def test_a_config_refuses_what_attention_cannot_do(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DiTConfig(width=48, heads=4, layers=2, ffn=64, **fields)

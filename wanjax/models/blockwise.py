@@ -97,8 +97,13 @@ def _backward(
 
 
 def _dot(a: jax.Array, b: jax.Array, of_a: int, of_b: int) -> jax.Array:
-    """Product of matrices summed over an axis of each, in float32."""
-    return jax.lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), preferred_element_type=jnp.float32)
+    """Product of matrices summed over an axis of each, in float32.
+
+    As a batch of one: a policy of ``jax.checkpoint`` that keeps products without a batch, those of linear layers, would
+    keep all logits otherwise.
+    """
+    axes = (((of_a + 1,), (of_b + 1,)), ((0,), (0,)))
+    return jax.lax.dot_general(a[None], b[None], axes, preferred_element_type=jnp.float32)[0]
 
 
 _blocks.defvjp(_forward, _backward)
