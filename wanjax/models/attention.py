@@ -62,6 +62,7 @@ def attention(
     if way == "plain":
         out = _plain(q, k, v)
         return checkpoint_name(out, name) if name else out
+    q, k, v = _varying_alike(q, k, v)
     if way == "cudnn":
         kernel: _Kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     elif way == "splash":
@@ -145,11 +146,12 @@ def _per_shard(kernel: _Kernel, mesh: Mesh, q: jax.Array, k: jax.Array, v: jax.A
     """A kernel on the shards of a mesh, all of whose axes have to be manual around it: over ``tensor``, its heads.
 
     A kernel says of no result over which axes it varies, which ``jax.shard_map`` then cannot check. So this check is
-    off around the kernel, forward and backward each, and what comes out is marked as varying over all of the axes that
-    were manual before; both passes being written out, the mark is never transposed into a sum.
+    off around the kernel, forward and backward each, and what comes out is marked as varying over the axes that q, k
+    and v vary over; both passes being written out, the mark is never transposed into a sum.
     """
     around = jax.sharding.get_abstract_mesh()
     already = tuple(around.manual_axes)
+    varying = tuple(sorted(_varying(q)))
     size, ways = q.shape[-1], mesh.shape["tensor"]
     over = "tensor" if ways > 1 and q.shape[2] % ways == 0 else None
     spec, residuals = P(None, None, over), P(over)
@@ -164,7 +166,7 @@ def _per_shard(kernel: _Kernel, mesh: Mesh, q: jax.Array, k: jax.Array, v: jax.A
         return x.reshape(*x.shape[:2], -1)
 
     def marked(x: jax.Array) -> jax.Array:
-        return jax.lax.pcast(x, already, to="varying") if already else x
+        return jax.lax.pcast(x, varying, to="varying") if varying else x
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
         def own(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
@@ -187,9 +189,13 @@ def _per_shard(kernel: _Kernel, mesh: Mesh, q: jax.Array, k: jax.Array, v: jax.A
         return marked(out)
 
     whole.defvjp(forward, backward)
-    every = frozenset(already)
-    q, k, v = (jax.lax.pcast(x, tuple(sorted(every - _varying(x))), to="varying") for x in map(joined, (q, k, v)))
-    return split(whole(q, k, v))
+    return split(whole(joined(q), joined(k), joined(v)))
+
+
+def _varying_alike(*operands: jax.Array) -> tuple[jax.Array, ...]:
+    """Each marked as varying over all manual axes that one of them varies over, so that all gradients do, too."""
+    every = frozenset[str]().union(*map(_varying, operands))
+    return tuple(jax.lax.pcast(x, tuple(sorted(every - _varying(x))), to="varying") for x in operands)
 
 
 def _varying(x: jax.Array) -> frozenset[str]:
