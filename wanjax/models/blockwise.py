@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-_BLOCK = 256  # queries
+_BLOCK = 256  # queries; on CPU the weights of one head's block are 1.3 MB at 1,280 keys
 
 
 def heads(q: jax.Array, k: jax.Array, v: jax.Array, name: str = "") -> jax.Array:
@@ -82,12 +82,12 @@ def _backward(
         ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
             (d_k, d_v), (q, out, statistics, d_out) = totals, of
             q = q * jnp.asarray(scale, q.dtype)
-            weights = jnp.exp(_dot(q, k, 1, 1) - statistics[:, None])
-            d_v += _dot(weights.astype(v.dtype), d_out, 0, 0)
-            along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-            d_logits = (weights * (_dot(d_out, v, 1, 1) - along)).astype(q.dtype)
-            d_q = _dot(d_logits, k, 1, 0) * scale
-            return (d_k + _dot(d_logits, q, 0, 0), d_v), d_q.astype(q.dtype)
+            weights = jnp.exp(_dot(k, q, 1, 1) - statistics)  # [M, n]: only one of the products reads them transposed
+            d_v += _dot(weights.astype(v.dtype), d_out, 1, 0)
+            along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+            d_logits = (weights * (_dot(v, d_out, 1, 1) - along)).astype(q.dtype)
+            d_q = _dot(d_logits, k, 0, 0) * scale
+            return (d_k + _dot(d_logits, q, 1, 0), d_v), d_q.astype(q.dtype)
 
         zeros = jnp.zeros_like(k, jnp.float32)
         (d_k, d_v), d_q = jax.lax.scan(block, (zeros, zeros), (q, out, statistics, d_out))
