@@ -3,8 +3,9 @@
     python benchmarks/attention_cpu.py --lengths 80,256,320,512,1280 --heads 12 --rounds 9
     python benchmarks/attention_cpu.py --lengths "" --memory 16380,32760
 
-Runs of the two alternate, so that a busy machine slows both; times are medians over rounds, the ratio the median of the
-rounds' ratios, blocks / formula. Memory is the compiler's: arguments, results and temporary arrays.
+Runs of the two alternate, so that a busy machine slows both; times are medians over rounds, a ratio the median of the
+rounds' ratios, blocks / formula. The last is that of the processor's time, which other work disturbs least. Memory is
+the compiler's: arguments, results and temporary arrays.
 """
 
 from __future__ import annotations
@@ -50,18 +51,19 @@ def inputs(batch: int, tokens: int, heads: int, size: int) -> list[jax.Array]:
 
 
 def times(operands: list[jax.Array], what: str, rounds: int) -> dict[str, np.ndarray]:
-    """Seconds by way and round."""
+    """Seconds, and seconds of the processor, by way and round: [rounds, 2]."""
     compiled = {way: programs(way)[what] for way in WAYS}
     for run in compiled.values():
         jax.block_until_ready(run(*operands))
     repeats = max(1, int(2e8 / (operands[0].size * operands[0].shape[1] * 8)))  # some tens of milliseconds
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way, run in compiled.items():
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             for _ in range(repeats):
                 jax.block_until_ready(run(*operands))
-            seconds[way].append((time.perf_counter() - start) / repeats)
+            spent = time.perf_counter() - start, time.process_time() - used
+            seconds[way].append((spent[0] / repeats, spent[1] / repeats))
     return {way: np.array(found) for way, found in seconds.items()}
 
 
@@ -81,14 +83,15 @@ def main() -> None:
     args = parser.parse_args()
     print(f"<!-- {datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__},"
           f" load {os.getloadavg()[0]:.1f} -->")  # fmt: skip
-    print("| tokens | what | formula, ms | blocks, ms | blocks / formula |\n|---|---|---|---|---|")
+    print("| tokens | what | formula, ms | blocks, ms | blocks / formula | processor time |\n"
+          "|---|---|---|---|---|---|")
     for tokens in (int(length) for length in args.lengths.split(",") if length):
         operands = inputs(args.batch, tokens, args.heads, args.size)
         for what in ("forward", "forward and backward"):
             found = times(operands, what, args.rounds)
-            plain, blocks = (1e3 * np.median(found[way]) for way in WAYS)
-            ratio = np.median(found["blockwise"] / found["plain"])
-            print(f"| {tokens} | {what} | {plain:.2f} | {blocks:.2f} | {ratio:.2f} |", flush=True)
+            plain, blocks = (1e3 * np.median(found[way][:, 0]) for way in WAYS)
+            ratio = np.median(found["blockwise"] / found["plain"], axis=0)
+            print(f"| {tokens} | {what} | {plain:.2f} | {blocks:.2f} | {ratio[0]:.2f} | {ratio[1]:.2f} |", flush=True)
     for tokens in (int(length) for length in args.memory.split(",") if length):
         sizes = ", ".join(f"{way} {memory(way, tokens, args.size) / 1e6:,.0f} MB" for way in WAYS)
         print(f"memory at {tokens:,} tokens, one head of {args.size}, gradient included: {sizes}")

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-_BLOCK = 256  # queries; on CPU the weights of one head's block are 1.3 MB at 1,280 keys
+_BLOCK = 256  # queries, at most; on CPU the weights of one head's block are 1.3 MB at 1,280 keys
 
 
 def heads(q: jax.Array, k: jax.Array, v: jax.Array, name: str = "") -> jax.Array:
@@ -33,9 +33,10 @@ def heads(q: jax.Array, k: jax.Array, v: jax.Array, name: str = "") -> jax.Array
     """
     count, tokens, size = q.shape
     blocks = -(-tokens // _BLOCK)
-    q = jnp.pad(q, ((0, 0), (0, blocks * _BLOCK - tokens), (0, 0)))  # what is added is cut off again
-    out = _blocks(name, q.reshape(count, blocks, _BLOCK, size), k, v)
-    return out.reshape(count, blocks * _BLOCK, size)[:, :tokens]
+    each = -(-tokens // blocks)
+    q = jnp.pad(q, ((0, 0), (0, blocks * each - tokens), (0, 0)))  # what is added is cut off again
+    out = _blocks(name, q.reshape(count, blocks, each, size), k, v)
+    return out.reshape(count, blocks * each, size)[:, :tokens]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
