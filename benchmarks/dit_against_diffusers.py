@@ -1,6 +1,10 @@
 """Forward and train step of WanDiT against diffusers' PyTorch transformer of the same width, on the same cores.
 
     python benchmarks/dit_against_diffusers.py --width 160 --heads 4 --layers 8 --batch 16 --rounds 7
+    python benchmarks/dit_against_diffusers.py --width 1536 --heads 12 --layers 4 --batch 1 --latents 5,32,32 \\
+        --remat none
+
+The second has 1,280 tokens.
 
 Needs PyTorch and diffusers (``make parity`` installs them). Runs alternate between the two, one of each per round, so
 that a busy machine slows both; the ratio is the median over rounds of diffusers' time / ours. The train step is loss,
@@ -24,17 +28,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.parity import dit, dit_case
+from wanjax.models.attention import IMPLEMENTATIONS
 from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.models.dit_config import REMAT
 from wanjax.models.rows import count, export_tensors
 from wanjax.models.rows.dit import dit_rows
 
-TEXT_LENGTH, LATENT_SIZE = 64, (5, 8, 8)  # 64x64 pixels, 17 frames
+TEXT_LENGTH = 64
 
 
-def forward_flop(config: DiTConfig, batch: int) -> float:
+def forward_flop(config: DiTConfig, batch: int, latents: tuple[int, int, int]) -> float:
     """Operations of one forward pass's matrix products."""
     width, text = config.width, TEXT_LENGTH
-    tokens = int(np.prod(config.grid(LATENT_SIZE)))
+    tokens = int(np.prod(config.grid(latents)))
     per_token = 6 * width**2 + 2 * width * config.ffn + 2 * width * (tokens + text)
     block = tokens * per_token + text * 2 * width**2 + 6 * width
     embeddings = text * (config.text_dim + width) * width
@@ -95,13 +101,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("width", 160), ("heads", 4), ("layers", 8), ("batch", 16), ("rounds", 7), ("text_dim", 128)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--remat", default="full", choices=("none", "full", "dots"))
+    parser.add_argument("--remat", default="full", choices=REMAT)
+    parser.add_argument("--latents", default="5,8,8", help="F,h,w of a clip; 64x64 pixels, 17 frames")
+    parser.add_argument("--attention", default="auto", choices=IMPLEMENTATIONS)
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     config = DiTConfig(width=args.width, heads=args.heads, layers=args.layers, ffn=4 * args.width,
-                       text_dim=args.text_dim, remat=args.remat)
+                       text_dim=args.text_dim, remat=args.remat, attention=args.attention)
     rng = np.random.default_rng(0)
-    shape = (args.batch, *LATENT_SIZE, 16)
+    frames, height, width = (int(size) for size in args.latents.split(","))
+    shape = (args.batch, frames, height, width, 16)
     data = {
         "latents": rng.standard_normal(shape).astype(np.float32),
         "cotangent": rng.standard_normal(shape).astype(np.float32),
@@ -109,8 +118,9 @@ def main() -> None:
         "text": rng.standard_normal((args.batch, TEXT_LENGTH, args.text_dim)).astype(np.float32),
     }
     programs = {"wanjax": ours(config, data), "diffusers": theirs(config, data)}
-    print(f"{count(dit_rows(config))} parameters, batch {args.batch}, remat {args.remat}, {os.cpu_count()} cores,"
-          f" jax {jax.__version__}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+    tokens = int(np.prod(config.grid((frames, height, width))))
+    print(f"{count(dit_rows(config))} parameters, batch {args.batch}, {tokens} tokens, remat {args.remat},"
+          f" {os.cpu_count()} cores, jax {jax.__version__}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
     for what, factor in (("forward", 1), ("train step", 3)):
         seconds: dict[str, list[float]] = {name: [] for name in programs}
         for name in programs:
@@ -121,7 +131,7 @@ def main() -> None:
                 programs[name][what]()
                 seconds[name].append(time.perf_counter() - start)
         ratio = np.median(np.array(seconds["diffusers"]) / np.array(seconds["wanjax"]))
-        flop = factor * forward_flop(config, args.batch)
+        flop = factor * forward_flop(config, args.batch, (frames, height, width))
         line = ", ".join(f"{name} {1e3 * np.median(s):.0f} ms ({flop / np.median(s) / 1e9:.0f} GFLOP/s)"
                          for name, s in seconds.items())
         print(f"{what}: {line}; diffusers / wanjax = {ratio:.2f}")

@@ -6,6 +6,7 @@ The inside of a block is a Linen module (:mod:`wanjax.models.dit_layers`); the s
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -63,9 +64,10 @@ class WanDiT:
         params = Embeddings(c).init(embed_key, patches, jnp.zeros((1, 1)), jnp.zeros((1, 1, c.text_dim)))["params"]
         angles = (jnp.ones((1, c.head_dim // 2)), jnp.zeros((1, c.head_dim // 2)))
         text = jnp.zeros((1, 1, c.width), c.dtype)
+        plain = Block(dataclasses.replace(c, attention="plain"))  # parameters need no kernel
 
         def block(key: jax.Array) -> Any:
-            return Block(c).init(key, tokens, text, jnp.zeros((1, 1, 6, c.width)), angles)["params"]
+            return plain.init(key, tokens, text, jnp.zeros((1, 1, 6, c.width)), angles)["params"]
 
         blocks = jax.vmap(block)(jax.random.split(block_key, c.layers))
         head = Head(c).init(head_key, tokens, time)["params"]

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 
 from wanjax.models import rope
+from wanjax.models.attention import IMPLEMENTATIONS
+from wanjax.models.splash import SplashBlocks
 
-REMAT = ("none", "full", "dots")
+REMAT = ("none", "full", "attention", "dots")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -30,7 +32,11 @@ class DiTConfig:
             embedding and head run in float32.
         param_dtype: of the stored parameters.
         remat: what the backward pass recomputes: "none" keeps every activation, "full" keeps the block's input,
+            "attention" also the result of self-attention and its softmax's statistics, which then runs forward once,
             "dots" keeps the outputs of the linear layers.
+        attention: how it is computed, see :mod:`wanjax.models.attention`.
+        splash_forward, splash_backward: queries, keys, and keys per step that the TPU's kernel of attention holds at
+            most, see :class:`wanjax.models.splash.SplashBlocks`.
     """
 
     width: int
@@ -46,6 +52,9 @@ class DiTConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
+    attention: str = "auto"
+    splash_forward: tuple[int, int, int] = SplashBlocks.forward
+    splash_backward: tuple[int, int, int] = SplashBlocks.backward
 
     def __post_init__(self) -> None:
         for name in ("width", "heads", "layers", "ffn", "in_channels", "out_channels", "freq_dim", "text_dim"):
@@ -65,6 +74,16 @@ class DiTConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {DTYPES}")
         if self.remat not in REMAT:
             raise ValueError(f"remat {self.remat!r} is not one of {REMAT}")
+        if self.attention not in IMPLEMENTATIONS:
+            raise ValueError(f"attention {self.attention!r} is not one of {IMPLEMENTATIONS}")
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise ValueError("attention 'cudnn' takes 16-bit operands: set dtype to 'bfloat16', or attention to 'auto'")
+        SplashBlocks(self.splash_forward, self.splash_backward)  # refuses sizes that cannot be
+
+    @property
+    def splash_blocks(self) -> SplashBlocks:
+        """The sizes of blocks as the kernel takes them."""
+        return SplashBlocks(self.splash_forward, self.splash_backward)
 
     @property
     def head_dim(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from wanjax.models import rope
 from wanjax.models.attention import attention
@@ -17,6 +18,7 @@ from wanjax.models.timestep import timestep_features
 
 _xavier = nn.initializers.xavier_uniform()
 _small = nn.initializers.normal(0.02)
+SELF_ATTENTION = "self_attention"  # what jax.checkpoint knows its result and statistics by
 
 
 def layer_norm(x: jax.Array, eps: float) -> jax.Array:
@@ -42,6 +44,7 @@ class _Attention(nn.Module):
 
     config: DiTConfig
     seq_axis: str | None = None
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, source: jax.Array, angles: tuple[jax.Array, jax.Array] | None) -> jax.Array:
@@ -58,7 +61,8 @@ class _Attention(nn.Module):
             q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
         if self.seq_axis is not None:  # every shard: all tokens of some heads, for the length of the attention
             q, k, v = (jax.lax.all_to_all(y, self.seq_axis, 2, 1, tiled=True) for y in (q, k, v))
-        out = attention(q, k, v)
+        out = attention(q, k, v, implementation=c.attention, mesh=self.mesh, splash_blocks=c.splash_blocks,
+                        name="" if angles is None else SELF_ATTENTION)  # fmt: skip
         if self.seq_axis is not None:
             out = jax.lax.all_to_all(out, self.seq_axis, 1, 2, tiled=True)
         return _dense(c, c.width, "o")(out.reshape(x.shape))
@@ -87,10 +91,11 @@ class _CrossNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block. ``seq_axis`` names the manual mesh axis over which the tokens are sharded, if any."""
+    """One transformer block, on ``mesh`` if any, whose manual axis ``seq_axis`` its tokens are sharded over, if any."""
 
     config: DiTConfig
     seq_axis: str | None = None
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -103,9 +108,9 @@ class Block(nn.Module):
         modulation = table + time
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (modulation[:, :, i] for i in range(6))
         y = (layer_norm(x, c.eps) * (1 + scale_a) + shift_a).astype(dtype)
-        x = x + gate_a * _Attention(c, self.seq_axis, name="self_attention")(y, y, angles)
+        x = x + gate_a * _Attention(c, self.seq_axis, self.mesh, name="self_attention")(y, y, angles)
         y = _CrossNorm(c, name="cross_norm")(x).astype(dtype)
-        x = x + _Attention(c, name="cross_attention")(y, text, None)
+        x = x + _Attention(c, mesh=self.mesh, name="cross_attention")(y, text, None)
         y = (layer_norm(x, c.eps) * (1 + scale_f) + shift_f).astype(dtype)
         return x + gate_f * _FeedForward(c, name="ffn")(y)
 

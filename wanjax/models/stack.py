@@ -17,14 +17,15 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from wanjax import partition
-from wanjax.models import lora, rows, streaming
+from wanjax.models import attention, lora, rows, streaming
 from wanjax.models.dit_config import DiTConfig
-from wanjax.models.dit_layers import Block
+from wanjax.models.dit_layers import SELF_ATTENTION, Block
 from wanjax.models.rows.dit import dit_rows
 
 _GATHERED = "gathered_parameter"
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": attention.keeps(SELF_ATTENTION),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
@@ -48,7 +49,7 @@ def run(
     """
     manual = () if mesh is None else tuple(a for a in ("data", "fsdp", "seq") if mesh.shape[a] > 1)
     if mesh is None or not manual:
-        return _scan(config, taps, blocks, changes, x, text, time, angles, specs=None, manual=())
+        return _scan(config, taps, blocks, changes, x, text, time, angles, mesh=mesh, specs=None, manual=())
     axes = rows.logical_axes(dit_rows(config))["blocks"]
     specs = jax.tree.map(
         lambda names, w: _manual_part(partition.spec(mesh, names, w.shape), manual),
@@ -57,7 +58,7 @@ def run(
     batch = tuple(a for a in partition.BATCH if a in manual) or None
     seq = "seq" if "seq" in manual else None
     per_shard = jax.shard_map(
-        lambda b, c, *args: _scan(config, taps, b, c, *args, specs=specs, manual=manual),
+        lambda b, c, *args: _scan(config, taps, b, c, *args, mesh=mesh, specs=specs, manual=manual),
         mesh=mesh,
         in_specs=(specs, lora.specs(specs, changes, stacked=True), P(batch, seq), P(batch),
                   P(batch, seq if time.shape[1] > 1 else None), P(seq)),
@@ -80,10 +81,10 @@ def _names(entry: Any) -> tuple[str, ...]:
 
 def _scan(
     config: DiTConfig, taps: tuple[int, ...], blocks: Any, changes: Any, x: jax.Array, text: jax.Array,
-    time: jax.Array, angles: Any, *, specs: Any, manual: tuple[str, ...],
+    time: jax.Array, angles: Any, *, mesh: Mesh | None, specs: Any, manual: tuple[str, ...],
 ) -> tuple[jax.Array, jax.Array | None]:  # fmt: skip
     """The stack on one shard; ``specs`` says how the stacked parameters are sharded over ``manual`` axes."""
-    block = Block(config, seq_axis="seq" if "seq" in manual else None)
+    block = Block(config, seq_axis="seq" if "seq" in manual else None, mesh=mesh)
 
     def body(x: jax.Array, at: Any) -> jax.Array:
         own, change = at
