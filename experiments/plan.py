@@ -5,9 +5,9 @@
     python -m experiments.plan --config configs/light_scenes_tiny.py --program sample --topology cpu:8
 
 The program is the launcher's own, compiled from shapes by the machine's compiler and never run; a TPU's needs
-``pip install "wanjax[tpu]"`` and no TPU. Topologies: cpu:N simulated devices; v4, v5p or tpu7x:AxBxC and v5e or v6e:AxB
-chips; 2*v5p:4x4x4 two slices. The same question is answered from a cache the next time. Exit code 0 says that there is a
-plan; whether it fits is in the plan. docs/scaling.md explains every figure.
+``pip install "wanjax[tpu]"`` and no TPU. Topologies: cpu:N simulated devices; v4, v5p or tpu7x:AxBxC and v5e or
+v6e:AxB chips; 2*v5p:4x4x4 two slices. The same question is answered from a cache the next time. Exit code 0 says that
+there is a plan; whether it fits is in the plan. docs/scaling.md explains every figure.
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@ import jax
 
 from wanjax import offload
 
-# how a TPU's compiler says it, in versions of libtpu from 0.0.2x on
-_REFUSALS = (re.compile(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm"),
-             re.compile(r"total memory required[^(]*\(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)"))  # fmt: skip
+_REFUSALS = (  # how a TPU's compiler says it
+    re.compile(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm"),
+    re.compile(r"total memory required[^(]*\(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)"),
+)
 
 
 class CompileError(ValueError):
@@ -57,7 +58,7 @@ def compile_with_memory(lowered: jax.stages.Lowered, arguments: Any) -> tuple[ja
         if stated is None:
             raise CompileError(f"the compiler refuses the program: {' '.join(str(error).split())[:500]}") from error
         return None, Memory(stated[0], near, host=away, available=stated[1])
-    stats = compiled.memory_analysis()
+    stats: Any = compiled.memory_analysis()
     # where host and device share one memory, the compiler counts all of it as the device's
     own = stats.argument_size_in_bytes - (0 if stats.host_argument_size_in_bytes else away)
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes

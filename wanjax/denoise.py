@@ -263,8 +263,9 @@ def _bytes_needed(
     """Bytes on each device while the most demanding stage runs, as the compiler states them."""
     most, own = 0, {stage.expert: experts[stage.expert].nbytes() for stage in stages}
     for stage in stages:
-        stats = lowered(experts[stage.expert], stage, batch, config, streamed=holding == "blocks",
-                        batched=passes == "batched").compile().memory_analysis()
+        step = lowered(experts[stage.expert], stage, batch, config, streamed=holding == "blocks",
+                       batched=passes == "batched")  # fmt: skip
+        stats: Any = step.compile().memory_analysis()
         others = sum(own.values()) - own[stage.expert] if holding == "both" else 0
         whole = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
         most = max(most, whole - stats.alias_size_in_bytes + others)

@@ -27,6 +27,6 @@ def matmul(config: DiTConfig, tokens: int, text_tokens: int) -> int:
 
 
 def attention(config: DiTConfig, tokens: int, text_tokens: int) -> int:
-    """The part of :func:`forward` that is products of queries, keys and values: self-attention, then cross-attention."""
+    """The part of :func:`forward` that is products of queries, keys and values, in both attentions."""
     width, n, m = config.width, tokens, text_tokens
     return config.layers * (2 * 2 * n * n * width + 2 * 2 * n * m * width)

@@ -82,11 +82,11 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
     limit = memory.available or machine.hbm_bytes()
     found, lines, estimate = None, None, None
     if compiled is not None:
-        found = collectives.parse(compiled.as_text(), mesh.size)
+        found = collectives.parse(str(compiled.as_text()), mesh.size)
         slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
         lines = [_line(each, dict(mesh.shape), slices) for each in found.collectives]
         estimate = _estimate(experiment, machine, program, memory, lines)
-    result = {
+    result: dict[str, Any] = {
         "program": settings.program,
         "config": experiment.name,
         "topology": machine.name,
@@ -146,8 +146,8 @@ def _estimate(
 def _warnings(machine: Topology, found: collectives.Found | None, memory: Memory) -> list[str]:
     out = []
     if machine.chip is None:
-        out.append("simulated devices: they share this machine's memory, have no stated rates, and their compiler is not "
-                   "a TPU's; memory and bytes differ there")  # fmt: skip
+        out.append("simulated devices share this machine's memory, have no stated rates, and their compiler is not a "
+                   "TPU's: memory and bytes differ there")  # fmt: skip
     if found is None:
         out.append("the compiler refused the program: temporary memory, bytes sent and an estimate are not known")
     elif found.unknown_loops:

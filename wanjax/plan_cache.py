@@ -23,8 +23,13 @@ def folder() -> pathlib.Path:
 def key(experiment: Experiment, machine: Topology, settings: Settings) -> str:
     """32 hex digits that change with anything that a plan depends on, every line of this library included."""
     digest = hashlib.sha256()
-    asked = {"config": to_dict(experiment), "topology": dataclasses.asdict(machine), **dataclasses.asdict(settings),
-             "versions": versions(), "flags": [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]}  # fmt: skip
+    asked = {
+        "config": to_dict(experiment),
+        "topology": dataclasses.asdict(machine),
+        "settings": dataclasses.asdict(settings),
+        "versions": versions(),
+        "compiler": [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
+    }
     digest.update(json.dumps(asked, sort_keys=True).encode())
     library = pathlib.Path(__file__).parent
     for file in sorted(library.rglob("*.py")):

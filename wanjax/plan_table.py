@@ -31,8 +31,8 @@ def table(plan: dict[str, Any]) -> str:
         lines += [_row("estimate", f"at least {estimate['step_seconds']:.3g} s a step, MFU at most "
                                    f"{estimate['mfu']:.0%}: {shares}"),
                   _row("", estimate["note"])]  # fmt: skip
-    lines.append(_row("compiled", f"in {plan['compile_seconds']} s by "
-                                  + ", ".join(f"{name} {number}" for name, number in plan["versions"].items())))  # fmt: skip
+    compilers = ", ".join(f"{name} {number}" for name, number in plan["versions"].items())
+    lines.append(_row("compiled", f"in {plan['compile_seconds']} s by {compilers}"))
     return "\n".join([*lines, *(f"warning: {warning}" for warning in plan["warnings"])])
 
 

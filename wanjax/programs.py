@@ -70,7 +70,8 @@ def train(experiment: Experiment, mesh: Mesh) -> Program:
     config, name = experiment.train, experiment.train.experts[0]
     model = WanDiT(experiment.model, mesh)
     head = experiment.shadow_head(model)
-    terms, warnings = experiment.objective.of(config.timesteps(name)), []
+    terms = experiment.objective.of(config.timesteps(name))
+    warnings: list[str] = []
     decoder, decoder_shapes = None, None
     if "temporal_luminance" in terms.active:
         vae, warnings = _codec(experiment)
@@ -91,9 +92,10 @@ def train(experiment: Experiment, mesh: Mesh) -> Program:
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
         return jitted.lower(state, batch, key, decoder_shapes)
 
-    work = Work(experiment.data.batch, _tokens(experiment), experiment.text.length, micro=config.accumulate, train=True)
-    return Program(lower, state, network_rows(model, head), work, 3 * work.clips * _forward(experiment),
-                   "3 × clips × forward(N, L): a backward pass counts as two forward passes", tuple(warnings))  # fmt: skip
+    clips, formula = experiment.data.batch, "3 × clips × forward(N, L): a backward pass counts as two forward passes"
+    work = Work(clips, _tokens(experiment), experiment.text.length, micro=config.accumulate, train=True)
+    total = 3 * clips * _forward(experiment)
+    return Program(lower, state, network_rows(model, head), work, total, formula, tuple(warnings))
 
 
 def sample(experiment: Experiment, mesh: Mesh, *, clips: int | None, holding: str, passes: str) -> Program:
@@ -129,8 +131,8 @@ def sample(experiment: Experiment, mesh: Mesh, *, clips: int | None, holding: st
     forwards = 1 if stage.guidance == 1.0 else 2
     work = Work(clips, _tokens(experiment), experiment.text.length, forwards, 1 if passes == "batched" else forwards)
     formula = f"{forwards} × clips × forward(N, L)" + (": with and without the prompt" if forwards == 2 else "")
-    arguments = expert.shapes(streamed=holding == "blocks")
-    return Program(lower, arguments, dit_rows(experiment.model), work, forwards * clips * _forward(experiment), formula)
+    total = forwards * clips * _forward(experiment)
+    return Program(lower, expert.shapes(streamed=holding == "blocks"), dit_rows(experiment.model), work, total, formula)
 
 
 def _unread(places: Any) -> Any:
