@@ -61,13 +61,14 @@ class Chip:
 
 _BOOK = "jax-ml.github.io/scaling-book/tpus (tables of chips and links; rings; network per host)"
 _CLOUD = "docs.cloud.google.com/tpu/docs/"
-# Where two sources round differently, Google Cloud's figure. A link is a sixth (a fourth) of the stated bandwidth of a
-# chip with three (two) axes, one of its two directions. Network of v4, v5e: 25 GB/s of a host over its chips.
+# Where two sources round differently, Google Cloud's figure. It states the links of a chip together and in both
+# directions: one is a twelfth of that with three axes, an eighth with two. Network of v5e: its pod's over 256 chips; of
+# v4: 25 GB/s of a host (the book) over its 4 chips.
 CHIPS: dict[str, Chip] = {
     "v4": Chip(1, 275e12, 32 * GIB, 1.2e12, 45e9, 6.25e9, 3, (16, 16, 16), 4, (2, 2, 1), (_CLOUD + "v4", _BOOK)),
-    "v5e": Chip(1, 197e12, 16 * GIB, 0.82e12, 50e9, 3.125e9, 2, (16, 16), 16, (2, 2, 1), (_CLOUD + "v5e", _BOOK)),
-    "v5p": Chip(1, 459e12, 95 * GIB, 2.765e12, 100e9, 6.25e9, 3, (16, 20, 28), 4, (2, 2, 1), (_CLOUD + "v5p", _BOOK)),
-    "v6e": Chip(1, 918e12, 32 * GIB, 1.64e12, 100e9, 12.5e9, 2, (16, 16), 16, (2, 2, 1), (_CLOUD + "v6e", _BOOK)),
+    "v5e": Chip(1, 197e12, 16 * GIB, 0.819e12, 50e9, 3.125e9, 2, (16, 16), 16, (2, 2, 1), (_CLOUD + "v5e", _BOOK)),
+    "v5p": Chip(1, 459e12, 95 * GIB, 2.765e12, 100e9, 6.25e9, 3, (16, 16, 24), 4, (2, 2, 1), (_CLOUD + "v5p", _BOOK)),
+    "v6e": Chip(1, 918e12, 32 * GIB, 1.638e12, 100e9, 12.5e9, 2, (16, 16), 16, (2, 2, 1), (_CLOUD + "v6e", _BOOK)),
     "tpu7x": Chip(2, 2307e12, 192 * GIB, 7.38e12, 100e9, 12.5e9, 3, (16, 24, 24), 4, (2, 2, 1), (_CLOUD + "tpu7x",)),
 }
 
