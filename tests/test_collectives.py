@@ -51,9 +51,13 @@ def test_bytes_are_those_of_a_ring(line, expected):
      "replica_groups=[2,4]<=[8]", "bf16[32]{0} all-gather-done(%s)", ("all-gather", "bf16", 4, 1, 64, 48)),
     ("f32[16]{0} all-reduce-start(%p), replica_groups=[1,8]<=[8], to_apply=%add", "f32[16]{0} all-reduce-done(%s)",
      ("all-reduce", "f32", 8, 1, 64, 112)),
+    ("((f32[32]{0}), f32[4]{0}, u32[]) reduce-scatter-start(%p), replica_groups=[1,8]<=[8], to_apply=%add",
+     "f32[4]{0} reduce-scatter-done(%s)", ("reduce-scatter", "f32", 8, 1, 128, 112)),
+    ("((f32[4]{0}, f32[4]{0}), (f32[4]{0}, f32[4]{0})) all-to-all-start(%p, %q), replica_groups={{0,1}}",
+     "(f32[4]{0}, f32[4]{0}) all-to-all-done(%s)", ("all-to-all", "f32", 2, 1, 32, 16)),
     ("(f32[9]{0}, f32[9]{0}, u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,1},{1,2}}",
      "f32[9]{0} collective-permute-done(%s)", ("collective-permute", "f32", 2, 1, 36, 36)),
-], ids=["all-gather", "all-reduce", "collective-permute"])  # fmt: skip
+], ids=["all-gather", "all-reduce", "reduce-scatter", "all-to-all", "permute"])  # fmt: skip
 def test_a_pair_of_start_and_done_counts_once(start, done, expected):
     assert only(entry(f"%s = {start}", f"%d = {done}")) == expected
 

@@ -195,7 +195,7 @@ class _Reader:
         return {("reduce-scatter", dtype, groups): (1, size * group, sent("reduce-scatter", size, group))}
 
     def _collective(self, op: str, shape: str, started: bool, arguments: str) -> _Totals:
-        if started and op in ("all-gather", "collective-permute"):  # (operands, results, and what the runtime keeps)
+        if started and op != "all-reduce":  # (operands, results, and what the runtime keeps)
             shape = _elements(shape)[1]
         dtype, size = _sizes(shape)
         groups = _pairs(arguments) if op == "collective-permute" else self._groups(arguments)
