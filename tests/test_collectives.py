@@ -126,6 +126,23 @@ def test_of_two_branches_the_one_that_sends_more_counts():
         assert only(branches + entry(line)) == ("all-gather", "f32", 8, 1, 256, 224)
 
 
+@pytest.mark.parametrize("written,groups", [
+    ("mesh['a'=2,'b'=4] {'b'}", ((0, 1, 2, 3), (4, 5, 6, 7))),
+    ("mesh['a'=2,'b'=4] {'a'}", ((0, 4), (1, 5), (2, 6), (3, 7))),
+    ("mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}", ((0, 1, 2, 3), (4, 5, 6, 7))),
+    ("mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'c'}", ((0, 4), (1, 5), (2, 6), (3, 7))),
+    ("mesh['a'=4], device_ids=(3,1,2,0) {'a'}", ((3, 1, 2, 0),)),
+    ("mesh['a'=2,'b'=2,'c'=2] {'a','c'}", ((0, 1, 4, 5), (2, 3, 6, 7))),
+    ("mesh['a'=8] {'a':(2)2}", ((0, 2), (1, 3), (4, 6), (5, 7))),
+    ("[4,2]<=[2,4]T(1,0)", ((0, 4), (1, 5), (2, 6), (3, 7))),
+    ("{{0,2},{1,3}}", ((0, 2), (1, 3))),
+])  # fmt: skip
+def test_groups_are_read_in_every_notation(written, groups):
+    text = entry(f"%g = f32[64]{{0}} all-gather(%p), channel_id=2, replica_groups={written}, dimensions={{0}}")
+    (found,) = parse(text, 8).collectives
+    assert (found.groups, found.group) == (groups, len(groups[0]))
+
+
 def test_what_is_not_understood_is_refused():
     with pytest.raises(HloError, match="no ENTRY"):
         parse("HloModule m", 8)

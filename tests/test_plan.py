@@ -24,7 +24,7 @@ from wanjax.plan_table import table
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ROOT / "configs/light_scenes_tiny.py"
-SMALL = {"model.width": 32, "model.layers": 2, "model.ffn": 64, "data.batch": 8, "data.frames": 5, "data.height": 32,
+SMALL = {"model.width": 32, "model.layers": 2, "model.ffn": 64, "data.batch": 8, "data.frames": 9, "data.height": 32,
          "data.width": 32, "optimizer.name": "adamw"}  # fmt: skip
 CPU = topology.parse("cpu:8")
 KEYS = {"params", "chips", "devices", "mesh", "fits", "hbm_bytes_per_device", "peak_bytes_per_device", "argument_bytes",
@@ -113,7 +113,7 @@ def test_the_step_is_the_one_that_trains():
     experiment, mesh = programs.lay_out(small(), jax.devices())
     lowered = programs.train(experiment, mesh).lower()
     state, batch, key, decoder = lowered.args_info[0]
-    assert {name: leaf.shape for name, leaf in batch.items()} == {"latents": (8, 2, 4, 4, 16), "text": (8, 64, 64)}
+    assert {name: leaf.shape for name, leaf in batch.items()} == {"latents": (8, 3, 4, 4, 16), "text": (8, 64, 64)}
     assert decoder is None and key.shape == ()
     assert all(leaf.donated for leaf in jax.tree.leaves(state))
     assert not any(leaf.donated for leaf in jax.tree.leaves(batch))

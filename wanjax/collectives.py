@@ -205,13 +205,12 @@ class _Reader:
 
     def _groups(self, arguments: str) -> tuple[tuple[int, ...], ...]:
         everyone = (tuple(range(self._devices)),)
-        if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", arguments):
-            to, of, order = ([int(n) for n in part.split(",")] if part else [] for part in found.groups())
-            numbers = np.arange(math.prod(of)).reshape(of)
-            numbers = (numbers.transpose(order) if order else numbers).reshape(to)
-            return tuple(tuple(int(n) for n in row) for row in numbers)
+        if found := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", arguments):
+            return _rows(_ids(found[2]).reshape([int(n) for n in found[1].split(",")]))
         if found := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", arguments):
             return _numbers(found[1]) or everyone
+        if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", arguments):
+            return _along(*found.groups())
         if "replica_groups=" in arguments:
             raise HloError(f"replica groups are not understood in: {arguments[:300]}")
         return everyone
@@ -279,6 +278,38 @@ def _pairs(arguments: str) -> tuple[tuple[int, ...], ...]:
     if found is None:
         raise HloError(f"expected source_target_pairs: {arguments[:300]}")
     return _numbers(found[1])
+
+
+def _ids(text: str) -> np.ndarray:
+    """Device numbers of ``[2,4]T(1,0)``: counted up in that shape, its axes then permuted; or of a plain list."""
+    found = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if found is None:
+        return np.asarray([int(n) for n in text.split(",")])
+    shape = [int(n) for n in found[1].split(",")]
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    return numbers.transpose([int(n) for n in found[2].split(",")]) if found[2] else numbers
+
+
+def _along(mesh: str, ids: str | None, along: str) -> tuple[tuple[int, ...], ...]:
+    """Groups along axes of a mesh: ``'a'=2,'b'=4`` with the groups along ``'b'``, or along ``'b':(2)2``, the part of b
+    that has 2 before it."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", mesh)}
+    wanted = {name: (int(before or 1), int(size or sizes[name]))
+              for name, before, size in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", along)}  # fmt: skip
+    shape: list[int] = []
+    inside: list[int] = []
+    for name, size in sizes.items():
+        before, own = wanted.get(name, (1, 1))
+        inside += [len(shape) + 1] if name in wanted else []
+        shape += [before, own, size // before // own]
+    numbers = np.arange(math.prod(shape)) if ids is None else _ids(ids)
+    outside = [axis for axis in range(len(shape)) if axis not in inside]
+    turned = numbers.reshape(shape).transpose(outside + inside)
+    return _rows(turned.reshape(-1, math.prod(shape[axis] for axis in inside)))
+
+
+def _rows(numbers: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(int(n) for n in row) for row in numbers)
 
 
 def _numbers(groups: str) -> tuple[tuple[int, ...], ...]:

@@ -21,7 +21,6 @@ FORMS = (
     "cpu:N (simulated devices), v4:AxBxC, v5p:AxBxC, tpu7x:AxBxC, v5e:AxB, v6e:AxB (chips along the axes of the "
     "torus), each TPU with N* in front for N slices, such as 2*v5p:4x4x4"
 )
-GIB = 2**30
 
 
 class TopologyError(ValueError):
@@ -35,7 +34,8 @@ class Chip:
     Attributes:
         devices: that jax sees on one chip.
         flops: floating-point operations per second of bfloat16 matrix products, of the chip.
-        hbm_bytes: memory of the chip.
+        hbm_bytes: memory of one device that a program may use: what libtpu 0.0.52 states when it refuses one, a little
+            less than the maker's figure for the chip.
         hbm_bandwidth: of it, bytes/s.
         link: bytes/s of one link between neighbouring chips, in one direction.
         network: bytes/s between slices, per chip.
@@ -44,6 +44,7 @@ class Chip:
         ring: an axis is a ring, and not a line, where its length is a multiple of this.
         host: chips of one host along the axes, where a slice has more than one.
         sources: of these figures.
+        variant: of the chip, by libtpu's name; "megacore" makes one device of v4's two cores.
     """
 
     devices: int
@@ -57,6 +58,13 @@ class Chip:
     ring: int
     host: tuple[int, int, int]
     sources: tuple[str, ...]
+    variant: str = "default"
+
+
+
+
+def _gib(size: float) -> int:
+    return round(size * 2**30)
 
 
 _BOOK = "jax-ml.github.io/scaling-book/tpus (tables of chips and links; rings; network per host)"
@@ -65,11 +73,11 @@ _CLOUD = "docs.cloud.google.com/tpu/docs/"
 # directions: one is a twelfth of that with three axes, an eighth with two. Network of v5e: its pod's over 256 chips; of
 # v4: 25 GB/s of a host (the book) over its 4 chips.
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(1, 275e12, 32 * GIB, 1.2e12, 45e9, 6.25e9, 3, (16, 16, 16), 4, (2, 2, 1), (_CLOUD + "v4", _BOOK)),
-    "v5e": Chip(1, 197e12, 16 * GIB, 0.819e12, 50e9, 3.125e9, 2, (16, 16), 16, (2, 2, 1), (_CLOUD + "v5e", _BOOK)),
-    "v5p": Chip(1, 459e12, 95 * GIB, 2.765e12, 100e9, 6.25e9, 3, (16, 16, 24), 4, (2, 2, 1), (_CLOUD + "v5p", _BOOK)),
-    "v6e": Chip(1, 918e12, 32 * GIB, 1.638e12, 100e9, 12.5e9, 2, (16, 16), 16, (2, 2, 1), (_CLOUD + "v6e", _BOOK)),
-    "tpu7x": Chip(2, 2307e12, 192 * GIB, 7.38e12, 100e9, 12.5e9, 3, (16, 24, 24), 4, (2, 2, 1), (_CLOUD + "tpu7x",)),
+    "v4": Chip(1, 275e12, _gib(30.75), 1.2e12, 45e9, 6.25e9, 3, (16, 16, 16), 4, (2, 2, 1), (_CLOUD + "v4", _BOOK), "megacore"),
+    "v5e": Chip(1, 197e12, _gib(15.75), 0.819e12, 50e9, 3.125e9, 2, (16, 16), 16, (2, 2, 1), (_CLOUD + "v5e", _BOOK)),
+    "v5p": Chip(1, 459e12, _gib(95.73), 2.765e12, 100e9, 6.25e9, 3, (16, 16, 24), 4, (2, 2, 1), (_CLOUD + "v5p", _BOOK)),
+    "v6e": Chip(1, 918e12, _gib(31.24), 1.638e12, 100e9, 12.5e9, 2, (16, 16), 16, (2, 2, 1), (_CLOUD + "v6e", _BOOK)),
+    "tpu7x": Chip(2, 2307e12, _gib(94.74), 7.38e12, 100e9, 12.5e9, 3, (16, 24, 24), 4, (2, 2, 1), (_CLOUD + "tpu7x",)),
 }
 
 
@@ -131,7 +139,7 @@ class Topology:
         """Memory of one device; a share of this machine's for a simulated one."""
         if self.chip is None:
             return free_bytes(jax.devices("cpu")[:1]) // self.devices
-        return self.chip.hbm_bytes // self.chip.devices
+        return self.chip.hbm_bytes
 
 
 def parse(text: str) -> Topology:
@@ -202,7 +210,7 @@ def devices(topology: Topology) -> list[Any]:
     try:
         description = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{topology.kind}:{axes}", chips_per_host_bounds=topology.chips_per_host,
-            num_slices=topology.slices, wrap=rings,
+            num_slices=topology.slices, wrap=rings, chip_config_name=topology.chip.variant,
         )  # fmt: skip
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
