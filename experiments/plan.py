@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     try:
         machine = topology.parse(given.topology)
-        settings = Settings(given.program, given.clips, given.holding, given.passes)
+        settings = Settings(given.program, given.clips, given.holding, given.passes, given.param_dtype)
         if given.json and not pathlib.Path(given.json).absolute().parent.is_dir():
             raise PlanError(f"--json {given.json!r}: its folder does not exist")
         topology.prepare(machine)
@@ -77,6 +77,8 @@ def entry() -> None:
                          "clips are split over.")  # fmt: skip
     flags.DEFINE_string("holding", None, f"Of sampling, what the devices hold: {' or '.join(HOLDING)}.")
     flags.DEFINE_string("passes", None, f"Of sampling with guidance: {' or '.join(PASSES)}.")
+    flags.DEFINE_string("param_dtype", None, "Of sampling: type of the parameters, by default config.model.param_dtype; "
+                        "released ones are held as they are stored, mostly in bfloat16.")  # fmt: skip
     flags.mark_flags_as_required(["config", "program", "topology"])
     app.run(main)
 

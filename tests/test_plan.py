@@ -14,7 +14,7 @@ import pytest
 
 from experiments import plan as launcher
 from wanjax import config as config_lib
-from wanjax import plan_cache, programs, topology
+from wanjax import offload, plan_cache, programs, topology
 from wanjax.compiled_memory import Memory
 from wanjax.config import ConfigError
 from wanjax.models import rows
@@ -75,31 +75,34 @@ def test_sampling_is_the_launcher_s_step_on_the_mesh():
     assert (found["clips"], found["mesh"]) == (4, {"data": 2, "fsdp": 2, "seq": 2, "tensor": 1})
     assert found["flops_formula"].startswith("2 × clips")
     assert {line["op"] for line in found["collectives"]} >= {"all-gather", "all-to-all"}
-    (turned,) = [line for line in found["collectives"] if line["op"] == "all-to-all"]
-    assert turned["axes"] == ["seq"]
+    turned = {tuple(line["axes"]): line["count"] for line in found["collectives"] if line["op"] == "all-to-all"}
+    assert turned["seq",] >= 4 * 2  # q, k, v and the output of self-attention, in two blocks
 
 
-@pytest.mark.parametrize("passes,calls", [("batched", 1), ("two", 2)])
-def test_two_passes_gather_twice(passes, calls):
-    found = plan(small(), CPU, Settings("sample", clips=16, passes=passes))
-    gathered = sum(line["count"] for line in found["collectives"] if line["op"] == "all-gather")
+def test_two_passes_gather_twice_and_without_guidance_there_is_one():
     once = plan(small(**{"sample.guidance_high": 1.0}), CPU, Settings("sample", clips=16))
-    assert gathered >= calls * 2 * 10  # ten matrices in each of two blocks
-    assert (found["flops_per_step"], found["clips"]) == (2 * once["flops_per_step"], 16)
-    assert once["flops_formula"].startswith("1 × clips")
+    twice = plan(small(), CPU, Settings("sample", clips=16, passes="two"))
+    gathered = [sum(line["count"] for line in found["collectives"] if line["op"] == "all-gather")
+                for found in (once, twice)]  # fmt: skip
+    assert gathered[0] >= 2 * 10 and gathered[1] >= gathered[0] + 2 * 10  # ten matrices in each of two blocks
+    for found, passes in ((once, 1), (twice, 2)):
+        assert found["flops_formula"].startswith(f"{passes} × clips")
+        assert found["flops_per_step"] == passes * once["flops_per_step"]
+    assert twice["minimum_collective_bytes"] == 2 * once["minimum_collective_bytes"]
 
 
 def test_parameters_in_host_memory_are_the_host_s():
     one, blocks = (plan(small(), CPU, Settings("sample", holding=holding)) for holding in ("one", "blocks"))
-    matrices = sum(math.prod(row.full_shape) for row in dit_rows(small().model) if row.stacked and len(row.shape) == 2)
-    assert (one["host_bytes"], blocks["host_bytes"]) == (0, pytest.approx(matrices * 4 / 8, rel=0.01))
+    matrices = sum(math.prod(row.full_shape) for row in dit_rows(small().model) if offload.is_streamed(row))
+    assert (one["host_bytes"], blocks["host_bytes"]) == (0, matrices * 4 // 8)
     assert blocks["argument_bytes"] < one["argument_bytes"]
 
 
 def test_every_condition_and_term_of_a_config_can_be_planned():
     image = {"model.in_channels": 36, "train.first_frame": 1.0}
     assert plan(small(**image), CPU, Settings("sample"))["params"] > plan(small(), CPU, Settings("sample"))["params"]
-    pixels = {"train.expert": "low", "objective.temporal_luminance.weight": 0.1, "objective.shadow.weight": 0.1}
+    pixels = {"train.expert": "low", "objective.temporal_luminance.weight": 0.1, "objective.shadow.weight": 0.1,
+              "objective.shadow.head.depths": (0.5, 1.0)}  # fmt: skip
     _, mesh = programs.lay_out(small(), jax.devices())
     absent = small(**image, **pixels, **{"codec": "not/here", "mesh.fsdp": 8})
     program = programs.train(absent, mesh)

@@ -23,6 +23,7 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|async_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+)")
+_LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\s*\{\s*"n":\s*"?(\d+)')
 
 
@@ -181,8 +182,30 @@ class _Reader:
     def _turns(self, rest: str) -> int:
         if found := _TRIPS.search(rest):
             return int(found[1])
-        self.unknown_loops += 1
-        return 1
+        counted = self._counted(*_LOOP.search(rest).groups())  # type: ignore[union-attr]  # every while has both
+        self.unknown_loops += counted is None
+        return counted or 1
+
+    def _counted(self, condition: str, body: str) -> int | None:
+        """Turns of a loop whose condition is ``counter < constant`` and whose body adds a constant to the counter.
+
+        The counter starts at 0, as that of every loop of jax's scan; a TPU's compiler writes no number of turns.
+        """
+        test, body_lines = dict(self._computations[condition].lines), dict(self._computations[body].lines)
+        last = self._computations[condition].lines[-1][1]
+        compared = re.search(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT", last)
+        if compared is None:
+            return None
+        place = re.search(r"get-tuple-element\(.*\), index=(\d+)", test.get(compared[1], ""))
+        limit = _constant(test.get(compared[2], ""))
+        _, _, root = _operation(self._computations[body].lines[-1][1])
+        if place is None or limit is None or int(place[1]) >= root.count("%"):
+            return None
+        added = re.search(r" add\(%?([\w.\-]+), %?([\w.\-]+)\)",
+                          body_lines.get(re.findall(r"%([\w.\-]+)", root)[int(place[1])], ""))  # fmt: skip
+        steps = [_constant(body_lines.get(name, "")) for name in (added.groups() if added else ())]
+        step = next((step for step in steps if step), None)
+        return None if step is None else -(-limit // step)
 
     def _fused_scatter(self, name: str, shape: str) -> _Totals | None:
         """A TPU's reduce-scatter is a fusion of an all-reduce and the slice that a device keeps."""
@@ -221,6 +244,11 @@ class _Reader:
             before = totals.get(key, (0, 0, 0))
             count, payload, out = (old + turns * new for old, new in zip(before, numbers, strict=True))
             totals[key] = (count, payload, out)
+
+
+def _constant(rest: str) -> int | None:
+    found = re.search(r" constant\((\d+)\)", rest)
+    return int(found[1]) if found else None
 
 
 def _sent(totals: _Totals) -> int:

@@ -60,7 +60,9 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             f" {len(devices)}; set one axis to -1 to use the rest"
         )
     types = (AxisType.Auto,) * len(AXES)
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    slices = 1
+    if devices[0].platform == "tpu":
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
     if shape[0] % slices:

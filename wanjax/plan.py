@@ -15,6 +15,7 @@ from wanjax import collectives, flops, programs, roofline, topology, traffic
 from wanjax.compiled_memory import Memory, compile_with_memory
 from wanjax.config import Experiment
 from wanjax.models import rows
+from wanjax.models.dit_config import DTYPES
 from wanjax.programs import Program
 from wanjax.topology import Topology
 
@@ -31,23 +32,25 @@ class Settings:
 
     Attributes:
         program: one of :data:`wanjax.programs.PROGRAMS`.
-        clips, holding, passes: of sampling, see :func:`wanjax.programs.sample`; None: its default.
+        clips, holding, passes, param_dtype: of sampling, see :func:`wanjax.programs.sample`; None: its default.
     """
 
     program: str
     clips: int | None = None
     holding: str | None = None
     passes: str | None = None
+    param_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.program not in programs.PROGRAMS:
             raise PlanError(f"--program {self.program!r}: expected one of {', '.join(programs.PROGRAMS)}; the codec's "
                             "encode and decode cannot be planned yet")  # fmt: skip
-        given = [f"--{name}" for name in ("clips", "holding", "passes") if getattr(self, name) is not None]
+        names = ("clips", "holding", "passes", "param_dtype")
+        given = [f"--{name}" for name in names if getattr(self, name) is not None]
         if given and self.program != "sample":
             raise PlanError(f"{', '.join(given)}: only for --program sample; a training step takes config.data.batch "
                             "clips")  # fmt: skip
-        for name, known in (("holding", programs.HOLDING), ("passes", programs.PASSES)):
+        for name, known in (("holding", programs.HOLDING), ("passes", programs.PASSES), ("param_dtype", DTYPES)):
             if getattr(self, name) not in (None, *known):
                 raise PlanError(f"--{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
 
@@ -75,7 +78,7 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         program = programs.train(experiment, mesh)
     else:
         program = programs.sample(experiment, mesh, clips=settings.clips, holding=settings.holding or "one",
-                                  passes=settings.passes or "batched")  # fmt: skip
+                                  passes=settings.passes or "batched", param_dtype=settings.param_dtype)  # fmt: skip
     started = time.perf_counter()
     compiled, memory = compile_with_memory(program.lower(), program.arguments)
     seconds = time.perf_counter() - started
@@ -84,7 +87,7 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
     if compiled is not None:
         found = collectives.parse(str(compiled.as_text()), mesh.size)
         slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
-        lines = [_line(each, dict(mesh.shape), slices) for each in found.collectives]
+        lines = _lines(found, dict(mesh.shape), slices)
         estimate = _estimate(experiment, machine, program, memory, lines)
     result: dict[str, Any] = {
         "program": settings.program,
@@ -118,10 +121,18 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
     return result
 
 
-def _line(each: collectives.Collective, mesh: dict[str, int], slices: list[int]) -> dict[str, Any]:
-    link = collectives.link_of(each.groups, slices.__getitem__, "ici", "dcn")
-    return {"op": each.op, "dtype": each.dtype, "axes": list(collectives.axes_of(each.groups, mesh)),
-            "group": each.group, "count": each.count, "bytes": each.bytes, "link": link}  # fmt: skip
+def _lines(found: collectives.Found, mesh: dict[str, int], slices: list[int]) -> list[dict[str, Any]]:
+    """One entry for all operations of one kind along the same axes, most bytes first."""
+    merged: dict[tuple[Any, ...], list[int]] = {}
+    for each in found.collectives:
+        link = collectives.link_of(each.groups, slices.__getitem__, "ici", "dcn")
+        kind = (each.op, each.dtype, collectives.axes_of(each.groups, mesh), each.group, link)
+        total = merged.setdefault(kind, [0, 0])
+        total[0] += each.count
+        total[1] += each.bytes
+    lines = [{"op": op, "dtype": dtype, "axes": list(axes), "group": group, "count": count, "bytes": size, "link": link}
+             for (op, dtype, axes, group, link), (count, size) in merged.items()]  # fmt: skip
+    return sorted(lines, key=lambda line: -line["bytes"])
 
 
 def _estimate(

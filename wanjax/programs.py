@@ -106,15 +106,18 @@ def train(experiment: Experiment, mesh: Mesh) -> Program:
     return Program(lower, state, network_rows(model, head), work, total, formula, tuple(warnings))
 
 
-def sample(experiment: Experiment, mesh: Mesh, *, clips: int | None, holding: str, passes: str) -> Program:
+def sample(
+    experiment: Experiment, mesh: Mesh, *, clips: int | None, holding: str, passes: str, param_dtype: str | None = None
+) -> Program:
     """One denoising step of the first expert that has steps, as :mod:`wanjax.denoise` runs it.
 
     Args:
-        experiment: parameters are held in ``config.model.param_dtype``.
+        experiment: what is sampled.
         mesh: where it runs.
         clips: denoised together; None: one for each part of the mesh that clips are split over.
         holding: "one" expert on the devices, or its "blocks" in the hosts' memory.
         passes: with guidance, "batched" or "two", as :class:`wanjax.denoise.Execution` has them.
+        param_dtype: in which parameters are held; None: config.model.param_dtype, as those of a run are.
     Raises: ConfigError: clips that do not divide over the mesh.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -129,7 +132,7 @@ def sample(experiment: Experiment, mesh: Mesh, *, clips: int | None, holding: st
     else:
         condition = conditions.Condition()
     model = WanDiT(experiment.model, mesh)
-    expert = Expert(model, _unread, "", experiment.model.param_dtype)
+    expert = Expert(model, _unread, "", param_dtype or experiment.model.param_dtype)
     stage = denoise.stages_of({"high": model, "low": model}, experiment.sample)[0]
     text = jax.ShapeDtypeStruct((clips, experiment.text.length, experiment.model.text_dim), jnp.float32)
     noise = jax.ShapeDtypeStruct((clips, *_latent_grid(experiment), experiment.model.out_channels), jnp.float32)

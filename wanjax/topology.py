@@ -61,8 +61,6 @@ class Chip:
     variant: str = "default"
 
 
-
-
 def _gib(size: float) -> int:
     return round(size * 2**30)
 
@@ -73,9 +71,11 @@ _CLOUD = "docs.cloud.google.com/tpu/docs/"
 # directions: one is a twelfth of that with three axes, an eighth with two. Network of v5e: its pod's over 256 chips; of
 # v4: 25 GB/s of a host (the book) over its 4 chips.
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(1, 275e12, _gib(30.75), 1.2e12, 45e9, 6.25e9, 3, (16, 16, 16), 4, (2, 2, 1), (_CLOUD + "v4", _BOOK), "megacore"),
+    "v4": Chip(1, 275e12, _gib(30.75), 1.2e12, 45e9, 6.25e9, 3, (16, 16, 16), 4, (2, 2, 1), (_CLOUD + "v4", _BOOK),
+               "megacore"),  # fmt: skip
     "v5e": Chip(1, 197e12, _gib(15.75), 0.819e12, 50e9, 3.125e9, 2, (16, 16), 16, (2, 2, 1), (_CLOUD + "v5e", _BOOK)),
-    "v5p": Chip(1, 459e12, _gib(95.73), 2.765e12, 100e9, 6.25e9, 3, (16, 16, 24), 4, (2, 2, 1), (_CLOUD + "v5p", _BOOK)),
+    "v5p": Chip(1, 459e12, _gib(95.73), 2.765e12, 100e9, 6.25e9, 3, (16, 16, 24), 4, (2, 2, 1),
+                (_CLOUD + "v5p", _BOOK)),  # fmt: skip
     "v6e": Chip(1, 918e12, _gib(31.24), 1.638e12, 100e9, 12.5e9, 2, (16, 16), 16, (2, 2, 1), (_CLOUD + "v6e", _BOOK)),
     "tpu7x": Chip(2, 2307e12, _gib(94.74), 7.38e12, 100e9, 12.5e9, 3, (16, 24, 24), 4, (2, 2, 1), (_CLOUD + "tpu7x",)),
 }
