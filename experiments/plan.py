@@ -77,7 +77,7 @@ def entry() -> None:
                          "clips are split over.")  # fmt: skip
     flags.DEFINE_string("holding", None, f"Of sampling, what the devices hold: {' or '.join(HOLDING)}.")
     flags.DEFINE_string("passes", None, f"Of sampling with guidance: {' or '.join(PASSES)}.")
-    flags.DEFINE_string("param_dtype", None, "Of sampling: type of the parameters, by default config.model.param_dtype; "
+    flags.DEFINE_string("param_dtype", None, "Of sampling: type of the parameters, by default that of the config; "
                         "released ones are held as they are stored, mostly in bfloat16.")  # fmt: skip
     flags.mark_flags_as_required(["config", "program", "topology"])
     app.run(main)

@@ -96,6 +96,8 @@ def test_parameters_in_host_memory_are_the_host_s():
     matrices = sum(math.prod(row.full_shape) for row in dit_rows(small().model) if offload.is_streamed(row))
     assert (one["host_bytes"], blocks["host_bytes"]) == (0, matrices * 4 // 8)
     assert blocks["argument_bytes"] < one["argument_bytes"]
+    short = plan(small(), CPU, Settings("sample", holding="blocks", param_dtype="bfloat16"))
+    assert short["host_bytes"] == matrices * 2 // 8
 
 
 def test_every_condition_and_term_of_a_config_can_be_planned():
@@ -105,10 +107,14 @@ def test_every_condition_and_term_of_a_config_can_be_planned():
               "objective.shadow.head.depths": (0.5, 1.0)}  # fmt: skip
     _, mesh = programs.lay_out(small(), jax.devices())
     absent = small(**image, **pixels, **{"codec": "not/here", "mesh.fsdp": 8})
-    program = programs.train(absent, mesh)
-    assert "config.codec = 'not/here' is not here: planned with the published codec" in program.warnings[0]
-    assert programs.train(dataclasses.replace(absent, codec="light_scenes_tiny"), mesh).warnings == ()
-    assert program.lower().as_text()
+    (warning,) = programs.train(absent, mesh).warnings
+    assert "config.codec = 'not/here' is not here: planned with the published codec" in warning
+    shipped = programs.train(dataclasses.replace(absent, codec="light_scenes_tiny"), mesh)
+    assert shipped.warnings == ()
+    _, batch, _, decoder = shipped.lower().args_info[0]
+    assert {name: leaf.shape for name, leaf in batch.items()} == {
+        "latents": (8, 3, 4, 4, 16), "text": (8, 64, 64), "visibility": (8, 3, 8, 8), "image": (8, 3, 4, 4, 16)}  # fmt: skip
+    assert jax.tree.leaves(decoder)
 
 
 def test_the_step_is_the_one_that_trains():
@@ -151,6 +157,7 @@ def test_state_alone_that_is_too_large_wants_more_chips(monkeypatch):
     ({"program": "decode"}, "encode and decode cannot be planned yet"),
     ({"program": "train", "clips": 4, "passes": "two"}, "--clips, --passes: only for --program sample"),
     ({"program": "sample", "holding": "both"}, "--holding 'both': expected one of one, blocks"),
+    ({"program": "sample", "param_dtype": "int8"}, "--param_dtype 'int8': expected one of float32, bfloat16"),
     ({"program": "sample", "passes": "three"}, "--passes 'three': expected one of batched, two"),
 ])  # fmt: skip
 def test_settings_that_mean_nothing_are_refused(settings, message):
