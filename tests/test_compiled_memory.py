@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from wanjax import partition
-from wanjax.compiled_memory import CompileError, compile_with_memory, refused
+from wanjax.compiled_memory import CompileError, compile_with_memory, refused, text_of
 
 # libtpu 0.0.52, for one v5e
 OVER_IN_TEMPORARIES = (
@@ -38,6 +38,16 @@ def test_a_refused_program_has_no_temporary_memory_and_another_error_is_passed_o
     assert (memory.peak, memory.available, memory.temporary) == (512 * 2**20, round(256.5 * 2**20), None)
     with pytest.raises(CompileError, match="INTERNAL: no such kernel"):
         compile_with_memory(_Refusing("INTERNAL: no such kernel"), {})
+
+
+def test_a_program_that_cannot_be_read_has_no_text():
+    assert "ENTRY" in text_of(jax.jit(lambda x: x + 1).lower(1.0).compile())
+
+    class Unreadable:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    assert text_of(Unreadable()) is None
 
 
 def test_arguments_count_by_shards_and_a_donated_one_once():

@@ -112,8 +112,9 @@ def test_every_condition_and_term_of_a_config_can_be_planned():
     shipped = programs.train(dataclasses.replace(absent, codec="light_scenes_tiny"), mesh)
     assert shipped.warnings == ()
     _, batch, _, decoder = shipped.lower().args_info[0]
-    assert {name: leaf.shape for name, leaf in batch.items()} == {
-        "latents": (8, 3, 4, 4, 16), "text": (8, 64, 64), "visibility": (8, 3, 8, 8), "image": (8, 3, 4, 4, 16)}  # fmt: skip
+    shapes = {name: leaf.shape for name, leaf in batch.items()}
+    assert shapes == {"latents": (8, 3, 4, 4, 16), "text": (8, 64, 64), "visibility": (8, 3, 8, 8),
+                      "image": (8, 3, 4, 4, 16)}  # fmt: skip
     assert jax.tree.leaves(decoder)
 
 

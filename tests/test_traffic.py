@@ -38,6 +38,8 @@ def test_two_passes_gather_twice_and_one_device_sends_nothing():
     work = Work(8, 6, 5, forwards=2)
     assert minimum(CONFIG, [MATRIX], mesh, dataclasses.replace(work, gathers=2)) == 2 * minimum(CONFIG, [MATRIX], mesh,
                                                                                               work)  # fmt: skip
+    outside = dataclasses.replace(MATRIX, stacked=0)
+    assert minimum(CONFIG, [outside], mesh, dataclasses.replace(work, gathers=2)) == 32 * 64 * 2 * 7 // 8
     assert minimum(CONFIG, dit_rows(CONFIG), one, Work(8, 6, 5, train=True)) == 0
 
 

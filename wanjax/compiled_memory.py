@@ -1,4 +1,4 @@
-"""Memory of one device under a compiled program, or under one that the compiler refuses for want of it."""
+"""A compiled program, and the memory of one device under it, or under one that the compiler refuses for want of it."""
 
 from __future__ import annotations
 
@@ -69,6 +69,15 @@ def compile_with_memory(lowered: jax.stages.Lowered, arguments: Any) -> tuple[ja
         temporary=stats.temp_size_in_bytes,
         host=(stats.host_argument_size_in_bytes or away) + stats.host_temp_size_in_bytes,
     )
+
+
+def text_of(compiled: jax.stages.Compiled) -> str | None:
+    """The compiled program's text; None where this jaxlib cannot read what the compiler wrote, as with libtpu 0.0.52's
+    programs for tpu7x and jaxlib 0.10.2."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return None
 
 
 def refused(message: str) -> tuple[int, int] | None:

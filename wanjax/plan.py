@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from wanjax import collectives, flops, programs, roofline, topology, traffic
-from wanjax.compiled_memory import Memory, compile_with_memory
+from wanjax.compiled_memory import Memory, compile_with_memory, text_of
 from wanjax.config import Experiment
 from wanjax.models import rows
 from wanjax.models.dit_config import DTYPES
@@ -84,8 +84,9 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
     seconds = time.perf_counter() - started
     limit = memory.available or machine.hbm_bytes()
     found, lines, estimate = None, None, None
-    if compiled is not None:
-        found = collectives.parse(str(compiled.as_text()), mesh.size)
+    text = None if compiled is None else text_of(compiled)
+    if text is not None:
+        found = collectives.parse(text, mesh.size)
         slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
         lines = _lines(found, dict(mesh.shape), slices)
         estimate = _estimate(experiment, machine, program, memory, lines)
@@ -115,7 +116,7 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         "estimate": estimate,
         "versions": versions(),
     }
-    result["warnings"] = [*program.warnings, *_warnings(machine, found, memory)]
+    result["warnings"] = [*program.warnings, *_warnings(machine, found, compiled is None)]
     if not result["fits"]:
         result["warnings"].append(_too_much(experiment, result, settings, memory, program))
     return result
@@ -154,12 +155,15 @@ def _estimate(
     return None if found is None else {**dataclasses.asdict(found), "note": NOTE}
 
 
-def _warnings(machine: Topology, found: collectives.Found | None, memory: Memory) -> list[str]:
+def _warnings(machine: Topology, found: collectives.Found | None, refused: bool) -> list[str]:
     out = []
     if machine.chip is None:
         out.append("simulated devices share this machine's memory, have no stated rates, and their compiler is not a "
                    "TPU's: memory and bytes differ there")  # fmt: skip
-    if found is None:
+    if found is None and not refused:
+        out.append("this jaxlib cannot read the program that the compiler wrote: memory is known, bytes sent and an "
+                   "estimate are not; try versions of jax and libtpu that were released together")  # fmt: skip
+    elif found is None:
         out.append("the compiler refused the program: temporary memory, bytes sent and an estimate are not known")
     elif found.unknown_loops:
         out.append(f"{found.unknown_loops} loops that send have no known number of turns and are counted once: "

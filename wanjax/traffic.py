@@ -39,8 +39,9 @@ class Work:
 def minimum(config: DiTConfig, rows: Sequence[Row], mesh: Mesh, work: Work) -> int:
     """Bytes that one device sends in a step, with ring algorithms.
 
-    A parameter whose rest is split n ways is gathered for every use, (n − 1) / n of it: in a forward and, of a block,
-    in a backward pass again; its gradient is reduce-scattered once. The shards' gradients are summed over the axes that
+    A parameter that is split n ways is gathered, (n − 1) / n of it: that of a block for every use, in a forward and in a
+    backward pass of every micro-batch, another one once; its gradient is reduce-scattered as often as there are
+    micro-batches, another's once. The shards' gradients are summed over the axes that
     hold copies, once in a step. Matrices and their gradients travel in the compute dtype. Over ``seq`` of size s each
     block turns q, k, v and the output of self-attention from tokens to heads and back, (s − 1) / s of each, in training
     once more backward. Over ``tensor`` of size t the outputs of both attentions and of the feed-forward are summed,
@@ -60,8 +61,8 @@ def minimum(config: DiTConfig, rows: Sequence[Row], mesh: Mesh, work: Work) -> i
         split = math.prod(sizes[name] for name in used - {"tensor"})
         own = math.prod(row.full_shape) / (sizes["tensor"] if "tensor" in used else 1)
         wire = own * (_bytes(config.dtype) if len(row.shape) > 1 else _bytes(config.param_dtype))
-        uses = work.gathers + (1 + bool(row.stacked) if work.train else 0)
-        total += work.micro * uses * wire * (split - 1) / split
+        uses = work.micro * (work.gathers + 2 * work.train) if row.stacked else 1 + work.train
+        total += uses * wire * (split - 1) / split
         copies = math.prod(sizes[name] for name in ("data", "fsdp", "seq") if name not in used)
         if work.train:
             total += 2 * own / split * _bytes(config.param_dtype) * (copies - 1) / copies
