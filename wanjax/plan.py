@@ -184,7 +184,7 @@ def _too_much(
         if result["clips"] > shards * experiment.train.accumulate:
             out.append(f"config.train.accumulate={result['clips'] // shards} or a smaller config.data.batch")
     else:
-        if (settings.holding or "one") == "one":
+        if (settings.holding or "one") == "one" and memory.arguments > over:
             out.append("--holding blocks")
         if (settings.passes or "batched") == "batched" and program.work.forwards > 1:
             out.append("--passes two")
@@ -198,6 +198,8 @@ def _too_much(
         out.append(f"config.mesh.seq={larger[0]}, which splits tokens" +
                    (f" (and config.data.batch a multiple of {result['devices'] // larger[0]})"
                     if settings.program == "train" else ""))  # fmt: skip
-    out.append("more chips, or chips with more memory" if state_alone or not out else "shorter or smaller clips")
+    elif not state_alone:
+        out.append("more chips, and a larger config.mesh.seq over them")
+    out.append("more chips, or chips with more memory" if state_alone else "shorter or smaller clips")
     return f"does not fit: {over / 1e9:.2f} GB too much on each device; what helps: {'; '.join(out)}"
 

@@ -39,8 +39,8 @@ class Work:
 def minimum(config: DiTConfig, rows: Sequence[Row], mesh: Mesh, work: Work) -> int:
     """Bytes that one device sends in a step, with ring algorithms.
 
-    A parameter that is split n ways is gathered, (n − 1) / n of it: that of a block for every use, in a forward and in a
-    backward pass of every micro-batch, another one once; its gradient is reduce-scattered as often as there are
+    A parameter that is split n ways is gathered, (n − 1) / n of it: that of a block for every use, in a forward and in
+    a backward pass of every micro-batch, another one once; its gradient is reduce-scattered as often as there are
     micro-batches, another's once. The shards' gradients are summed over the axes that
     hold copies, once in a step. Matrices and their gradients travel in the compute dtype. Over ``seq`` of size s each
     block turns q, k, v and the output of self-attention from tokens to heads and back, (s − 1) / s of each, in training
