@@ -31,10 +31,17 @@ from wanjax.programs import HOLDING, PASSES, PROGRAMS
 
 def run(experiment: config_lib.Experiment, machine: topology.Topology, settings: Settings, *, cached: bool = True
         ) -> dict[str, Any]:
-    """The plan, from the cache where it is there and ``cached``."""
+    """The plan; where ``cached``, from the cache if it is there, and kept in it if it is not."""
+    if not cached:
+        return {**plan(experiment, machine, settings), "from_cache": False}
     key = plan_cache.key(experiment, machine, settings)
-    if cached and (found := plan_cache.load(key)) is not None:
-        return {**found, "from_cache": True}
+    try:
+        if (found := plan_cache.load(key)) is not None:
+            return {**found, "from_cache": True}
+        plan_cache.folder().mkdir(parents=True, exist_ok=True)  # before minutes are spent
+    except OSError as error:
+        raise PlanError(f"plans cannot be kept in {plan_cache.folder()} ({error.strerror}): set XDG_CACHE_HOME, or "
+                        "give --no_cache") from error  # fmt: skip
     made = plan(experiment, machine, settings)
     plan_cache.store(key, made)
     return {**made, "from_cache": False}
@@ -72,7 +79,7 @@ def entry() -> None:
     flags.DEFINE_string("program", None, f"What is planned, one step of it: {' or '.join(PROGRAMS)}.")
     flags.DEFINE_string("topology", None, f"The machine: {topology.FORMS}.")
     flags.DEFINE_string("json", "", "File that receives the plan as JSON.")
-    flags.DEFINE_boolean("no_cache", False, "Compile even where the answer is cached.")
+    flags.DEFINE_boolean("no_cache", False, "Compile even where the answer is cached, and keep nothing.")
     flags.DEFINE_integer("clips", None, "Of sampling: clips at a time; by default one for each part of the mesh that "
                          "clips are split over.")  # fmt: skip
     flags.DEFINE_string("holding", None, f"Of sampling, what the devices hold: {' or '.join(HOLDING)}.")
