@@ -46,6 +46,16 @@ def test_bytes_are_those_of_a_ring(line, expected):
     assert only(entry(line)) == expected
 
 
+def test_operations_of_one_kind_add_up_and_others_stay_apart():
+    gather = "all-gather(%p), replica_groups=[1,8]<=[8], dimensions={0}"
+    found = parse(LOOP + entry(f"%a = f32[64]{{0}} {gather}", f"%b = f32[128]{{0}} {gather}",
+                               "%r = f32[16]{0} all-reduce(%p), replica_groups={}, to_apply=%add",
+                               f'{WHILE}, backend_config={{"known_trip_count":{{"n":"3"}}}}'), 8)  # fmt: skip
+    assert [(each.op, each.count, each.bytes) for each in found.collectives] == [
+        ("all-gather", 5, 224 + 448 + 3 * 224), ("all-reduce", 1, 112)]  # fmt: skip
+    assert found.bytes == 6 * 224 + 112
+
+
 @pytest.mark.parametrize("start,done,expected", [
     ("(bf16[8]{0:T(256)(128)(2,1)}, bf16[32]{0:T(256)(128)(2,1)S(1)}) all-gather-start(%p), "
      "replica_groups=[2,4]<=[8]", "bf16[32]{0} all-gather-done(%s)", ("all-gather", "bf16", 4, 1, 64, 48)),
