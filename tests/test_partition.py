@@ -1,5 +1,7 @@
 """Mesh and placement: what divides is split, what does not stays whole, what is unknown is refused."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -45,6 +47,30 @@ def test_mesh_that_cannot_be_is_refused(sizes, message):
 )
 def test_parameters_are_split_over_everything_but_data(mesh, axes, shape, expected):
     assert partition.spec(mesh, axes, shape) == expected
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chip:
+    """A TPU that is not there."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int
+    device_kind: str = "TPU v4"
+    platform: str = "tpu"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def test_between_slices_runs_data_alone():
+    chips = [_Chip(4 * s + 2 * y + x, (x, y, 0), s) for s in range(2) for y in range(2) for x in range(2)]
+    for sizes in ({"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "seq": 2}, {"data": 4, "seq": 2}):
+        devices = partition.make_mesh(sizes, chips).devices
+        near = np.vectorize(lambda chip: chip.slice_index)(devices)
+        half = sizes["data"] // 2
+        assert (near[:half] == 0).all() and (near[half:] == 1).all()
+    with pytest.raises(ValueError, match="data of size 1: the devices lie in 2 slices"):
+        partition.make_mesh({"fsdp": 8}, chips)
 
 
 def test_unknown_logical_axis_is_refused(mesh):

@@ -263,25 +263,39 @@ def _bytes_needed(
     """Bytes on each device while the most demanding stage runs, as the compiler states them."""
     most, own = 0, {stage.expert: experts[stage.expert].nbytes() for stage in stages}
     for stage in stages:
-        compiled = _compiled(experts[stage.expert], stage, batch, config, holding == "blocks", passes == "batched")
-        stats = compiled.memory_analysis()
+        step = lowered(experts[stage.expert], stage, batch, config, streamed=holding == "blocks",
+                       batched=passes == "batched")  # fmt: skip
+        stats: Any = step.compile().memory_analysis()
         others = sum(own.values()) - own[stage.expert] if holding == "both" else 0
         whole = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
         most = max(most, whole - stats.alias_size_in_bytes + others)
     return most
 
 
-def _compiled(
-    expert: Expert, stage: Stage, batch: Batch, config: SampleConfig, streamed: bool, batched: bool
-) -> Any:
+def lowered(
+    expert: Expert, stage: Stage, batch: Batch, config: SampleConfig, *, streamed: bool, batched: bool
+) -> jax.stages.Lowered:
+    """One step of a stage, ready to be compiled; neither parameters nor latents are made.
+
+    Args:
+        expert: whose parameters it takes; nothing is read.
+        stage: as `stages_of` gives it.
+        batch: arrays, or ``jax.ShapeDtypeStruct`` in their place.
+        config: settings.
+        streamed: with the stack's matrices in the host's memory.
+        batched: with guidance, whether the network answers twice in one pass.
+    """
     program, place = _program(stage, config, batched), _place(stage.model)
 
-    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype, sharding=place)
+    def given(batch: Batch) -> tuple[Any, ...]:
+        x = batch.condition.start(batch.noise)
+        carry = _Carry(x, _make(_solver(config)).init(x))
+        null_text = jnp.broadcast_to(batch.null_text, batch.text.shape) if program.guided else None
+        return carry, batch.text, null_text, batch.condition
 
-    given = jax.tree.map(shape, (_begin(batch, config), *_inputs(program, batch)))
-    shapes = expert.shapes(streamed=streamed)
-    return _step.lower(program, shapes, *given, np.float32(stage.guidance), np.int32(0)).compile()
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                          jax.eval_shape(given, batch))  # fmt: skip
+    return _step.lower(program, expert.shapes(streamed=streamed), *shapes, np.float32(stage.guidance), np.int32(0))
 
 
 @functools.partial(jax.jit, static_argnums=0)

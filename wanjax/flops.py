@@ -16,10 +16,20 @@ def forward(config: DiTConfig, tokens: int, text_tokens: int) -> int:
         tokens: N.
         text_tokens: L, padding included, since attention reads it too.
     """
+    return matmul(config, tokens, text_tokens) + attention(config, tokens, text_tokens)
+
+
+def matmul(config: DiTConfig, tokens: int, text_tokens: int) -> int:
+    """The part of :func:`forward` that is products with parameters."""
     width, n, m = config.width, tokens, text_tokens
-    self_attention = 4 * 2 * n * width**2 + 2 * 2 * n * n * width
-    cross_attention = 2 * 2 * (n + m) * width**2 + 2 * 2 * n * m * width
-    return config.layers * (self_attention + cross_attention + 2 * 2 * n * width * config.ffn)
+    projections = 4 * 2 * n * width**2 + 2 * 2 * (n + m) * width**2
+    return config.layers * (projections + 2 * 2 * n * width * config.ffn)
+
+
+def attention(config: DiTConfig, tokens: int, text_tokens: int) -> int:
+    """The part of :func:`forward` that is products of queries, keys and values, in both attentions."""
+    width, n, m = config.width, tokens, text_tokens
+    return config.layers * (2 * 2 * n * n * width + 2 * 2 * n * m * width)
 
 
 def training(config: DiTConfig, tokens: int, text_tokens: int) -> int:

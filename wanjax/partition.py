@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -38,7 +39,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         devices: default ``jax.devices()``; all of them must be used.
 
     Raises:
-        ValueError: unknown axis, size 0 or below -1, two axes of -1, or a product that is not the device count.
+        ValueError: unknown axis, size 0 or below -1, two axes of -1, a product that is not the device count, or TPUs of
+            several slices that ``data`` does not divide into.
     """
     devices = jax.devices() if devices is None else list(devices)
     unknown = sorted(set(sizes) - set(AXES))
@@ -57,7 +59,19 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             f"mesh sizes {dict(zip(AXES, shape, strict=True))} need {math.prod(shape)} devices, there are"
             f" {len(devices)}; set one axis to -1 to use the rest"
         )
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slices = 1
+    if devices[0].platform == "tpu":
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+    if shape[0] % slices:
+        raise ValueError(
+            f"mesh axis data of size {shape[0]}: the devices lie in {slices} slices, and data alone may run from slice"
+            f" to slice; make it a multiple of {slices}"
+        )
+    within, between = (shape[0] // slices, *shape[1:]), (slices, *(1,) * (len(AXES) - 1))
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), AXES, axis_types=types)
 
 
 def spec(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> P:

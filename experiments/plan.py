@@ -1,0 +1,94 @@
+"""What a config needs on a machine that need not be there: memory, bytes sent, and a lower bound on the time.
+
+    python -m experiments.plan --config configs/t2v_a14b.py --program train --topology v5p:4x4x4 --json plan.json \\
+        --config.mesh.fsdp=16 --config.mesh.seq=4 --config.data.batch=16
+    python -m experiments.plan --config configs/light_scenes_tiny.py --program sample --topology cpu:8
+
+The program is the launcher's own, compiled from shapes by the machine's compiler and never run; a TPU's needs
+``pip install "wanjax[tpu]"`` and no TPU. Topologies: cpu:N simulated devices; v4, v5p or tpu7x:AxBxC and v5e or
+v6e:AxB chips; 2*v5p:4x4x4 two slices. The same question is answered from a cache the next time. Exit code 0 says that
+there is a plan; whether it fits is in the plan. docs/scaling.md explains every figure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from wanjax import config as config_lib
+from wanjax import plan_cache, topology
+from wanjax.compiled_memory import CompileError
+from wanjax.plan import PlanError, Settings, plan
+from wanjax.plan_table import table
+from wanjax.programs import HOLDING, PASSES, PROGRAMS
+
+
+def run(experiment: config_lib.Experiment, machine: topology.Topology, settings: Settings, *, cached: bool = True
+        ) -> dict[str, Any]:
+    """The plan; where ``cached``, from the cache if it is there, and kept in it if it is not."""
+    if not cached:
+        return {**plan(experiment, machine, settings), "from_cache": False}
+    key = plan_cache.key(experiment, machine, settings)
+    try:
+        if (found := plan_cache.load(key)) is not None:
+            return {**found, "from_cache": True}
+        plan_cache.folder().mkdir(parents=True, exist_ok=True)  # before minutes are spent
+    except OSError as error:
+        raise PlanError(f"plans cannot be kept in {plan_cache.folder()} ({error.strerror}): set XDG_CACHE_HOME, or "
+                        "give --no_cache") from error  # fmt: skip
+    made = plan(experiment, machine, settings)
+    plan_cache.store(key, made)
+    return {**made, "from_cache": False}
+
+
+def write(file: str, made: dict[str, Any]) -> None:
+    """Writes the JSON file; whole or not at all."""
+    path = pathlib.Path(file)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(made, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --")
+    given = flags.FLAGS
+    try:
+        machine = topology.parse(given.topology)
+        settings = Settings(given.program, given.clips, given.holding, given.passes, given.param_dtype)
+        if given.json and not pathlib.Path(given.json).absolute().parent.is_dir():
+            raise PlanError(f"--json {given.json!r}: its folder does not exist")
+        topology.prepare(machine)
+        made = run(config_lib.from_config_dict(given.config), machine, settings, cached=not given.no_cache)
+        if given.json:
+            write(given.json, made)
+    except (config_lib.ConfigError, topology.TopologyError, PlanError, CompileError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(table(made) + ("\nfrom the cache; --no_cache compiles again" if made["from_cache"] else ""), flush=True)
+
+
+def entry() -> None:
+    """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
+    config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
+    flags.DEFINE_string("program", None, f"What is planned, one step of it: {' or '.join(PROGRAMS)}.")
+    flags.DEFINE_string("topology", None, f"The machine: {topology.FORMS}.")
+    flags.DEFINE_string("json", "", "File that receives the plan as JSON.")
+    flags.DEFINE_boolean("no_cache", False, "Compile even where the answer is cached, and keep nothing.")
+    flags.DEFINE_integer("clips", None, "Of sampling: clips at a time; by default one for each part of the mesh that "
+                         "clips are split over.")  # fmt: skip
+    flags.DEFINE_string("holding", None, f"Of sampling, what the devices hold: {' or '.join(HOLDING)}.")
+    flags.DEFINE_string("passes", None, f"Of sampling with guidance: {' or '.join(PASSES)}.")
+    flags.DEFINE_string("param_dtype", None, "Of sampling: type of the parameters, by default that of the config; "
+                        "released ones are held as they are stored, mostly in bfloat16.")  # fmt: skip
+    flags.mark_flags_as_required(["config", "program", "topology"])
+    app.run(main)
+
+
+if __name__ == "__main__":
+    entry()

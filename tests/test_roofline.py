@@ -1,0 +1,50 @@
+"""A lower bound on the time, by hand."""
+
+import pytest
+
+from wanjax.models.dit_config import REMAT
+from wanjax.roofline import estimate, executed
+from wanjax.topology import CHIPS, parse
+
+NOTHING = dict(model_flops=1.0, matmul_flops=0.0, attention_flops=0.0, memory_bytes=0.0, sent={})
+
+
+def test_the_slowest_of_computing_memory_and_network_decides():
+    chip, machine = CHIPS["v5p"], parse("v5p:4x4x4")
+    second = {  # of work for every device that takes one second
+        "matmul": {"matmul_flops": 64 * chip.flops, "model_flops": 64 * chip.flops},
+        "attention": {"attention_flops": 64 * chip.flops},
+        "memory": {"memory_bytes": chip.hbm_bandwidth},
+        "network": {"sent": {"ici": round(2 * chip.link)}},  # a ring sends both ways
+    }
+    for name, given in second.items():
+        found = estimate(machine, **{**NOTHING, **given})
+        assert getattr(found, f"{name}_seconds") == pytest.approx(1.0)
+        assert found.step_seconds == pytest.approx(1.0)
+    both = estimate(machine, **{**NOTHING, **second["matmul"], **second["attention"], **second["network"]})
+    assert (both.step_seconds, both.mfu) == (pytest.approx(2.0), pytest.approx(0.5))
+
+
+def test_a_line_sends_one_way_and_slices_send_slowly():
+    chip = CHIPS["v6e"]
+    line = estimate(parse("v6e:4x4"), **{**NOTHING, "sent": {"ici": round(chip.link)}})
+    far = estimate(parse("2*v6e:16x16"), **{**NOTHING, "sent": {"dcn": round(chip.network), "ici": round(chip.link)}})
+    assert (line.network_seconds, far.network_seconds) == (pytest.approx(1.0), pytest.approx(1.5))
+
+
+def test_a_chip_of_two_devices_shares_its_rates():
+    chip = CHIPS["tpu7x"]
+    found = estimate(parse("tpu7x:2x2x1"), **{**NOTHING, "matmul_flops": 4 * chip.flops,
+                                              "memory_bytes": chip.hbm_bandwidth, "sent": {"ici": round(chip.link)}})
+    assert found.matmul_seconds == pytest.approx(1.0)
+    assert (found.memory_seconds, found.network_seconds) == (pytest.approx(2.0), pytest.approx(2.0))
+
+
+def test_simulated_devices_have_no_estimate():
+    assert estimate(parse("cpu:8"), **NOTHING) is None
+
+
+def test_recomputation_adds_forward_passes():
+    assert {policy: executed(policy, train=True) for policy in ("none", "full", "dots")} == {
+        "none": (3, 3), "full": (4, 4), "dots": (3, 4)}  # fmt: skip
+    assert all(executed(policy, train=False) == (1, 1) for policy in REMAT)

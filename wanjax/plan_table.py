@@ -1,0 +1,44 @@
+"""A plan as a table for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def table(plan: dict[str, Any]) -> str:
+    """What :func:`wanjax.plan.plan` found, in lines; sizes in GB = 1e9 bytes, per device."""
+    mesh = " × ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1) or "one device"
+    verdict = "fits" if plan["fits"] else "DOES NOT FIT"
+    lines = [
+        f"{plan['program']} of {plan['config']} on {plan['topology']}: {verdict}",
+        _row("machine", f"{plan['chips']} chips, {plan['devices']} devices, {plan['hosts']} hosts; mesh {mesh}"),
+        _row("work", f"{plan['params']:,} parameters; {plan['clips']} clips of {plan['tokens']:,} tokens; "
+                     f"{plan['flops_per_step']:.3g} operations a step = {plan['flops_formula']}"),
+        _row("memory", f"{_gb(plan['peak_bytes_per_device'])} of {_gb(plan['hbm_bytes_per_device'])} per device: "
+                       f"arguments {_gb(plan['argument_bytes'])}, temporary {_gb(plan['temp_bytes'])}; "
+                       f"of the host {_gb(plan['host_bytes'])}"),
+        _row("sent", f"{_gb(plan['collective_bytes'])} per device and step; the least for this mesh is "
+                     f"{_gb(plan['minimum_collective_bytes'])}"),
+    ]  # fmt: skip
+    if plan["collectives"]:
+        lines.append(f"  {'collective':<20}{'dtype':<8}{'axes':<16}{'group':>6}{'count':>8}{'GB':>10}  link")
+    for each in plan["collectives"] or ():
+        lines.append(f"  {each['op']:<20}{each['dtype']:<8}{'+'.join(each['axes']) or '–':<16}{each['group']:>6}"
+                     f"{each['count']:>8}{each['bytes'] / 1e9:>10.4f}  {each['link']}")  # fmt: skip
+    if estimate := plan["estimate"]:
+        shares = ", ".join(f"{name} {estimate[f'{name}_seconds']:.3g} s"
+                           for name in ("matmul", "attention", "memory", "network"))  # fmt: skip
+        lines += [_row("estimate", f"at least {estimate['step_seconds']:.3g} s a step, MFU at most "
+                                   f"{estimate['mfu']:.0%}: {shares}"),
+                  _row("", estimate["note"])]  # fmt: skip
+    compilers = ", ".join(f"{name} {number}" for name, number in plan["versions"].items())
+    lines.append(_row("compiled", f"in {plan['compile_seconds']} s by {compilers}"))
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in plan["warnings"])])
+
+
+def _row(name: str, text: str) -> str:
+    return f"  {name:<10}{text}"
+
+
+def _gb(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 1e9:.3f} GB"

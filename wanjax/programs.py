@@ -1,0 +1,192 @@
+"""The programs that a config runs, from shapes alone: nothing is read and nothing is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from wanjax import codec, conditions, denoise, first_frame, flops, hub, partition
+from wanjax.config import ConfigError, Experiment, MeshConfig, validate
+from wanjax.experts import Expert
+from wanjax.models import rows
+from wanjax.models.dit import WanDiT
+from wanjax.models.rows import Row
+from wanjax.models.rows.dit import dit_rows
+from wanjax.models.rows.vae import vae_rows
+from wanjax.models.vae import WanVAE
+from wanjax.models.vae_config import WAN22, VAEConfig
+from wanjax.objectives import Decoder, make_objective
+from wanjax.traffic import Work
+from wanjax.train import make_optimizer, make_train_step, network_rows, state_shapes
+
+PROGRAMS = ("train", "sample")
+HOLDING, PASSES = ("one", "blocks"), ("batched", "two")  # of wanjax.denoise, what one step can be
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled step.
+
+    Attributes:
+        lower: makes it ready to be compiled.
+        arguments: the large ones, shapes with shardings: parameters, and what is trained with them.
+        rows: of the parameters that it takes.
+        work: how much it computes.
+        flops: of the model's own work in a step, recomputation left out.
+        formula: how ``flops`` is counted, in words.
+        warnings: what stands for something that is not here.
+    """
+
+    lower: Callable[[], jax.stages.Lowered]
+    arguments: Any
+    rows: tuple[Row, ...]
+    work: Work
+    flops: int
+    formula: str
+    warnings: tuple[str, ...] = ()
+
+
+def lay_out(experiment: Experiment, devices: Sequence[Any]) -> tuple[Experiment, Mesh]:
+    """The experiment with the axes of its mesh filled in, and that mesh over the devices.
+
+    Raises: ConfigError, ValueError: sizes that do not go with the devices, or not with the axes of their torus.
+    """
+    sizes = experiment.mesh.sizes(len(devices))
+    try:
+        mesh = partition.make_mesh(sizes, devices)
+    except NotImplementedError as error:  # jax's own, for a torus that it would have to split
+        raise ConfigError(f"config.mesh = {sizes} does not fit the axes of the torus: make each size a product of "
+                          f"whole axes ({error})") from error  # fmt: skip
+    return dataclasses.replace(experiment, mesh=MeshConfig(**sizes)), mesh
+
+
+def train(experiment: Experiment, mesh: Mesh) -> Program:
+    """One optimizer step of the first expert that the config trains, as :func:`wanjax.train.train_expert` runs it.
+
+    Raises:
+        ConfigError: a batch that does not divide over the mesh, or what else the launcher would refuse.
+    """
+    validate(experiment)
+    config, name = experiment.train, experiment.train.experts[0]
+    model = WanDiT(experiment.model, mesh)
+    head = experiment.shadow_head(model)
+    terms = experiment.objective.of(config.timesteps(name))
+    warnings: list[str] = []
+    decoder, decoder_shapes = None, None
+    if "temporal_luminance" in terms.active:
+        vae, warnings = _codec(experiment)
+        decoder = Decoder(lambda params, x: vae.apply({"params": params}, x, method="decode"), None)
+        decoder_shapes = _shapes(rows.shapes(vae_rows(vae.config), "float32"), partition.replicated(mesh))
+    # the values of the luminance vector change no shape
+    objective = make_objective(terms, np.linspace(0.1, 1.0, experiment.model.out_channels), decoder)
+    optimizer = make_optimizer(experiment.optimizer, config.steps(name), model, head)
+    state = state_shapes(model, optimizer, mesh, head=head)
+    step = make_train_step(model, objective, optimizer, timesteps=config.timesteps(name), shift=config.shift,
+                           accumulate=config.accumulate, ema_decay=experiment.optimizer.ema_decay,
+                           first_frame=config.first_frame, head=head)  # fmt: skip
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    batch = _shapes(_batch(experiment), partition.batch_sharding(mesh))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def lower() -> jax.stages.Lowered:
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        return jitted.lower(state, batch, key, decoder_shapes)
+
+    clips, formula = experiment.data.batch, "3 × clips × forward(N, L): a backward pass counts as two forward passes"
+    work = Work(clips, _tokens(experiment), experiment.text.length, micro=config.accumulate, train=True)
+    total = 3 * clips * _forward(experiment)
+    return Program(lower, state, network_rows(model, head), work, total, formula, tuple(warnings))
+
+
+def sample(
+    experiment: Experiment, mesh: Mesh, *, clips: int | None, holding: str, passes: str, param_dtype: str | None = None
+) -> Program:
+    """One denoising step of the first expert that has steps, as :mod:`wanjax.denoise` runs it.
+
+    Args:
+        experiment: what is sampled.
+        mesh: where it runs.
+        clips: denoised together; None: one for each part of the mesh that clips are split over.
+        holding: "one" expert on the devices, or its "blocks" in the hosts' memory.
+        passes: with guidance, "batched" or "two", as :class:`wanjax.denoise.Execution` has them.
+        param_dtype: in which parameters are held; None: config.model.param_dtype, as those of a run are.
+    Raises: ConfigError: clips that do not divide over the mesh.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    clips = shards if clips is None else clips
+    if clips < 1 or clips % shards:
+        raise ConfigError(f"--clips = {clips}: expected a multiple of {shards} = mesh data·fsdp; give it, or put the "
+                          "devices on config.mesh.seq or config.mesh.tensor")  # fmt: skip
+    if first_frame.reads_image(experiment.model):
+        frames = experiment.codec_strides[0] + experiment.model.out_channels
+        given = jax.ShapeDtypeStruct((clips, *_latent_grid(experiment), frames), jnp.float32)
+        condition: conditions.Condition = conditions.ImageChannels(given)
+    else:
+        condition = conditions.Condition()
+    model = WanDiT(experiment.model, mesh)
+    expert = Expert(model, _unread, "", param_dtype or experiment.model.param_dtype)
+    stage = denoise.stages_of({"high": model, "low": model}, experiment.sample)[0]
+    text = jax.ShapeDtypeStruct((clips, experiment.text.length, experiment.model.text_dim), jnp.float32)
+    noise = jax.ShapeDtypeStruct((clips, *_latent_grid(experiment), experiment.model.out_channels), jnp.float32)
+    batch = denoise.Batch(noise, text, text, condition)
+    lower = functools.partial(denoise.lowered, expert, stage, batch, experiment.sample, streamed=holding == "blocks",
+                              batched=passes == "batched")  # fmt: skip
+    forwards = 1 if stage.guidance == 1.0 else 2
+    work = Work(clips, _tokens(experiment), experiment.text.length, forwards, 1 if passes == "batched" else forwards)
+    formula = f"{forwards} × clips × forward(N, L)" + (": with and without the prompt" if forwards == 2 else "")
+    total = forwards * clips * _forward(experiment)
+    return Program(lower, expert.shapes(streamed=holding == "blocks"), dit_rows(experiment.model), work, total, formula)
+
+
+def _unread(places: Any) -> Any:
+    raise AssertionError("a plan reads no parameters")
+
+
+def _latent_grid(experiment: Experiment) -> tuple[int, int, int]:
+    """(F, h, w) of a clip."""
+    (time, down, across), data = experiment.codec_strides, experiment.data
+    return 1 + (data.frames - 1) // time, data.height // down, data.width // across
+
+
+def _tokens(experiment: Experiment) -> int:
+    return math.prod(experiment.model.grid(_latent_grid(experiment)))
+
+
+def _forward(experiment: Experiment) -> int:
+    return flops.forward(experiment.model, _tokens(experiment), experiment.text.length)
+
+
+def _batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    """What :mod:`wanjax.data` makes."""
+    clips, (f, h, w), model = experiment.data.batch, _latent_grid(experiment), experiment.model
+    shapes = {"latents": (f, h, w, model.out_channels), "text": (experiment.text.length, model.text_dim)}
+    if "shadow" in experiment.objective.active:
+        cell = experiment.data.visibility_cell
+        shapes["visibility"] = (f, experiment.data.height // cell, experiment.data.width // cell)
+    if first_frame.reads_image(model):
+        shapes["image"] = shapes["latents"]
+    return {name: jax.ShapeDtypeStruct((clips, *shape), jnp.float32) for name, shape in shapes.items()}
+
+
+def _shapes(tree: Any, place: jax.sharding.Sharding) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
+
+
+def _codec(experiment: Experiment) -> tuple[WanVAE, list[str]]:
+    """The config's codec, without its weights; where it is not on this disk, the published one of its strides."""
+    try:
+        network = hub.open_network(codec.find_codec(experiment.codec), "vae", dtype="float32")
+    except FileNotFoundError:
+        published = WAN22 if experiment.codec_strides == WAN22.strides else VAEConfig()
+        return WanVAE(published), [f"config.codec = {experiment.codec!r} is not here: planned with the published codec "
+                                   f"of strides {published.strides}"]  # fmt: skip
+    assert isinstance(network.config, VAEConfig)
+    return WanVAE(network.config), []

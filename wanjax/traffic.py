@@ -1,0 +1,79 @@
+"""The least that devices must send each other for one step, by formula: what a compiled program is compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+
+from wanjax import partition
+from wanjax.models.dit_config import DiTConfig
+from wanjax.models.rows import Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one step computes.
+
+    Attributes:
+        clips: B, over all devices.
+        tokens, text_tokens: N and L.
+        forwards: calls of the network on each clip; 1 in training.
+        gathers: times that a block's parameters are needed in a forward direction: the calls that are not batched.
+        micro: micro-batches of a training step.
+        train: whether gradients are taken.
+    """
+
+    clips: int
+    tokens: int
+    text_tokens: int
+    forwards: int = 1
+    gathers: int = 1
+    micro: int = 1
+    train: bool = False
+
+
+def minimum(config: DiTConfig, rows: Sequence[Row], mesh: Mesh, work: Work) -> int:
+    """Bytes that one device sends in a step, with ring algorithms.
+
+    A parameter that is split n ways is gathered, (n − 1) / n of it: that of a block for every use, in a forward and in
+    a backward pass of every micro-batch, another one once; its gradient is reduce-scattered as often as there are
+    micro-batches, another's once. The shards' gradients are summed over the axes that
+    hold copies, once in a step. Matrices and their gradients travel in the compute dtype. Over ``seq`` of size s each
+    block turns q, k, v and the output of self-attention from tokens to heads and back, (s − 1) / s of each, in training
+    once more backward. Over ``tensor`` of size t the outputs of both attentions and of the feed-forward are summed,
+    2 (t − 1) / t of each.
+
+    Args:
+        config: of the network.
+        rows: of all that is trained or applied.
+        mesh: where it lies.
+        work: how much there is to do.
+    """
+    total, sizes = 0.0, dict(mesh.shape)
+    for row in rows:
+        axes = ("layers", *row.axes) if row.stacked else row.axes
+        spec = partition.spec(mesh, axes, row.full_shape)
+        used = {name for entry in spec if entry for name in ((entry,) if isinstance(entry, str) else entry)}
+        split = math.prod(sizes[name] for name in used - {"tensor"})
+        own = math.prod(row.full_shape) / (sizes["tensor"] if "tensor" in used else 1)
+        wire = own * (_bytes(config.dtype) if len(row.shape) > 1 else _bytes(config.param_dtype))
+        uses = work.micro * (work.gathers + 2 * work.train) if row.stacked else 1 + work.train
+        total += uses * wire * (split - 1) / split
+        copies = math.prod(sizes[name] for name in ("data", "fsdp", "seq") if name not in used)
+        if work.train:
+            total += 2 * own / split * _bytes(config.param_dtype) * (copies - 1) / copies
+    s, t = sizes["seq"], sizes["tensor"]
+    clips = work.clips * work.forwards / (sizes["data"] * sizes["fsdp"])
+    state = clips * work.tokens / s * config.width * _bytes(config.dtype)
+    directions = 2 if work.train else 1
+    total += directions * config.layers * 4 * state / t * (s - 1) / s
+    total += directions * config.layers * 3 * state * 2 * (t - 1) / t
+    return round(total)
+
+
+def _bytes(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
