@@ -32,16 +32,17 @@ import numpy as np
 
 from wanjax import flops
 from wanjax.models.dit_config import DiTConfig
+from wanjax.topology import CHIPS
 
 # dense bfloat16 FLOP/s by jax.Device.device_kind, exactly: a part of a card (MIG) has another name and no entry.
-# TPU: the system architecture pages of docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), per chip; a chip is
-# one device, of TPU7x two. GPU: NVIDIA's data sheets of A100, H100 and H200, half of what they give with sparsity.
+# TPU: the planner's table. GPU: NVIDIA's data sheets of A100, H100 and H200, half of what they give with sparsity.
+_TPU = {name: chip.flops / chip.devices for name, chip in CHIPS.items()}
 PEAK = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12, "TPU v5e": 197e12,
-    "TPU v5": 459e12, "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12, "TPU v6e": 918e12,
-    "TPU7x": 2307e12 / 2,
+    "TPU v4": _TPU["v4"],
+    "TPU v5 lite": _TPU["v5e"], "TPU v5e": _TPU["v5e"],
+    "TPU v5": _TPU["v5p"], "TPU v5p": _TPU["v5p"],
+    "TPU v6 lite": _TPU["v6e"], "TPU v6e": _TPU["v6e"],
+    "TPU7x": _TPU["tpu7x"],
     "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA A100-PCIE-40GB": 312e12, "NVIDIA A100 80GB PCIe": 312e12,
     "NVIDIA H100 80GB HBM3": 989.5e12, "NVIDIA H100 PCIe": 756.5e12, "NVIDIA H100 NVL": 835.5e12,
