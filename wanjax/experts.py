@@ -48,7 +48,7 @@ class Expert:
         table, mesh = dit_rows(self.model.config), self.model.mesh
         if streamed:
             return offload.shardings(table, mesh=mesh)
-        return partition.shardings(mesh_of(self.model), rows.logical_axes(table), rows.shapes(table, self.dtype))
+        return rows.shardings(table, mesh_of(self.model))
 
     def variables(self, *, streamed: bool = False) -> dict[str, Any]:
         """What the model is applied with; reads the parameters."""

@@ -20,7 +20,6 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
-from wanjax import partition
 from wanjax.hub_readers import Reader
 from wanjax.models import rows as row_table
 from wanjax.models.dit_config import DiTConfig
@@ -131,8 +130,7 @@ class Network:
 
     def over(self, mesh: Mesh) -> dict[str, Any]:
         """Tree of shardings of the parameters over a mesh."""
-        # for which types do not matter
-        return partition.shardings(mesh, row_table.logical_axes(self.rows), row_table.shapes(self.rows, np.float32))
+        return row_table.shardings(self.rows, mesh)
 
 
 def rows_of(config: Config) -> tuple[Row, ...]:

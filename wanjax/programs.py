@@ -25,7 +25,7 @@ from wanjax.models.vae import WanVAE
 from wanjax.models.vae_config import WAN22, VAEConfig
 from wanjax.objectives import Decoder, make_objective
 from wanjax.traffic import Work
-from wanjax.train import make_optimizer, make_train_step, network_rows, state_shapes
+from wanjax.train import jit_train_step, make_optimizer, make_train_step, network_rows, state_shapes
 
 PROGRAMS = ("train", "sample")
 HOLDING, PASSES = ("one", "blocks"), ("batched", "two")  # of wanjax.denoise, what one step can be
@@ -92,17 +92,15 @@ def train(experiment: Experiment, mesh: Mesh) -> Program:
     step = make_train_step(model, objective, optimizer, timesteps=config.timesteps(name), shift=config.shift,
                            accumulate=config.accumulate, ema_decay=experiment.optimizer.ema_decay,
                            first_frame=config.first_frame, head=head)  # fmt: skip
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     batch = _shapes(_batch(experiment), partition.batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def lower() -> jax.stages.Lowered:
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-        return jitted.lower(state, batch, key, decoder_shapes)
+        return jit_train_step(step, state).lower(state, batch, key, decoder_shapes)
 
     clips, formula = experiment.data.batch, "3 × clips × forward(N, L): a backward pass counts as two forward passes"
     work = Work(clips, _tokens(experiment), experiment.text.length, micro=config.accumulate, train=True)
-    total = 3 * clips * _forward(experiment)
+    total = clips * flops.training(experiment.model, _tokens(experiment), experiment.text.length)
     return Program(lower, state, network_rows(model, head), work, total, formula, tuple(warnings))
 
 
@@ -142,7 +140,7 @@ def sample(
     forwards = 1 if stage.guidance == 1.0 else 2
     work = Work(clips, _tokens(experiment), experiment.text.length, forwards, 1 if passes == "batched" else forwards)
     formula = f"{forwards} × clips × forward(N, L)" + (": with and without the prompt" if forwards == 2 else "")
-    total = forwards * clips * _forward(experiment)
+    total = forwards * clips * flops.forward(experiment.model, _tokens(experiment), experiment.text.length)
     return Program(lower, expert.shapes(streamed=holding == "blocks"), dit_rows(experiment.model), work, total, formula)
 
 
@@ -158,10 +156,6 @@ def _latent_grid(experiment: Experiment) -> tuple[int, int, int]:
 
 def _tokens(experiment: Experiment) -> int:
     return math.prod(experiment.model.grid(_latent_grid(experiment)))
-
-
-def _forward(experiment: Experiment) -> int:
-    return flops.forward(experiment.model, _tokens(experiment), experiment.text.length)
 
 
 def _batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

@@ -65,7 +65,7 @@ def state_shapes(model: WanDiT, optimizer: optax.GradientTransformation, mesh: j
     """Shapes, dtypes and shardings of the state, without allocating anything."""
     table = network_rows(model, head)
     params = rows.shapes(table, params_dtype)
-    params_sharding = partition.shardings(mesh, rows.logical_axes(table), params)
+    params_sharding = rows.shardings(table, mesh)
     shapes = jax.eval_shape(functools.partial(_first_state, optimizer), params)
     alone = partition.replicated(mesh)
     by_path = dict(jax.tree_util.tree_leaves_with_path(params_sharding))
@@ -187,6 +187,11 @@ def _shown(model: WanDiT, noised: jax.Array, timestep: jax.Array, x0: jax.Array,
     return shown.network_input(shown.start(noised)), shown.timesteps(timestep, len(x0), model.config.grid((f, h, w)))
 
 
+def jit_train_step(step: Callable[..., tuple[TrainState, dict[str, jax.Array]]], shapes: TrainState) -> Any:
+    """The step as the loop runs it: jitted, the state donated, the new one where ``shapes`` has the old one."""
+    return jax.jit(step, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), None))
+
+
 def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int, first_frame: float = 0.0
                     ) -> Callable[..., jax.Array]:
     """``validate(params, batch, key) -> [bins]`` velocity loss at the centre of equal-width noise bins, fixed noise.
@@ -295,17 +300,15 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
     done = int(state.step)
     log.cut(done)
 
-    shardings = jax.tree.map(lambda x: x.sharding, shapes)
     programs: dict[tuple[str, ...], Callable[..., tuple[TrainState, dict[str, jax.Array]]]] = {}
 
     def program(step: int) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
         objective = expert.objective.at(step)
         if objective.names not in programs:
-            programs[objective.names] = jax.jit(
-                make_train_step(expert.model, objective, optimizer, timesteps=span, shift=config.shift,
-                                accumulate=config.accumulate, ema_decay=expert.optimizer_config.ema_decay,
-                                first_frame=config.first_frame, head=expert.head),
-                donate_argnums=0, out_shardings=(shardings, None))
+            step_fn = make_train_step(expert.model, objective, optimizer, timesteps=span, shift=config.shift,
+                                      accumulate=config.accumulate, ema_decay=expert.optimizer_config.ema_decay,
+                                      first_frame=config.first_frame, head=expert.head)
+            programs[objective.names] = jit_train_step(step_fn, shapes)
         return programs[objective.names]
 
     validate = make_validation(expert.model, timesteps=span, bins=config.validation_bins,

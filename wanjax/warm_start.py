@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from wanjax import checkpoint, hub, hub_names, partition
+from wanjax import checkpoint, hub, hub_names
 from wanjax.models import rows
 from wanjax.models.dit import DiTConfig
 from wanjax.models.rows.dit import dit_rows
@@ -56,7 +56,7 @@ def initial_params(source: str | os.PathLike[str], expert: str, config: DiTConfi
         if expert not in run.experts:
             raise ValueError(f"config.train.init_from = {str(source)!r} has no {expert} expert, only "
                              f"{', '.join(run.experts)}: set config.train.expert to that, or give another source")
-        found, (params, _) = run.config.model, run.experts[expert].read(_places(config, mesh))
+        found, (params, _) = run.config.model, run.experts[expert].read(rows.shardings(dit_rows(config), mesh))
     else:
         part = DIFFUSERS_FOLDERS[expert]
         parts = hub.open_layout(source) if hub.layout_of(source) else {}
@@ -71,9 +71,3 @@ def initial_params(source: str | os.PathLike[str], expert: str, config: DiTConfi
     if wrong:
         raise ValueError(f"config.train.init_from = {str(source)!r} is another architecture: {'; '.join(wrong)}")
     return params
-
-
-def _places(config: DiTConfig, mesh: jax.sharding.Mesh) -> Any:
-    """Where training keeps the transformer's parameters."""
-    table = dit_rows(config)
-    return partition.shardings(mesh, rows.logical_axes(table), rows.shapes(table, config.param_dtype))

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+
+from wanjax import partition
 
 Shape = tuple[int, ...]
 
@@ -149,6 +152,12 @@ def shapes(rows: Iterable[Row], dtype: Any) -> dict[str, Any]:
 def logical_axes(rows: Iterable[Row]) -> dict[str, Any]:
     """Tree of tuples of logical axis names; a stacked row's first axis is "layers"."""
     return tree(rows, lambda row: ("layers", *row.axes) if row.stacked else row.axes)
+
+
+def shardings(rows: Sequence[Row], mesh: Mesh) -> dict[str, Any]:
+    """Tree of NamedSharding: where each parameter lies on a mesh, by the rules of :mod:`wanjax.partition`."""
+    # of which type they are does not matter to where they lie
+    return partition.shardings(mesh, logical_axes(rows), shapes(rows, np.float32))
 
 
 def count(rows: Iterable[Row]) -> int:
