@@ -72,8 +72,8 @@ def _forward(
         return *add(out, statistics, k, v, step), _passed(ring, k), _passed(ring, v)
 
     nothing = jnp.zeros_like(q, jnp.float32), jnp.full_like(q[..., 0], LOWEST, jnp.float32)
-    out, statistics, *last = jax.lax.fori_loop(0, ring.size - 1, pass_by, (*nothing, k, v))
-    out, statistics = add(out, statistics, *last, ring.size - 1)
+    out, statistics, last_k, last_v = jax.lax.fori_loop(0, ring.size - 1, pass_by, (*nothing, k, v))
+    out, statistics = add(out, statistics, last_k, last_v, ring.size - 1)
     out = out.astype(q.dtype)
     if name:
         out, statistics = checkpoint_name(out, name), checkpoint_name(statistics, name)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ class Shards:
         return cls(own, seq // own, tensor if heads % (own * tensor) == 0 else 1, tokens)
 
     def attention(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str, mesh: Mesh,
+        self, q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str, mesh: Mesh | None,
         splash_blocks: SplashBlocks, name: str,
     ) -> jax.Array:  # fmt: skip
         """softmax(q kᵀ / √d) v over all tokens, of a device's own; called per shard.
@@ -95,7 +96,8 @@ class Shards:
             out = jnp.pad(out, ((0, 0), (0, padding), (0, 0), (0, 0)))
         else:
             q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-            kernel = partial_attention.kernel(implementation, mesh, q.dtype, q.shape, k.shape, splash_blocks)
+            sizes = q.dtype, q.shape, k.shape
+            kernel = partial_attention.kernel(implementation, cast(Mesh, mesh), *sizes, splash_blocks)
             around = ring.Ring(AXIS, self.ring, self.heads, self.tokens if padding else None)
             out = ring.attention(around, kernel, q, k, v, name).swapaxes(1, 2)
         return self._to_tokens(out)

@@ -93,10 +93,7 @@ def part_gradient(
     kept = (_filled(_scaled(q), long), _filled(k, wide), _filled(v, wide), segments, None, _filled(out, long),
             _filled(statistics, long), kernel.dq_mask_info, kernel.dkv_mask_info)  # fmt: skip
     settings = {**kernel.kwargs, "save_residuals": False, "residual_checkpoint_name": None}
-    names = ("save_residuals", "mask_value", "is_mqa", "block_sizes", "residual_checkpoint_name", "mask_function",
-             "attn_logits_soft_cap", "interpret")  # fmt: skip
-    given = splash_attention_kernel._splash_attention_bwd(*(settings[name] for name in names), kept,
-                                                          _filled(d_out, long))  # fmt: skip
+    given = splash_attention_kernel._splash_attention_bwd(**settings, res=kept, do=_filled(d_out, long))
     d_q, d_k, d_v = given[3:6]
     return (d_q * scale)[:, :queries], d_k[:, :keys], d_v[:, :keys]
 
