@@ -148,7 +148,8 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch):
     split = {"mesh.fsdp": 4, "mesh.seq": 2}
     longer = plan(small(**split), CPU, Settings("sample"))["warnings"][-1]
     assert "config.mesh.seq=4" in longer
-    whole = plan(small(**split, **{"model.sequence": "heads"}), CPU, Settings("sample"))["warnings"][-1]
+    heads = dataclasses.replace(small(**split), model=dataclasses.replace(small().model, sequence="heads"))
+    whole = plan(heads, CPU, Settings("sample"))["warnings"][-1]
     assert "more chips, and a larger config.mesh.seq" in whole  # two heads go over no more than two
     assert "DOES NOT FIT" in table(training) and "unknown" in table(training)
 
