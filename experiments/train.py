@@ -38,7 +38,7 @@ def run(experiment: config_lib.Experiment, workdir: str) -> None:
         codec = codec_lib.open_codec(experiment.codec)
         config_lib.check_codec(experiment, codec.model)
         objectives = {name: objective_for(name, experiment, codec) for name in experiment.train.experts}
-        encoder = text.load_text_encoder_for(experiment.text)
+        encoder = text.load_text_encoder_for(experiment.text, mesh=mesh if mesh.size > 1 else None)
         cache = encode.ensure_cache(experiment.data.cache_dir, source=experiment.data, vae=codec.model,
                                     vae_params=codec.params, vae_fingerprint=codec.fingerprint, text=encoder,
                                     visibility_cell=_visibility_cell(experiment),

@@ -50,7 +50,7 @@ def test_the_real_model_is_counted_without_allocating_it():
     ({"train.accumulate": 5}, ["config.data.batch = 16", "accumulate 5"]),
     ({"mesh.seq": -1}, ["at most one axis"]),
     ({"mesh.seq": 0}, ["config.mesh.seq = 0"]),
-    ({"mesh.tensor": 3}, ["heads", "config.mesh.tensor = 3"]),
+    ({"mesh.tensor": 3}, ["config.model.width = 128", "config.mesh.tensor = 3"]),
     ({"train.expert": "middle"}, ["expert", "'middle'", "'high', 'low' or 'both'"]),
     ({"train.boundary": 0.9}, ["config.sample.boundary", "0.5", "0.9"]),
     ({"model.text_dim": 32}, ["config.model.text_dim = 32", "64 wide"]),
@@ -90,6 +90,14 @@ def test_what_cannot_work_is_named(overrides, words):
         config.load(TINY, overrides)
     for word in words:
         assert word in str(error.value)
+
+
+def test_heads_have_to_divide_only_where_nothing_else_is_allowed():
+    assert config.load(A14B, {"mesh.seq": 16}).model.sequence == "auto"
+    with pytest.raises(config.ConfigError, match="config.model.sequence = 'heads', but config.model.heads = 40 does .*16"):
+        config.load(A14B, {"mesh.seq": 16, "model.sequence": "heads"})
+    with pytest.raises(config.ConfigError, match="config.model: sequence 'tokens' is not one of"):
+        config.load(A14B, {"model.sequence": "tokens"})
 
 
 @pytest.mark.parametrize("expert", ["both", "high"])

@@ -1,6 +1,7 @@
-"""Eight simulated devices give the loss and every gradient of one device, whatever the mesh.
+"""Eight simulated devices give the loss, every gradient and the samples of one device, whatever the mesh.
 
-Every parameter is random: a zero head or table would hide what stands before it.
+Every parameter is random: a zero head or table would hide what stands before it. Six heads and nine tokens divide over
+hardly any of the axes, and with timesteps of their own the tokens' modulation is sharded and padded with them.
 """
 
 import dataclasses
@@ -11,27 +12,39 @@ import numpy as np
 import pytest
 
 from tests.parity import dit_case
-from wanjax import partition
+from wanjax import denoise, partition
+from wanjax.denoise import Batch, Execution
+from wanjax.experts import Expert
 from wanjax.models import rows
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows.dit import dit_rows
 from wanjax.models.shadow_head import KEY, ShadowHead, ShadowHeadConfig
+from wanjax.sample_config import SampleConfig
 
-CONFIG = DiTConfig(width=48, heads=4, layers=2, ffn=64, in_channels=4, out_channels=4, freq_dim=24, text_dim=20)
-MESHES = {
-    "fsdp=8, keeping activations": ({"fsdp": 8}, "none"),
-    "data=2,fsdp=2,tensor=2, recomputing all": ({"data": 2, "fsdp": 2, "tensor": 2}, "full"),
-    "fsdp=4,seq=2, keeping linear layers": ({"fsdp": 4, "seq": 2}, "dots"),
-}
+CONFIG = DiTConfig(width=36, heads=6, layers=2, ffn=24, in_channels=4, out_channels=4, freq_dim=8, text_dim=8)
+TOKENS = 9
 HEAD = ShadowHeadConfig(depths=(0.5, 1.0), width=8)
+# every axis alone, every pair, and all that changes how a block is computed: remat, sequence, attention
+MESHES = [
+    ({"data": 8}, {}),
+    ({"fsdp": 8}, {"remat": "dots"}),
+    ({"seq": 8}, {"sequence": "ring"}),  # devices that have nothing but padding
+    ({"tensor": 8}, {}),  # more devices than heads
+    ({"data": 2, "fsdp": 4}, {"remat": "full"}),
+    ({"data": 2, "seq": 4}, {"remat": "attention", "attention": "blockwise"}),  # rings of two pairs that share heads
+    ({"data": 4, "tensor": 2}, {"remat": "attention"}),
+    ({"fsdp": 4, "seq": 2}, {"sequence": "heads"}),
+    ({"fsdp": 4, "tensor": 2}, {"attention": "blockwise"}),
+    ({"seq": 4, "tensor": 2}, {"sequence": "ring", "attention": "blockwise", "remat": "full"}),
+]
 
 
 def _batch():
     rng = np.random.default_rng(3)
-    x0, noise = rng.standard_normal((2, 8, 2, 4, 4, 4)).astype(np.float32)
-    timestep = rng.uniform(0, 1000, 8).astype(np.float32)
-    return {"x0": x0, "noise": noise, "timestep": timestep,
-            "text": rng.standard_normal((8, 5, CONFIG.text_dim)).astype(np.float32)}
+    x0, noise = rng.standard_normal((2, 8, 3, 2, 6, 4)).astype(np.float32)
+    return {"x0": x0, "noise": noise, "sigma": rng.uniform(0, 1, 8).astype(np.float32),
+            "timestep": rng.uniform(0, 1000, (8, TOKENS)).astype(np.float32),
+            "text": rng.standard_normal((8, 5, CONFIG.text_dim)).astype(np.float32)}  # fmt: skip
 
 
 def _table(model, head):
@@ -42,12 +55,12 @@ def _loss_and_gradients(model, params, batch, head=None):
     """Loss and gradients as numpy; params placed where the mesh wants them, the gradients too."""
 
     def loss(params, batch):
-        sigma = batch["timestep"][:, None, None, None, None] / 1000
+        sigma = batch["sigma"][:, None, None, None, None]
         noisy = (1 - sigma) * batch["x0"] + sigma * batch["noise"]
-        inputs, extra = (noisy, batch["timestep"], batch["text"]), 0.0
         if head is None:
-            velocity = model.apply({"params": params}, *inputs)
+            velocity, extra = model.apply({"params": params}, noisy, batch["timestep"], batch["text"]), 0.0
         else:
+            inputs = noisy, 1000 * batch["sigma"], batch["text"]
             velocity, states = model.apply_with_taps({"params": params}, *inputs, taps=head.taps)
             extra = jnp.mean(jnp.square(head.apply(params[KEY], states, noisy.shape[1:4])))
         return jnp.mean(jnp.square(velocity - (batch["noise"] - batch["x0"]))) + extra
@@ -59,7 +72,7 @@ def _loss_and_gradients(model, params, batch, head=None):
         params = jax.device_put(params, placed)
         batch = jax.device_put(batch, partition.batch_sharding(model.mesh))
     step = jax.jit(jax.value_and_grad(loss), out_shardings=None if placed is None else (None, placed),
-                   compiler_options=dit_case.QUICK_COMPILE)
+                   compiler_options=dit_case.QUICK_COMPILE)  # fmt: skip
     # one program at a time: two in flight can starve each other's collectives on simulated devices
     value, gradients = jax.block_until_ready(step(params, batch))
     return float(value), jax.tree.map(np.asarray, gradients)
@@ -84,14 +97,14 @@ def _assert_same(found, expected, head=None):
         assert np.linalg.norm(many - one) <= 1e-5 * norm, row.path
 
 
-@pytest.mark.parametrize("name", MESHES)
-def test_loss_and_every_gradient_agree_with_one_device(name, params, alone):
-    sizes, remat = MESHES[name]
-    model = WanDiT(dataclasses.replace(CONFIG, remat=remat), partition.make_mesh(sizes))
+@pytest.mark.parametrize("sizes,how", MESHES, ids=str)
+def test_loss_and_every_gradient_agree_with_one_device(sizes, how, params, alone):
+    model = WanDiT(dataclasses.replace(CONFIG, **how), partition.make_mesh(sizes))
     _assert_same(_loss_and_gradients(model, params, _batch()), alone)
 
 
 def test_a_shadow_head_reads_the_same_states_on_every_mesh(params):
+    """States without padding; a timestep per clip."""
     rng, results = np.random.default_rng(6), []
     for mesh in (None, partition.make_mesh({"fsdp": 2, "seq": 2, "tensor": 2})):
         head = ShadowHead(HEAD, WanDiT(dataclasses.replace(CONFIG, remat="full"), mesh))
@@ -101,22 +114,22 @@ def test_a_shadow_head_reads_the_same_states_on_every_mesh(params):
     _assert_same(results[1], results[0], head)
 
 
-def test_per_token_timesteps_are_sharded_with_their_tokens(params):
-    batch, timestep = _batch(), np.random.default_rng(4).uniform(0, 1000, (8, 8)).astype(np.float32)
-    velocities = []
-    for mesh in (None, partition.make_mesh({"fsdp": 2, "seq": 2, "tensor": 2})):
-        apply = jax.jit(WanDiT(CONFIG, mesh).apply, compiler_options=dit_case.QUICK_COMPILE)
-        out = jax.block_until_ready(apply({"params": params}, batch["x0"], timestep, batch["text"]))
-        velocities.append(np.asarray(out))
-    np.testing.assert_allclose(velocities[1], velocities[0], atol=1e-5)
+def test_samples_are_those_of_one_device(params):
+    batch, config = _batch(), SampleConfig(steps=2, shift=5.0, boundary=0.0, guidance_high=3.0)
+    given = Batch(batch["noise"][:4], batch["text"][:4], batch["text"][4:])
+    samples = []
+    for sizes in (None, {"data": 2, "seq": 4}, {"fsdp": 2, "seq": 2, "tensor": 2}):
+        model = WanDiT(CONFIG, None if sizes is None else partition.make_mesh(sizes))
+        execution = Execution(holding="one", passes="batched")
+        samples += denoise.denoise({"high": Expert.of(model, params)}, [given], config, execution=execution)
+    for sample in samples[1:]:
+        np.testing.assert_allclose(sample, samples[0], atol=1e-5)
 
 
 def test_what_does_not_divide_over_the_mesh_is_refused(params):
-    mesh = partition.make_mesh({"fsdp": 4, "seq": 2})
-    with pytest.raises(ValueError, match="3 heads do not divide over the mesh axis seq of size 2"):
-        WanDiT(dataclasses.replace(CONFIG, heads=3), mesh)
-    model, text = WanDiT(CONFIG, mesh), np.zeros((4, 5, 20), np.float32)
-    with pytest.raises(ValueError, match="3 clips do not divide over the 4 devices of mesh axes data and fsdp"):
-        model.apply({"params": params}, np.zeros((3, 2, 4, 4, 4), np.float32), np.zeros(3), text[:3])
-    with pytest.raises(ValueError, match="9 tokens do not divide over the mesh axis seq of size 2"):
-        model.apply({"params": params}, np.zeros((4, 1, 6, 6, 4), np.float32), np.zeros(4), text)
+    mesh = partition.make_mesh({"fsdp": 2, "seq": 4})
+    with pytest.raises(ValueError, match="6 heads do not divide over the mesh axis seq of size 4: .*'auto' or 'ring'"):
+        WanDiT(dataclasses.replace(CONFIG, sequence="heads"), mesh)
+    batch = _batch()
+    with pytest.raises(ValueError, match="3 clips do not divide over the 2 devices of mesh axes data and fsdp"):
+        WanDiT(CONFIG, mesh).apply({"params": params}, batch["x0"][:3], np.zeros(3), batch["text"][:3])

@@ -145,7 +145,11 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch):
         assert remedy in sampling, remedy
     least = plan(small(), CPU, Settings("sample", holding="blocks", passes="two"))["warnings"][-1]
     assert "--passes" not in least and "--clips" not in least
-    whole = plan(small(**{"mesh.fsdp": 4, "mesh.seq": 2}), CPU, Settings("sample"))["warnings"][-1]
+    split = {"mesh.fsdp": 4, "mesh.seq": 2}
+    longer = plan(small(**split), CPU, Settings("sample"))["warnings"][-1]
+    assert "config.mesh.seq=4" in longer
+    heads = dataclasses.replace(small(**split), model=dataclasses.replace(small().model, sequence="heads"))
+    whole = plan(heads, CPU, Settings("sample"))["warnings"][-1]
     assert "more chips, and a larger config.mesh.seq" in whole  # two heads go over no more than two
     assert "DOES NOT FIT" in table(training) and "unknown" in table(training)
 

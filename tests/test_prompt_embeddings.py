@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests import torch_writing
 from tests.test_hub import random_params
-from wanjax import hub, text
+from wanjax import hub, partition, text
 from wanjax.models import rows
 from wanjax.models.rows.umt5 import umt5_rows
 from wanjax.models.umt5 import UMT5Config, UMT5Encoder
@@ -325,3 +325,16 @@ def test_the_default_cache_follows_the_users_settings(monkeypatch, tmp_path):
         assert default_cache() == tmp_path / expected / "wanjax" / "prompts"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache() == tmp_path / ".cache" / "wanjax" / "prompts"
+
+
+def test_an_encoder_spread_over_devices_gives_the_same_bits(folder):
+    """So that the cache need not know which machine embedded a prompt."""
+    mesh = partition.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    config = dataclasses.replace(CONFIG, encoder=str(folder))
+    prompts = ["The light slides left.", "日落"]
+    one, many = (PromptEmbedder.of_config(config, mesh=over) for over in (None, mesh))
+    assert one.fingerprint == many.fingerprint
+    equal(many.embed(prompts), one.embed(prompts))
+    params = many.load().params
+    for leaf in (params["token_embedding"]["embedding"], params["blocks"]["mlp"]["down"]["kernel"]):
+        assert leaf.addressable_shards[0].data.size == leaf.size // 8

@@ -271,9 +271,11 @@ def _model_problems(e: Experiment) -> list[str]:
             out.append(f"config.mesh.{axis} = {n}: expected a number of devices ≥ 1, or -1 for what is left")
     if list(sizes.values()).count(-1) > 1:
         out.append(f"config.mesh = {sizes}: at most one axis may be -1")
-    for axis in ("seq", "tensor"):
-        if sizes[axis] > 1 and m.heads % sizes[axis]:
-            out.append(f"config.model.heads = {m.heads}: not divisible by config.mesh.{axis} = {sizes[axis]}")
+    if m.sequence == "heads" and sizes["seq"] > 1 and m.heads % sizes["seq"]:
+        out.append(f"config.model.sequence = 'heads', but config.model.heads = {m.heads} does not divide over "
+                   f"config.mesh.seq = {sizes['seq']}: choose another seq, or 'auto' or 'ring'")
+    if sizes["tensor"] > 1 and m.width % sizes["tensor"]:
+        out.append(f"config.model.width = {m.width}: not divisible by config.mesh.tensor = {sizes['tensor']}")
     if e.text.encoder == "seeded" and m.text_dim != e.text.model.d_model:
         out.append(f"config.model.text_dim = {m.text_dim}: the text encoder is {e.text.model.d_model} wide "
                    "(config.text.model.d_model); make them equal")

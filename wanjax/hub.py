@@ -65,7 +65,9 @@ def load_vae(path_or_folder: _PathLike, *, dtype: str | None = None) -> tuple[Wa
     return WanVAE(network.config), network.place()
 
 
-def load_text_encoder(folder: _PathLike, *, dtype: str | None = None) -> tuple[UMT5Encoder, Any]:
+def load_text_encoder(
+    folder: _PathLike, *, dtype: str | None = None, mesh: Mesh | None = None
+) -> tuple[UMT5Encoder, Any]:
     """Opens a umT5 encoder: a folder, a single file, or the official ``models_t5_umt5-xxl-enc-bf16.pth``.
 
     Without a config, sizes are read from the tensors and the rest is umT5's (128 as the farthest distance told apart).
@@ -73,7 +75,7 @@ def load_text_encoder(folder: _PathLike, *, dtype: str | None = None) -> tuple[U
     Args and errors as for :func:`load_dit`.
     """
     network = open_network(folder, "text_encoder", dtype=dtype)
-    return UMT5Encoder(network.config), network.place()
+    return UMT5Encoder(network.config, mesh), network.place(None if mesh is None else network.over(mesh))
 
 
 def save_dit(

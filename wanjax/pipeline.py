@@ -39,7 +39,7 @@ def open_pipeline(
             high_noise_model/, low_noise_model/, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/), in
             ComfyUI's or in ours; or such a pipeline's name on the Hugging Face Hub, see `wanjax.hub_names`.
         weights: "ema" (averaged over training) or "raw", of a run. A released checkpoint has one set of weights.
-        mesh: devices to spread the experts over; None is one device.
+        mesh: devices to spread the experts and the text encoder over; None is one device.
         text_cache: folder in which embeddings of prompts are kept, see `wanjax.prompt_embeddings`; None keeps none.
     Raises: FileNotFoundError where there is nothing at `path`; ValueError or CheckpointError where it is something
         else, naming what it is.
@@ -71,7 +71,7 @@ def _open_run(
         vae=over_rows(video_codec.model, mesh),
         vae_params=video_codec.params,
         vae_fingerprint=video_codec.fingerprint,
-        text=PromptEmbedder.of_config(config.text, cache=cache),
+        text=PromptEmbedder.of_config(config.text, cache=cache, mesh=mesh),
         config=config.sample,
         frames=config.data.frames,
         height=config.data.height,
@@ -111,7 +111,7 @@ def _open_released(
         vae_params=jax.device_get(vae_params),  # the devices are the experts' until there is something to decode
         vae_fingerprint=hub.digest(parts["vae"]),
         text=PromptEmbedder.of_release(
-            parts["text_encoder"], parts["tokenizer"], length=WAN_TEXT_LENGTH, cache=text_cache
+            parts["text_encoder"], parts["tokenizer"], length=WAN_TEXT_LENGTH, cache=text_cache, mesh=mesh
         ),
         config=published,
         frames=member.frames,

@@ -192,8 +192,9 @@ def _too_much(
             out.append(f"--clips {shards}")
     if mesh["data"] > 1:
         out.append("config.mesh.fsdp in the place of data, which holds copies of the parameters")
+    rings = experiment.model.sequence != "heads"
     larger = [n for n in range(2 * mesh["seq"], result["devices"] + 1)
-              if result["devices"] % n == 0 and heads % n == 0 and result["tokens"] % n == 0]  # fmt: skip
+              if result["devices"] % n == 0 and (rings or heads % n == 0)]  # fmt: skip
     if larger and not state_alone:
         out.append(f"config.mesh.seq={larger[0]}, which splits tokens" +
                    (f" (and config.data.batch a multiple of {result['devices'] // larger[0]})"

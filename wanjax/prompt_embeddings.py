@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -73,8 +74,14 @@ class PromptEmbedder:
                    encoder.fingerprint, lambda: encoder)  # fmt: skip
 
     @classmethod
-    def of_config(cls, config: text.TextConfig, *, cache: pathlib.Path | None = None) -> PromptEmbedder:
+    def of_config(
+        cls, config: text.TextConfig, *, cache: pathlib.Path | None = None, mesh: jax.sharding.Mesh | None = None
+    ) -> PromptEmbedder:
         """Of the encoder that a config describes; opens the tokenizer alone.
+
+        Args:
+            cache: as the attribute.
+            mesh: see :func:`wanjax.text.over_devices`.
 
         Raises:
             FileNotFoundError: a folder is missing.
@@ -93,7 +100,7 @@ class PromptEmbedder:
                     f"vocab_size {model.vocab_size} and d_model {model.d_model}"
                 )
             fingerprint = _fingerprint(tokenizer, digest, model.dtype)
-        load = functools.partial(text.load_text_encoder_for, config, tokenizer)
+        load = functools.partial(text.load_text_encoder_for, config, tokenizer, mesh=mesh)
         return cls(tokenizer, config.length, model.d_model, model.vocab_size, fingerprint, load, cache)
 
     @classmethod
@@ -105,6 +112,7 @@ class PromptEmbedder:
         length: int,
         dtype: str | None = None,
         cache: pathlib.Path | None = None,
+        mesh: jax.sharding.Mesh | None = None,
     ) -> PromptEmbedder:
         """Of the parts of a released pipeline; opens the tokenizer, and the headers of the encoder's weights.
 
@@ -113,6 +121,8 @@ class PromptEmbedder:
             tokenizer: the folder beside it.
             length: most tokens per prompt.
             dtype: to run the encoder in; None is the stored one.
+            cache: as the attribute.
+            mesh: see :func:`wanjax.text.over_devices`.
 
         Raises:
             FileNotFoundError: one of the two is not there.
@@ -122,7 +132,8 @@ class PromptEmbedder:
         (vocab_size, width), digest = _described(encoder)
 
         def load() -> text.TextEncoder:
-            return text.TextEncoder(opened, *hub.load_text_encoder(encoder, dtype=dtype), length)
+            over = text.over_devices(mesh)
+            return text.TextEncoder(opened, *hub.load_text_encoder(encoder, dtype=dtype, mesh=over), length)
 
         return cls(opened, length, width, vocab_size, _fingerprint(opened, digest, dtype), load, cache)
 

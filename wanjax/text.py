@@ -17,7 +17,7 @@ import ftfy
 import jax
 import numpy as np
 
-from wanjax import hub
+from wanjax import hub, partition
 from wanjax.models.umt5 import UMT5Config, UMT5Encoder
 
 BYT5 = "byt5"
@@ -256,11 +256,23 @@ def _seeded_id(config: TextConfig) -> str:
     return f"seeded by {config.seed}, version {_SEEDED_VERSION}"
 
 
-def load_text_encoder_for(config: TextConfig, tokenizer: Tokenizer | None = None) -> TextEncoder:
+def over_devices(mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
+    """The mesh that a text encoder is spread over: this process's devices of a network's mesh, along one axis.
+
+    Each process embeds what it needs, when it needs it, and so waits for no other.
+    """
+    return None if mesh is None else partition.make_mesh({"fsdp": -1}, list(mesh.local_devices))
+
+
+def load_text_encoder_for(
+    config: TextConfig, tokenizer: Tokenizer | None = None, *, mesh: jax.sharding.Mesh | None = None
+) -> TextEncoder:
     """The text encoder that a config describes.
 
     Args:
         tokenizer: that of the config, where it is open already.
+        mesh: devices to spread the parameters of a folder over, see :func:`over_devices`; None is one device. A seeded
+            encoder is small and stays whole.
 
     Raises:
         FileNotFoundError: a folder is missing.
@@ -273,7 +285,7 @@ def load_text_encoder_for(config: TextConfig, tokenizer: Tokenizer | None = None
             params = _compiled_init(encoder)(jax.random.key(config.seed))["params"]
         params = jax.tree.map(np.asarray, params)
         return TextEncoder(tokenizer, encoder, params, config.length, _seeded_id(config))
-    encoder, params = hub.load_text_encoder(config.encoder, dtype=config.model.dtype)
+    encoder, params = hub.load_text_encoder(config.encoder, dtype=config.model.dtype, mesh=over_devices(mesh))
     found, wanted = asdict(encoder.config), asdict(config.model)
     different = [
         f"{name} {found[name]!r}, config {wanted[name]!r}"

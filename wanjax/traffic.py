@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wanjax import partition
+from wanjax.models import sequence
 from wanjax.models.dit_config import DiTConfig
 from wanjax.models.rows import Row
 
@@ -41,11 +42,13 @@ def minimum(config: DiTConfig, rows: Sequence[Row], mesh: Mesh, work: Work) -> i
 
     A parameter that is split n ways is gathered, (n − 1) / n of it: that of a block for every use, in a forward and in
     a backward pass of every micro-batch, another one once; its gradient is reduce-scattered as often as there are
-    micro-batches, another's once. The shards' gradients are summed over the axes that
-    hold copies, once in a step. Matrices and their gradients travel in the compute dtype. Over ``seq`` of size s each
-    block turns q, k, v and the output of self-attention from tokens to heads and back, (s − 1) / s of each, in training
-    once more backward. Over ``tensor`` of size t the outputs of both attentions and of the feed-forward are summed,
-    2 (t − 1) / t of each.
+    micro-batches, another's once. The shards' gradients are summed over the axes that hold copies, once in a step.
+    Matrices and their gradients travel in the compute dtype.
+
+    Where h devices of ``seq`` share heads, each block turns q, k, v and the output of self-attention from tokens to
+    heads and back, (h − 1) / h of each, in training once more backward. In a ring of r such groups k and v pass by,
+    (r − 1) of each, in training once more together with their gradients. Over ``tensor`` of size t the outputs of both
+    attentions and of the feed-forward are summed, 2 (t − 1) / t of each.
 
     Args:
         config: of the network.
@@ -68,9 +71,11 @@ def minimum(config: DiTConfig, rows: Sequence[Row], mesh: Mesh, work: Work) -> i
             total += 2 * own / split * _bytes(config.param_dtype) * (copies - 1) / copies
     s, t = sizes["seq"], sizes["tensor"]
     clips = work.clips * work.forwards / (sizes["data"] * sizes["fsdp"])
-    state = clips * work.tokens / s * config.width * _bytes(config.dtype)
+    state = clips * sequence.padded(work.tokens, s) / s * config.width * _bytes(config.dtype)
     directions = 2 if work.train else 1
-    total += directions * config.layers * 4 * state / t * (s - 1) / s
+    shards = sequence.Shards.of(config.sequence, config.heads, mesh, work.tokens)
+    total += directions * config.layers * 4 * state / t * (shards.heads - 1) / shards.heads
+    total += (3 if work.train else 1) * config.layers * 2 * state / t * (shards.ring - 1)
     total += directions * config.layers * 3 * state * 2 * (t - 1) / t
     return round(total)
 

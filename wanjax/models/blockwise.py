@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 _BLOCK = 256  # queries, at most; on CPU the weights of one head's block are 1.3 MB at 1,280 keys
+LOWEST = float(jnp.finfo(jnp.float32).min)  # a logit below all others by so much that its weight is exactly 0
 
 
 def heads(q: jax.Array, k: jax.Array, v: jax.Array, name: str = "") -> jax.Array:
@@ -31,12 +32,36 @@ def heads(q: jax.Array, k: jax.Array, v: jax.Array, name: str = "") -> jax.Array
     Returns:
         [heads, N, d] in q's dtype.
     """
-    count, tokens, size = q.shape
+    return _joined(_blocks(name, _split(q), k, v), q.shape[1])
+
+
+def part(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Attention to some of the keys, as :class:`wanjax.models.partial_attention.Kernel` has it, of every head."""
+    out, statistics = _attend(_split(q), k, v, valid)
+    return _joined(out, q.shape[1]), statistics.reshape(len(q), -1)[:, : q.shape[1]]
+
+
+def part_gradient(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, out: jax.Array, statistics: jax.Array,
+    d_out: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+    """The share of those keys in the gradient, likewise."""
+    d_q, d_k, d_v = _gradient(_split(q), k, v, valid, _split(out), _split(statistics), _split(d_out))
+    return _joined(d_q, q.shape[1]), d_k, d_v
+
+
+def _split(x: jax.Array) -> jax.Array:
+    """[heads, N, ...] -> [heads, blocks, n, ...], filled up with zeros."""
+    count, tokens = x.shape[:2]
     blocks = -(-tokens // _BLOCK)
     each = -(-tokens // blocks)
-    q = jnp.pad(q, ((0, 0), (0, blocks * each - tokens), (0, 0)))  # what is added is cut off again
-    out = _blocks(name, q.reshape(count, blocks, each, size), k, v)
-    return out.reshape(count, blocks * each, size)[:, :tokens]
+    filled = jnp.pad(x, ((0, 0), (0, blocks * each - tokens)) + ((0, 0),) * (x.ndim - 2))
+    return filled.reshape(count, blocks, each, *x.shape[2:])
+
+
+def _joined(x: jax.Array, tokens: int) -> jax.Array:
+    """The inverse of :func:`_split`; what was added is cut off again."""
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :tokens]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -45,13 +70,29 @@ def _blocks(name: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return _forward(name, q, k, v)[0]
 
 
-def _forward(
-    name: str, q: jax.Array, k: jax.Array, v: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _forward(name: str, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    out, statistics = _attend(q, k, v, None)
+    if name:
+        out, statistics = checkpoint_name(out, name), checkpoint_name(statistics, name)
+    return out, (q, k, v, out, statistics)
+
+
+def _backward(name: str, kept: tuple[jax.Array, ...], d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    del name
+    q, k, v, out, statistics = kept
+    return _gradient(q, k, v, None, out, statistics, d_out)
+
+
+def _attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """q, k, v as of :func:`_blocks`, keys from ``valid`` on masked -> [heads, blocks, n, d], statistics without d."""
     scale = 1.0 / math.sqrt(q.shape[-1])
 
     def block(k: jax.Array, v: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = _dot(q * jnp.asarray(scale, q.dtype), k, 1, 1)
+        if valid is not None:
+            logits = jnp.where(jnp.arange(len(k)) < valid, logits, LOWEST)
         largest = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -62,18 +103,15 @@ def _forward(
         q, k, v = of
         return jax.lax.map(functools.partial(block, k, v), q)
 
-    out, statistics = jax.lax.map(head, (q, k, v))
-    if name:
-        out, statistics = checkpoint_name(out, name), checkpoint_name(statistics, name)
-    return out, (q, k, v, out, statistics)
+    return jax.lax.map(head, (q, k, v))
 
 
-def _backward(
-    name: str, kept: tuple[jax.Array, ...], d_out: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _gradient(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, out: jax.Array, statistics: jax.Array,
+    d_out: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """The weights again from the statistics, block by block."""
-    del name
-    scale = 1.0 / math.sqrt(kept[0].shape[-1])
+    scale = 1.0 / math.sqrt(q.shape[-1])
 
     def head(of: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
         q, k, v, out, statistics, d_out = of
@@ -83,7 +121,10 @@ def _backward(
         ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
             (d_k, d_v), (q, out, statistics, d_out) = totals, of
             q = q * jnp.asarray(scale, q.dtype)
-            weights = jnp.exp(_dot(k, q, 1, 1) - statistics)  # [M, n]: only one of the products reads them transposed
+            logits = _dot(k, q, 1, 1)  # [M, n]: only one of the products below reads them transposed
+            if valid is not None:
+                logits = jnp.where(jnp.arange(len(k))[:, None] < valid, logits, LOWEST)
+            weights = jnp.exp(logits - statistics)
             d_v += _dot(weights.astype(v.dtype), d_out, 1, 0)
             along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
             d_logits = (weights * (_dot(v, d_out, 1, 1) - along)).astype(q.dtype)
@@ -94,7 +135,7 @@ def _backward(
         (d_k, d_v), d_q = jax.lax.scan(block, (zeros, zeros), (q, out, statistics, d_out))
         return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype)
 
-    return jax.lax.map(head, (*kept, d_out))
+    return jax.lax.map(head, (q, k, v, out, statistics, d_out))
 
 
 def _dot(a: jax.Array, b: jax.Array, of_a: int, of_b: int) -> jax.Array:

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wanjax import partition
-from wanjax.models import lora, rope, stack
+from wanjax.models import lora, rope, sequence, stack
 from wanjax.models.dit_config import DiTConfig
 from wanjax.models.dit_layers import Block, Embeddings, Head
 
@@ -36,21 +36,18 @@ class WanDiT:
         config: shape and arithmetic.
         mesh: None for one device. With a mesh the stack is written per shard: it runs under ``jax.shard_map``, manual
             over those of ``data``, ``fsdp``, ``seq`` whose size is above 1, automatic over ``tensor``. Clips are
-            sharded over ``data`` and ``fsdp``, tokens over ``seq``.
+            sharded over ``data`` and ``fsdp``, tokens over ``seq``, padded where they do not divide.
 
     Raises:
-        ValueError: heads that do not divide over ``seq``.
+        ValueError: config.sequence is "heads", and these do not divide over ``seq``.
     """
 
     config: DiTConfig
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
-        if self.mesh is not None and self.config.heads % self.mesh.shape["seq"]:
-            raise ValueError(
-                f"{self.config.heads} heads do not divide over the mesh axis seq of size {self.mesh.shape['seq']};"
-                f" choose a seq that divides the heads"
-            )
+        if self.mesh is not None:
+            sequence.shared(self.config.sequence, self.config.heads, self.mesh.shape["seq"])
 
     def init(self, rng: jax.Array) -> dict[str, Any]:
         """Random parameters as Wan initialises them (the head is zero), ``{"params": nested dict}``.
@@ -91,8 +88,8 @@ class WanDiT:
             float32 [B, F, h, w, C out].
 
         Raises:
-            ValueError: shapes that do not fit the config or each other, or do not divide over the mesh; changes that
-                do not fit the parameters.
+            ValueError: shapes that do not fit the config or each other, clips that do not divide over the mesh; changes
+                that do not fit the parameters.
         """
         self._check(variables, np.shape(latents), np.shape(timestep), np.shape(text))
         return _forward(self, (), dict(variables), latents, timestep, text)[0]
@@ -140,8 +137,6 @@ class WanDiT:
         ways = math.prod(self.mesh.shape[axis] for axis in partition.BATCH)
         if latents[0] % ways:
             raise ValueError(f"{latents[0]} clips do not divide over the {ways} devices of mesh axes data and fsdp")
-        if tokens % self.mesh.shape["seq"]:
-            raise ValueError(f"{tokens} tokens do not divide over the mesh axis seq of size {self.mesh.shape['seq']}")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -153,19 +148,23 @@ def _forward(
     grid = c.grid(latents.shape[1:4])
     timestep = jnp.asarray(timestep, jnp.float32)
     timestep = timestep if timestep.ndim == 2 else timestep[:, None]
+    tokens = math.prod(grid)
+    seq = 1 if model.mesh is None else model.mesh.shape["seq"]
+    padding = ((0, 0), (0, sequence.padded(tokens, seq) - tokens), (0, 0))  # cut off again behind the head
     params, changes = dict(variables["params"]), dict(variables.get("lora", {}))
     blocks, block_changes = params.pop("blocks"), changes.pop("blocks", {})
     params = lora.changed(params, changes)
     outside = {name: params[name] for name in _OUTSIDE}
-    patches = _patchify(jnp.asarray(latents), c.patch)
+    patches = jnp.pad(_patchify(jnp.asarray(latents), c.patch), padding)
+    timestep = jnp.pad(timestep, padding[:2]) if timestep.shape[1] > 1 else timestep
     patches, timestep, text = _over_clips(model, patches), _over_clips(model, timestep), _over_clips(model, text)
     embedded = Embeddings(c).apply({"params": outside}, patches, timestep, text)
     x, text, time, projected = cast(tuple[jax.Array, jax.Array, jax.Array, jax.Array], embedded)
     text, time, projected = _over_clips(model, text), _over_clips(model, time), _over_clips(model, projected)
-    angles = tuple(jnp.asarray(table) for table in rope.tables(grid, c.head_dim))
-    x, states = stack.run(c, model.mesh, taps, blocks, block_changes, x, text, projected, angles)
+    angles = tuple(jnp.pad(table, padding[1:]) for table in rope.tables(grid, c.head_dim))
+    x, states = stack.run(c, model.mesh, taps, blocks, block_changes, x, text, projected, angles, tokens)
     out = cast(jax.Array, Head(c).apply({"params": params["head"]}, x, time))
-    return _unpatchify(out, grid, c.patch), states
+    return _unpatchify(out[:, :tokens], grid, c.patch), None if states is None else states[:, :, :tokens]
 
 
 def _over_clips(model: WanDiT, x: Any) -> jax.Array:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from wanjax.models import rope
 from wanjax.models.attention import IMPLEMENTATIONS
+from wanjax.models.sequence import SCHEMES
 from wanjax.models.splash import SplashBlocks
 
 REMAT = ("none", "full", "attention", "dots")
@@ -35,6 +36,8 @@ class DiTConfig:
             "attention" also the result of self-attention and its softmax's statistics, which then runs forward once,
             "dots" keeps the outputs of the linear layers.
         attention: how it is computed, see :mod:`wanjax.models.attention`.
+        sequence: how a mesh's axis ``seq`` shares self-attention, see :mod:`wanjax.models.sequence`: "heads", "ring" or
+            "auto", which makes rings only of what heads do not divide over.
         splash_forward, splash_backward: queries, keys, and keys per step that the TPU's kernel of attention holds at
             most, see :class:`wanjax.models.splash.SplashBlocks`.
     """
@@ -53,6 +56,7 @@ class DiTConfig:
     param_dtype: str = "float32"
     remat: str = "none"
     attention: str = "auto"
+    sequence: str = "auto"
     splash_forward: tuple[int, int, int] = SplashBlocks.forward
     splash_backward: tuple[int, int, int] = SplashBlocks.backward
 
@@ -76,6 +80,8 @@ class DiTConfig:
             raise ValueError(f"remat {self.remat!r} is not one of {REMAT}")
         if self.attention not in IMPLEMENTATIONS:
             raise ValueError(f"attention {self.attention!r} is not one of {IMPLEMENTATIONS}")
+        if self.sequence not in SCHEMES:
+            raise ValueError(f"sequence {self.sequence!r} is not one of {SCHEMES}")
         if self.attention == "cudnn" and self.dtype == "float32":
             raise ValueError("attention 'cudnn' takes 16-bit operands: set dtype to 'bfloat16', or attention to 'auto'")
         SplashBlocks(self.splash_forward, self.splash_backward)  # refuses sizes that cannot be

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from wanjax.models import rope
 from wanjax.models.attention import attention
 from wanjax.models.dit_config import DiTConfig
+from wanjax.models.sequence import Shards
 from wanjax.models.timestep import timestep_features
 
 _xavier = nn.initializers.xavier_uniform()
@@ -43,7 +44,7 @@ class _Attention(nn.Module):
     """Self- or cross-attention with RMS norm of q and k over the full width."""
 
     config: DiTConfig
-    seq_axis: str | None = None
+    shards: Shards | None = None
     mesh: Mesh | None = None
 
     @nn.compact
@@ -59,12 +60,9 @@ class _Attention(nn.Module):
         q, k, v = (y.reshape(*y.shape[:-1], c.heads, c.head_dim) for y in (q, k, v))
         if angles is not None:
             q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
-        if self.seq_axis is not None:  # every shard: all tokens of some heads, for the length of the attention
-            q, k, v = (jax.lax.all_to_all(y, self.seq_axis, 2, 1, tiled=True) for y in (q, k, v))
-        out = attention(q, k, v, implementation=c.attention, mesh=self.mesh, splash_blocks=c.splash_blocks,
-                        name="" if angles is None else SELF_ATTENTION)  # fmt: skip
-        if self.seq_axis is not None:
-            out = jax.lax.all_to_all(out, self.seq_axis, 1, 2, tiled=True)
+        over_tokens = attention if self.shards is None else self.shards.attention
+        out = over_tokens(q, k, v, implementation=c.attention, mesh=self.mesh, splash_blocks=c.splash_blocks,
+                          name="" if angles is None else SELF_ATTENTION)  # fmt: skip
         return _dense(c, c.width, "o")(out.reshape(x.shape))
 
 
@@ -91,10 +89,10 @@ class _CrossNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block, on ``mesh`` if any, whose manual axis ``seq_axis`` its tokens are sharded over, if any."""
+    """One transformer block, on ``mesh`` if any, over whose axis ``seq`` its tokens are sharded as ``shards`` says."""
 
     config: DiTConfig
-    seq_axis: str | None = None
+    shards: Shards | None = None
     mesh: Mesh | None = None
 
     @nn.compact
@@ -108,7 +106,7 @@ class Block(nn.Module):
         modulation = table + time
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (modulation[:, :, i] for i in range(6))
         y = (layer_norm(x, c.eps) * (1 + scale_a) + shift_a).astype(dtype)
-        x = x + gate_a * _Attention(c, self.seq_axis, self.mesh, name="self_attention")(y, y, angles)
+        x = x + gate_a * _Attention(c, self.shards, self.mesh, name="self_attention")(y, y, angles)
         y = _CrossNorm(c, name="cross_norm")(x).astype(dtype)
         x = x + _Attention(c, mesh=self.mesh, name="cross_attention")(y, text, None)
         y = (layer_norm(x, c.eps) * (1 + scale_f) + shift_f).astype(dtype)

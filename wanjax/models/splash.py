@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,10 +57,51 @@ def heads(q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks, name: 
     Returns:
         [heads, N, d] in q's dtype.
     """
+    queries, keys = q.shape[1], k.shape[1]
+    kernel, long, wide = _made(len(q), queries, keys, blocks, residual_checkpoint_name=name or None)
+    segments = _segments(long, wide, keys, None)
+    q, k, v = _filled(_scaled(q), long), _filled(k, wide), _filled(v, wide)
+    return kernel(q, k, v, segments)[:, :queries]
+
+
+def part(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, blocks: SplashBlocks
+) -> tuple[jax.Array, jax.Array]:
+    """Attention to some of the keys, as :class:`wanjax.models.partial_attention.Kernel` has it, of every head."""
+    queries, keys = q.shape[1], k.shape[1]
+    kernel, long, wide = _made(len(q), queries, keys, blocks, save_residuals=True)
+    segments = _segments(long, wide, keys, valid)
+    q, k, v = _filled(_scaled(q), long), _filled(k, wide), _filled(v, wide)
+    out, (statistics,) = kernel(q, k, v, segments)
+    return out[:, :queries], statistics[:, :queries]
+
+
+def part_gradient(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, out: jax.Array, statistics: jax.Array,
+    d_out: jax.Array, blocks: SplashBlocks,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+    """The share of those keys in the gradient, likewise.
+
+    The kernel's own backward pass, given the statistics of the whole softmax in the place of its part's. Nothing public
+    of jax takes them.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    queries, keys, scale = q.shape[1], k.shape[1], jnp.asarray(1.0 / math.sqrt(q.shape[2]), q.dtype)
+    kernel, long, wide = _made(len(q), queries, keys, blocks)
+    segments = _segments(long, wide, keys, valid)
+    kept = (_filled(_scaled(q), long), _filled(k, wide), _filled(v, wide), segments, None, _filled(out, long),
+            _filled(statistics, long), kernel.dq_mask_info, kernel.dkv_mask_info)  # fmt: skip
+    settings = {**kernel.kwargs, "save_residuals": False, "residual_checkpoint_name": None}
+    given = splash_attention_kernel._splash_attention_bwd(**settings, res=kept, do=_filled(d_out, long))
+    d_q, d_k, d_v = given[3:6]
+    return (d_q * scale)[:, :queries], d_k[:, :keys], d_v[:, :keys]
+
+
+def _made(count: int, queries: int, keys: int, blocks: SplashBlocks, **settings: Any) -> tuple[Any, int, int]:
+    """The kernel for so many heads, and the lengths of queries and keys that it takes."""
     from jax.experimental.pallas.ops.tpu import splash_attention  # slow to import, and no use elsewhere
 
-    count, queries, size = q.shape
-    keys = k.shape[1]
     forward, backward = (_fitted(sizes, queries, keys) for sizes in (blocks.forward, blocks.backward))
     long = _rounded(queries, math.lcm(forward[0], backward[0]))
     wide = _rounded(keys, math.lcm(forward[1], backward[1]))
@@ -73,15 +115,28 @@ def heads(q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks, name: 
         ),
         head_shards=1,
         q_seq_shards=1,
-        residual_checkpoint_name=name or None,
+        **settings,
     )  # fmt: skip
-    q = q * jnp.asarray(1.0 / math.sqrt(size), q.dtype)
-    q, k, v = (jnp.pad(x, ((0, 0), (0, to - x.shape[1]), (0, 0))) for x, to in ((q, long), (k, wide), (v, wide)))
-    segments = None
-    if wide > keys:
-        added = jnp.arange(wide, dtype=jnp.int32) >= keys
-        segments = splash_attention.SegmentIds(q=jnp.zeros(long, jnp.int32), kv=added.astype(jnp.int32))
-    return kernel(q, k, v, segments)[:, :queries]
+    return kernel, long, wide
+
+
+def _scaled(q: jax.Array) -> jax.Array:
+    return q * jnp.asarray(1.0 / math.sqrt(q.shape[-1]), q.dtype)
+
+
+def _filled(x: jax.Array, tokens: int) -> jax.Array:
+    """[heads, N, ...] with zeros up to so many tokens."""
+    return jnp.pad(x, ((0, 0), (0, tokens - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
+
+
+def _segments(long: int, wide: int, keys: int, valid: jax.Array | None) -> Any:
+    """Keys that are not attended to are of another segment than all queries; None where there are none."""
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    if valid is None and wide == keys:
+        return None
+    added = jnp.arange(wide, dtype=jnp.int32) >= (keys if valid is None else valid)
+    return splash_attention.SegmentIds(q=jnp.zeros(long, jnp.int32), kv=added.astype(jnp.int32))
 
 
 def _fitted(sizes: tuple[int, int, int], queries: int, keys: int) -> tuple[int, int, int]:

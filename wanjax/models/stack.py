@@ -21,6 +21,7 @@ from wanjax.models import attention, lora, rows, streaming
 from wanjax.models.dit_config import DiTConfig
 from wanjax.models.dit_layers import SELF_ATTENTION, Block
 from wanjax.models.rows.dit import dit_rows
+from wanjax.models.sequence import Shards
 
 _GATHERED = "gathered_parameter"
 _POLICIES = {
@@ -32,7 +33,7 @@ _POLICIES = {
 
 def run(
     config: DiTConfig, mesh: Mesh | None, taps: tuple[int, ...], blocks: Any, changes: Any, x: jax.Array,
-    text: jax.Array, time: jax.Array, angles: Any,
+    text: jax.Array, time: jax.Array, angles: Any, tokens: int,
 ) -> tuple[jax.Array, jax.Array | None]:  # fmt: skip
     """All blocks.
 
@@ -45,11 +46,14 @@ def run(
         text: [B, L, D].
         time: float32 [B, 1 or N, 6, D].
         angles: rotary tables, 2 × [N, d/2].
+        tokens: how many of N are none of padding, which stands at the end and is not attended to.
     Returns: [B, N, D], and the states [taps, B, N, D] (None without taps).
     """
     manual = () if mesh is None else tuple(a for a in ("data", "fsdp", "seq") if mesh.shape[a] > 1)
     if mesh is None or not manual:
-        return _scan(config, taps, blocks, changes, x, text, time, angles, mesh=mesh, specs=None, manual=())
+        return _scan(
+            config, taps, blocks, changes, x, text, time, angles, mesh=mesh, shards=None, specs=None, manual=()
+        )
     axes = rows.logical_axes(dit_rows(config))["blocks"]
     specs = jax.tree.map(
         lambda names, w: _manual_part(partition.spec(mesh, names, w.shape), manual),
@@ -57,8 +61,9 @@ def run(
     )  # fmt: skip
     batch = tuple(a for a in partition.BATCH if a in manual) or None
     seq = "seq" if "seq" in manual else None
+    shards = None if seq is None else Shards.of(config.sequence, config.heads, mesh, tokens)
     per_shard = jax.shard_map(
-        lambda b, c, *args: _scan(config, taps, b, c, *args, mesh=mesh, specs=specs, manual=manual),
+        lambda b, c, *args: _scan(config, taps, b, c, *args, mesh=mesh, shards=shards, specs=specs, manual=manual),
         mesh=mesh,
         in_specs=(specs, lora.specs(specs, changes, stacked=True), P(batch, seq), P(batch),
                   P(batch, seq if time.shape[1] > 1 else None), P(seq)),
@@ -81,10 +86,10 @@ def _names(entry: Any) -> tuple[str, ...]:
 
 def _scan(
     config: DiTConfig, taps: tuple[int, ...], blocks: Any, changes: Any, x: jax.Array, text: jax.Array,
-    time: jax.Array, angles: Any, *, mesh: Mesh | None, specs: Any, manual: tuple[str, ...],
+    time: jax.Array, angles: Any, *, mesh: Mesh | None, shards: Shards | None, specs: Any, manual: tuple[str, ...],
 ) -> tuple[jax.Array, jax.Array | None]:  # fmt: skip
     """The stack on one shard; ``specs`` says how the stacked parameters are sharded over ``manual`` axes."""
-    block = Block(config, seq_axis="seq" if "seq" in manual else None, mesh=mesh)
+    block = Block(config, shards, mesh)
 
     def body(x: jax.Array, at: Any) -> jax.Array:
         own, change = at

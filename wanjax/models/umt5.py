@@ -5,6 +5,8 @@ with the gated feed-forward of Shazeer 2020 (arXiv:2002.05202) and the per-layer
 (arXiv:2304.09151). ``B`` texts, ``L`` tokens, ``E`` width, ``K`` heads.
 """
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,8 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
+from wanjax import partition
 from wanjax.models import rows as row_table
 from wanjax.models.rows import Row
 from wanjax.models.rows.umt5 import umt5_rows
@@ -158,9 +163,16 @@ class _Block(nn.Module):
 
 @dataclass(frozen=True)
 class UMT5Encoder:
-    """A umT5 encoder. Parameters of all layers are stacked on a leading axis and the stack is one ``lax.scan``."""
+    """A umT5 encoder. Parameters of all layers are stacked on a leading axis and the stack is one ``lax.scan``.
+
+    Attributes:
+        config: sizes and arithmetic.
+        mesh: None for one device. With a mesh each device holds its shard of the parameters and gathers one layer at a
+            time, as it is needed; the arithmetic is that of one device, and so are the features.
+    """
 
     config: UMT5Config
+    mesh: Mesh | None = None
 
     def init(self, rng: jax.Array) -> dict[str, Params]:
         """Random parameters ``{"params": tree}``, made to be useful without training.
@@ -198,21 +210,51 @@ class UMT5Encoder:
         ids, mask = jnp.asarray(ids), jnp.asarray(mask).astype(bool)
         if ids.ndim != 2 or mask.shape != ids.shape:
             raise ValueError(f"ids and mask must both be [B, L], got {ids.shape} and {mask.shape}")
-        buckets = jnp.asarray(
-            relative_position_buckets(
-                ids.shape[1], config.relative_attention_num_buckets, config.relative_attention_max_distance
-            )
+        manual = () if self.mesh is None else tuple(name for name, size in self.mesh.shape.items() if size > 1)
+        if self.mesh is None or not manual:
+            return _features(config, None, params, ids, mask)
+        specs = row_table.tree(umt5_rows(config), functools.partial(_spec, self.mesh))
+        # the devices compute the same; only a gather brings together what differs
+        per_shard = jax.shard_map(functools.partial(_features, config, specs), mesh=self.mesh, axis_names=set(manual),
+                                  in_specs=(specs, P(), P()), out_specs=P(), check_vma=False)  # fmt: skip
+        return per_shard(params, ids, mask)
+
+
+def _features(config: UMT5Config, specs: Any, params: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    """As :meth:`UMT5Encoder.apply`, on one shard; ``specs`` says how parameters are sharded, None for whole ones."""
+    buckets = jnp.asarray(
+        relative_position_buckets(
+            ids.shape[1], config.relative_attention_num_buckets, config.relative_attention_max_distance
         )
-        key_bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min).astype(jnp.float32)
-        block, final_norm = _Block(config), _RMSNorm(config)
+    )
+    key_bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min).astype(jnp.float32)
+    block, final_norm = _Block(config), _RMSNorm(config)
 
-        def body(x: jax.Array, layer: Params) -> tuple[Any, None]:
-            return block.apply({"params": layer}, x, buckets, key_bias), None
+    def body(x: jax.Array, layer: Params) -> tuple[Any, None]:
+        if specs is not None:
+            layer = jax.tree.map(lambda w, spec: _gathered(w, spec[1:]), layer, specs["blocks"])
+        return block.apply({"params": layer}, x, buckets, key_bias), None
 
-        x = jnp.asarray(params["token_embedding"]["embedding"])[ids].astype(jnp.float32)
-        x, _ = jax.lax.scan(body, x, params["blocks"])
-        features: Any = final_norm.apply({"params": params["final_norm"]}, x)
-        return jnp.where(mask[..., None], features.astype(jnp.float32), 0.0)
+    x = jnp.asarray(params["token_embedding"]["embedding"])[ids]
+    if specs is not None:  # of the largest table, only what is looked up
+        x = _gathered(x, (None, *specs["token_embedding"]["embedding"]))
+    x, _ = jax.lax.scan(body, x.astype(jnp.float32), params["blocks"])
+    features: Any = final_norm.apply({"params": params["final_norm"]}, x)
+    return jnp.where(mask[..., None], features.astype(jnp.float32), 0.0)
+
+
+def _spec(mesh: Mesh, row: Row) -> P:
+    """How one tensor is sharded; the table of tokens over its features alone, so that each device has all tokens."""
+    axes = tuple(None if axis == "vocab" else axis for axis in row.axes)
+    return partition.spec(mesh, ("layers", *axes) if row.stacked else axes, row.full_shape)
+
+
+def _gathered(x: jax.Array, spec: Iterable[Any]) -> jax.Array:
+    """The whole array from its shards."""
+    for axis, entry in enumerate(spec):
+        for name in () if entry is None else (entry,) if isinstance(entry, str) else reversed(entry):
+            x = jax.lax.all_gather(x, name, axis=axis, tiled=True)
+    return x
 
 
 def _size(row: Row) -> int:

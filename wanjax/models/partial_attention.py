@@ -1,0 +1,158 @@
+"""Attention to a part of the keys, and how parts are put together: what ring attention is made of.
+
+Besides its result a kernel gives the softmax's statistics, one number per query: log Σ exp(logits). Two parts make a
+whole by them, and given the whole's statistics and result, a part's share of the gradient is its own and needs no other
+part (Dao et al. 2022, arXiv:2205.14135, appendix B.2).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from wanjax.models import attention, blockwise, splash
+
+LOWEST = blockwise.LOWEST
+_log = logging.getLogger(__name__)
+
+
+class Kernel(NamedTuple):
+    """Attention of queries to some of the keys, in one implementation.
+
+    Arrays are [B, K, N, d] (queries, results and their gradients), [B, K, M, d] (keys, values) and float32 [B, K, N]
+    (statistics). Keys from number ``valid`` on are masked exactly, none for None; where none is left, the result means
+    nothing and its statistics are so low that it has no weight in :func:`merged`.
+
+    Attributes:
+        forward: (q, k, v, valid) -> result in q's dtype, and statistics.
+        backward: (q, k, v, valid, result, statistics, gradient of the result) -> gradients of q, k, v in their dtypes,
+            where result and statistics are those of all parts together.
+    """
+
+    forward: Callable[..., tuple[jax.Array, jax.Array]]
+    backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+
+
+def kernel(
+    implementation: str, mesh: Mesh, dtype: Any, queries: tuple[int, ...], keys: tuple[int, ...],
+    splash_blocks: splash.SplashBlocks,
+) -> Kernel:  # fmt: skip
+    """What computes a part.
+
+    Args:
+        implementation: of :data:`wanjax.models.attention.IMPLEMENTATIONS`.
+        mesh: that the arrays lie on. Heads may be sharded over ``tensor``; over other axes, this is used per shard.
+        dtype: of the operands.
+        queries, keys: shapes [B, K, N, d] and [B, K, M, d].
+        splash_blocks: sizes that the TPU's kernel works with.
+
+    Raises:
+        ValueError: "cudnn", whose statistics jax gives in 16 bits only; otherwise as
+            :func:`wanjax.models.attention.chosen`.
+    """
+    tokens_first = ((b, n, heads, d) for b, heads, n, d in (queries, keys))
+    way = attention.chosen(implementation, mesh.devices.flat[0].platform, dtype, *tokens_first)
+    if way == "cudnn" and implementation != "auto":
+        raise ValueError("attention 'cudnn' cannot be put together from the parts of a ring, its statistics come in 16"
+                         " bits: choose 'blockwise', or a seq that divides the heads")  # fmt: skip
+    if way == "cudnn":
+        _log.warning("attention is computed 'blockwise' and not by 'cudnn', whose statistics come in 16 bits, because a"
+                     " ring puts it together from parts: a seq that divides the heads needs no ring")  # fmt: skip
+        way = "blockwise"
+    if way == "plain":
+        return Kernel(_plain, _plain_gradient)
+    if way == "splash":
+        found = Kernel(*(_of_heads(functools.partial(each, blocks=splash_blocks))
+                         for each in (splash.part, splash.part_gradient)))  # fmt: skip
+    else:
+        found = Kernel(_of_heads(blockwise.part), _of_heads(blockwise.part_gradient))
+        if mesh.shape["tensor"] == 1:
+            return found
+    over = "tensor" if mesh.shape["tensor"] > 1 and queries[1] % mesh.shape["tensor"] == 0 else None
+    return Kernel(*(_per_shard(each, mesh, P(None, over)) for each in found))
+
+
+def merged(
+    out: jax.Array, statistics: jax.Array, other: jax.Array, of_other: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Two parts as one: results [B, K, N, d] and statistics [B, K, N], in float32."""
+    largest = jnp.maximum(statistics, of_other)
+    weight, of_its = jnp.exp(statistics - largest), jnp.exp(of_other - largest)
+    total = weight + of_its
+    out = (weight / total)[..., None] * out + (of_its / total)[..., None] * other.astype(jnp.float32)
+    return out, largest + jnp.log(total)
+
+
+def _plain(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    logits = _logits(q, k, valid)
+    statistics = jax.nn.logsumexp(logits, axis=-1)
+    weights = jnp.exp(logits - statistics[..., None]).astype(v.dtype)
+    return jnp.einsum("bknm,bkmd->bknd", weights, v), statistics
+
+
+def _plain_gradient(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, out: jax.Array, statistics: jax.Array,
+    d_out: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    weights = jnp.exp(_logits(q, k, valid) - statistics[..., None])
+    along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    d_logits = (weights * (product("bknd,bkmd->bknm", d_out, v) - along)).astype(q.dtype)
+    scale = 1.0 / math.sqrt(q.shape[-1])
+    d_q, d_k = (scale * product(f"bknm,{other}", d_logits, x)
+                for other, x in (("bkmd->bknd", k), ("bknd->bkmd", q)))  # fmt: skip
+    d_v = product("bknm,bknd->bkmd", weights.astype(v.dtype), d_out)
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
+
+
+def _logits(q: jax.Array, k: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """float32 [B, K, N, M]."""
+    q = q * jnp.asarray(1.0 / math.sqrt(q.shape[-1]), q.dtype)
+    logits = jnp.einsum("bknd,bkmd->bknm", q, k, preferred_element_type=jnp.float32)
+    return logits if valid is None else jnp.where(jnp.arange(k.shape[2]) < valid, logits, LOWEST)
+
+
+def _of_heads(function: Callable[..., Any]) -> Callable[..., Any]:
+    """From a function of [heads, N, ...] to one of [B, K, N, ...]: each head of a clip is one of its own."""
+
+    def of_clips(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, *more: jax.Array) -> Any:
+        clips = len(q)
+        first, second, third, *rest = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v, *more))
+        found = function(first, second, third, valid, *rest)
+        return jax.tree.map(lambda x: x.reshape(clips, -1, *x.shape[1:]), found)
+
+    return of_clips
+
+
+def _per_shard(function: Callable[..., Any], mesh: Mesh, spec: P) -> Callable[..., Any]:
+    """A kernel on the shards of a mesh, all of whose axes have to be manual around it.
+
+    It says of no result over which axes it varies, so that this is not checked around it; what comes out is marked as
+    varying over the axes that q varies over. It is never differentiated through.
+    """
+
+    def on_shards(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, *more: jax.Array) -> Any:
+        around = jax.sharding.get_abstract_mesh()
+        varying = tuple(sorted(attention.varying(q)))
+        masks = () if valid is None else (valid,)
+
+        def own(q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array) -> Any:
+            return function(q, k, v, rest[0] if masks else None, *rest[len(masks) :])
+
+        given = jax.shard_map(
+            own, mesh=around, axis_names=set(mesh.axis_names) - set(around.manual_axes), check_vma=False,
+            in_specs=(spec,) * 3 + (P(),) * len(masks) + (spec,) * len(more), out_specs=spec,
+        )(q, k, v, *masks, *more)  # fmt: skip
+        return jax.tree.map(lambda x: jax.lax.pcast(x, varying, to="varying"), given)
+
+    return on_shards

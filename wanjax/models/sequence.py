@@ -1,0 +1,127 @@
+"""Self-attention where the devices of the mesh axis ``seq`` share the tokens of a clip: every token sees every other.
+
+Two schemes, and both at once:
+
+``heads``  for the length of the attention each device has all tokens of some of the heads: four all-to-alls (Jacobs et
+           al. 2023, arXiv:2309.14509). It sends least and runs any kernel as it is, and needs heads that divide.
+``ring``   each device keeps its tokens, and keys and values pass by (:mod:`wanjax.models.ring`).
+``auto``   heads over as many devices as they divide over, rings over the rest: 40 heads over 16 devices are shared by
+           8, and two such groups make rings of two.
+
+A number of tokens that does not divide is padded at the end; padding is never attended to.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from wanjax.models import partial_attention, ring
+from wanjax.models.attention import attention
+from wanjax.models.splash import SplashBlocks
+
+SCHEMES = ("auto", "heads", "ring")
+AXIS = "seq"
+
+
+def shared(scheme: str, heads: int, seq: int, tensor: int = 1) -> int:
+    """How many devices of ``seq`` share the heads; the remaining factor is the length of the rings.
+
+    With "auto", of the devices' own heads where these are already split over ``tensor``, so that they stay split.
+
+    Raises:
+        ValueError: "heads" where these do not divide over ``seq``.
+    """
+    if scheme == "ring":
+        return 1
+    if scheme == "heads":
+        if heads % seq:
+            raise ValueError(f"{heads} heads do not divide over the mesh axis seq of size {seq}: choose a seq that"
+                             f" divides the heads, or sequence 'auto' or 'ring'")  # fmt: skip
+        return seq
+    return math.gcd(heads // tensor if heads % tensor == 0 else heads, seq)
+
+
+def padded(tokens: int, seq: int) -> int:
+    """The next number of tokens that divides over ``seq``."""
+    return -(-tokens // seq) * seq
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How the devices of the mesh axis ``seq`` share the tokens of a clip.
+
+    Attributes:
+        heads: devices that share the heads of the same tokens for the length of the attention.
+        ring: such groups, among which keys and values pass by.
+        tensor: devices that the heads are split over besides.
+        tokens: N, without padding.
+    """
+
+    heads: int
+    ring: int
+    tensor: int
+    tokens: int
+
+    @classmethod
+    def of(cls, scheme: str, heads: int, mesh: Mesh, tokens: int) -> Shards:
+        """Raises: ValueError: as :func:`shared`."""
+        seq, tensor = mesh.shape[AXIS], mesh.shape["tensor"]
+        own = shared(scheme, heads, seq, tensor)
+        return cls(own, seq // own, tensor if heads % (own * tensor) == 0 else 1, tokens)
+
+    def attention(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str, mesh: Mesh | None,
+        splash_blocks: SplashBlocks, name: str,
+    ) -> jax.Array:  # fmt: skip
+        """softmax(q kᵀ / √d) v over all tokens, of a device's own; called per shard.
+
+        Args:
+            q, k, v: [B, n, K, d], n = the padded N / (heads · ring).
+            implementation, mesh, splash_blocks, name: as for :func:`wanjax.models.attention.attention`.
+
+        Returns:
+            [B, n, K, d]; what it holds for padding is finite and means nothing.
+        """
+        q, k, v = (self._to_heads(x) for x in (q, k, v))
+        padding = q.shape[1] * self.ring - self.tokens
+        if self.ring == 1:
+            whole = (x[:, : self.tokens] for x in (q, k, v))
+            out = attention(*whole, implementation=implementation, mesh=mesh, splash_blocks=splash_blocks, name=name)
+            out = jnp.pad(out, ((0, 0), (0, padding), (0, 0), (0, 0)))
+        else:
+            q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+            sizes = q.dtype, q.shape, k.shape
+            kernel = partial_attention.kernel(implementation, cast(Mesh, mesh), *sizes, splash_blocks)
+            around = ring.Ring(AXIS, self.ring, self.heads, self.tokens if padding else None)
+            out = ring.attention(around, kernel, q, k, v, name).swapaxes(1, 2)
+        return self._to_tokens(out)
+
+    def _to_heads(self, x: jax.Array) -> jax.Array:
+        """[B, n, K, d] -> [B, n · heads, K / heads, d].
+
+        Of the heads that each device of ``tensor`` has, so that these stay where they are.
+        """
+        if self.heads == 1:
+            return x
+        split = x.reshape(*x.shape[:2], self.tensor, -1, x.shape[-1])
+        turned = jax.lax.all_to_all(split, AXIS, 3, 1, axis_index_groups=self._groups(), tiled=True)
+        return turned.reshape(*turned.shape[:2], -1, x.shape[-1])
+
+    def _to_tokens(self, x: jax.Array) -> jax.Array:
+        """The inverse."""
+        if self.heads == 1:
+            return x
+        split = x.reshape(*x.shape[:2], self.tensor, -1, x.shape[-1])
+        turned = jax.lax.all_to_all(split, AXIS, 1, 3, axis_index_groups=self._groups(), tiled=True)
+        return turned.reshape(*turned.shape[:2], -1, x.shape[-1])
+
+    def _groups(self) -> list[list[int]] | None:
+        if self.ring == 1:
+            return None
+        return [[of * self.heads + i for i in range(self.heads)] for of in range(self.ring)]
