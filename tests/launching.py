@@ -20,6 +20,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from data_pipelines.light_scenes import LightScenesConfig, prepare
+from tests import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
@@ -45,7 +46,7 @@ def command(workdir: pathlib.Path, source: str, cache: pathlib.Path, *, config: 
 
 def launch(arguments: list[str], **kwargs: object) -> subprocess.Popen[str]:
     """Starts a launcher on one simulated device; it compiles quickly and computes slowly."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "XLA_FLAGS": xla_flags.QUICK, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             text=True, **kwargs)
 
