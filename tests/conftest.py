@@ -20,3 +20,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-programs-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+# the files that take longest, longest first: one that is begun last would keep one core busy while others are idle
+LONG = (
+    "test_train_launcher", "test_showcase",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first; the Makefile tells xdist to keep this order, it sorts files by how many tests they hold."""
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
