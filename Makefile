@@ -78,7 +78,7 @@ showcase: setup
 	$(call say,done: open $(SHOWCASE)/report.html)
 
 test: setup
-	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(RUN) -m ruff check .

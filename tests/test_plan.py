@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import plan as launcher
+from tests import xla_flags
 from wanjax import config as config_lib
 from wanjax import offload, plan_cache, programs, topology
 from wanjax.compiled_memory import Memory
@@ -214,7 +215,7 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_compiled(t
 
 def command(tmp_path, *arguments):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    environment["XLA_FLAGS"] = xla_flags.QUICK
     return subprocess.run([sys.executable, "-m", "experiments.plan", "--config", str(TINY), *map(str, arguments)],
                           cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)  # fmt: skip
 

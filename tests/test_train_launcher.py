@@ -2,7 +2,6 @@
 import dataclasses
 import json
 import signal
-import time
 
 import jax
 import numpy as np
@@ -14,6 +13,8 @@ from wanjax import codec, config, hub
 from wanjax.light.luminance import LuminanceFit
 from wanjax.models.vae import WAN22, WanVAE
 from wanjax.pipeline import open_pipeline
+
+BOTH = {"train.steps_high": 40, "train.steps_low": 6, "train.preview_every": 20, "sample.steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, source, cache):
     workdir = tmp_path_factory.mktemp("run")
-    code, output = launching.finish(launching.command(workdir, source, cache, **{
-        "train.steps_high": 40, "train.steps_low": 6, "train.preview_every": 6}))
+    code, output = launching.finish(launching.command(workdir, source, cache, **BOTH))
     assert code == 0, output
     return workdir
 
@@ -47,29 +47,22 @@ def test_both_experts_are_trained_validated_and_shown(whole):
 
 def test_a_finished_run_is_left_as_it_is(whole, source, cache):
     before = (whole / "high/metrics.jsonl").read_bytes()
-    code, output = launching.finish(launching.command(whole, source, cache, **{
-        "train.steps_high": 40, "train.steps_low": 6, "train.preview_every": 6}))
+    code, output = launching.finish(launching.command(whole, source, cache, **BOTH))
     assert code == 0 and "all 40 steps are done" in output and "all 6 steps are done" in output
     assert (whole / "high/metrics.jsonl").read_bytes() == before
 
 
-def test_a_killed_run_ends_with_the_same_bits(whole, source, cache, tmp_path):
-    arguments = launching.command(tmp_path, source, cache, **{
-        "train.expert": "high", "train.steps_high": 40, "train.preview_every": 6})
-    launching.kill_and_resume(arguments, tmp_path, 40, kills=2, seed=1)
-    launching.check_same(tmp_path, whole, 40)
-
-
-def test_sigterm_saves_and_exits_with_0(source, cache, tmp_path):
-    process = launching.launch(launching.command(tmp_path, source, cache, **{
-        "train.expert": "high", "train.steps_high": 100000, "train.checkpoint_every": 100000}))
-    while process.poll() is None and len(launching.log(tmp_path)) < 3:
-        time.sleep(0.02)
+def test_a_run_that_is_told_to_stop_and_one_that_is_killed_end_with_the_same_bits(whole, source, cache, tmp_path):
+    arguments = launching.command(tmp_path, source, cache, **BOTH, **{"train.expert": "high"})
+    process = launching.launch([*arguments, "--config.train.checkpoint_every=1000"])
+    launching.wait_for_step(process, tmp_path, 3)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     steps = [line["step"] for line in launching.log(tmp_path)]
     assert process.returncode == 0 and "its state is saved" in output
-    assert [int(p.name) for p in (tmp_path / "high/checkpoints").iterdir()] == [steps[-1]]
+    assert steps[-1] < 40 and [int(p.name) for p in (tmp_path / "high/checkpoints").iterdir()] == [steps[-1]]
+    launching.kill_and_resume(arguments, tmp_path, 40, kills=1, seed=1)
+    launching.check_same(tmp_path, whole, 40)
 
 
 @pytest.mark.parametrize(("overrides", "words"), [
