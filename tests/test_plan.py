@@ -138,7 +138,7 @@ def test_the_step_is_the_one_that_trains():
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch):
-    monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments: (
+    monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments, dump: (
         None, Memory(30_000_000_000, 2_000_000_000, available=16_000_000_000)))  # fmt: skip
     training = plan(small(**{"model.remat": "dots", "data.batch": 16}), CPU, Settings("train"))
     assert not training["fits"] and training["collectives"] is training["estimate"] is None
@@ -158,7 +158,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch):
 
 
 def test_state_alone_that_is_too_large_wants_more_chips(monkeypatch):
-    monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments: (
+    monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments, dump: (
         None, Memory(30_000_000_000, 20_000_000_000, available=16_000_000_000)))  # fmt: skip
     found = plan(small(**{"mesh.data": 2}), CPU, Settings("train"))["warnings"][-1]
     assert "more chips, or chips with more" in found and "config.mesh.fsdp in the place of data" in found

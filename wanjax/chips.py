@@ -40,6 +40,8 @@ class Chip:
         link: bytes/s in one direction: of a TPU's link to one neighbour, of a GPU into its node's switch.
         network: bytes/s between slices or nodes, per chip.
         sources: of these figures.
+        dumped: the text of its programs is taken from the compiler's dump, as jaxlib 0.10.2 cannot read what libtpu
+            0.0.52 hands over.
         torus: of TPUs; GPUs of a node are joined by a switch.
         target: of GPUs, the file in ``wanjax/assets/gpus`` that describes one to XLA's compiler.
         node: of GPUs, how many a node has at most.
@@ -53,6 +55,7 @@ class Chip:
     network: float
     sources: tuple[str, ...]
     torus: Torus | None = None
+    dumped: bool = False
     target: str = ""
     node: int = 0
 
@@ -72,7 +75,8 @@ TPUS: dict[str, Chip] = {
     "v5e": Chip(1, 197e12, _gib(15.75), 0.819e12, 50e9, 3.125e9, (_CLOUD + "v5e", _BOOK), Torus(2, (16, 16), 16)),
     "v5p": Chip(1, 459e12, _gib(95.73), 2.765e12, 100e9, 6.25e9, (_CLOUD + "v5p", _BOOK), Torus(3, (16, 16, 24), 4)),
     "v6e": Chip(1, 918e12, _gib(31.24), 1.638e12, 100e9, 12.5e9, (_CLOUD + "v6e", _BOOK), Torus(2, (16, 16), 16)),
-    "tpu7x": Chip(2, 2307e12, _gib(94.74), 7.38e12, 100e9, 12.5e9, (_CLOUD + "tpu7x",), Torus(3, (16, 24, 24), 4)),
+    "tpu7x": Chip(2, 2307e12, _gib(94.74), 7.38e12, 100e9, 12.5e9, (_CLOUD + "tpu7x",), Torus(3, (16, 24, 24), 4),
+                  dumped=True),
 }  # fmt: skip
 # Memory as XLA's description of the chip has it; a CUDA context and NCCL's buffers, 1 to 2 GB, are taken from it.
 # NVLink: 18 links of 25 GB/s in each direction. Network: one InfiniBand adapter of 400 Gbit/s per GPU, as in a DGX.

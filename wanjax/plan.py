@@ -8,6 +8,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import importlib.metadata
+import pathlib
+import tempfile
 import time
 from typing import Any
 
@@ -80,11 +82,14 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         program = programs.sample(experiment, mesh, clips=settings.clips, holding=settings.holding or "one",
                                   passes=settings.passes or "batched", param_dtype=settings.param_dtype)  # fmt: skip
     started = time.perf_counter()
-    compiled, memory = compile_with_memory(program.lower(), program.arguments)
-    seconds = time.perf_counter() - started
+    lowered = program.lower()
+    with tempfile.TemporaryDirectory() as folder:
+        dump = pathlib.Path(folder) if machine.chip and machine.chip.dumped else None
+        compiled, memory = compile_with_memory(lowered, program.arguments, dump=dump)
+        seconds = time.perf_counter() - started
+        text = None if compiled is None else text_of(compiled, dump)
     limit = memory.available or machine.hbm_bytes()
     found, lines, estimate, work = None, None, None, None
-    text = None if compiled is None else text_of(compiled)
     if text is not None:
         module = hlo.parse(text)
         found, work = collectives.of(module, mesh.size), executed.count(module)
