@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from wanjax import collectives, partition
-from wanjax.collectives import HloError, axes_of, link_of, parse
+from wanjax.collectives import HloError, axes_of, link_of, parse, within
 
 SUM = """
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -179,6 +179,8 @@ def test_groups_say_axes_and_links():
     slices = [0, 0, 0, 0, 1, 1, 1, 1]
     assert link_of([(0, 1), (2, 3)], slices.__getitem__, "ici", "dcn") == "ici"
     assert link_of([(0, 1), (3, 4)], slices.__getitem__, "ici", "dcn") == "dcn"
+    for groups, members in (([(0, 1, 4, 5)], 2), ([(0, 4), (1, 2, 5, 6)], 1), ([()], 1)):
+        assert within(groups, slices.__getitem__) == members
 
 
 def test_a_compiled_program_sends_what_was_written():

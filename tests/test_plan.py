@@ -29,7 +29,8 @@ SMALL = {"model.width": 32, "model.layers": 2, "model.ffn": 64, "data.batch": 8,
          "data.width": 32, "optimizer.name": "adamw"}  # fmt: skip
 CPU = topology.parse("cpu:8")
 KEYS = {"params", "chips", "devices", "mesh", "fits", "hbm_bytes_per_device", "peak_bytes_per_device", "argument_bytes",
-        "temp_bytes", "host_bytes", "flops_per_step", "collectives", "collective_bytes", "minimum_collective_bytes",
+        "temp_bytes", "host_bytes", "flops_per_step", "executed_flops", "attention_kernels", "collectives",
+        "collective_bytes", "minimum_collective_bytes",
         "compile_seconds", "estimate", "warnings"}  # fmt: skip
 
 
@@ -62,6 +63,12 @@ def test_a_step_gathers_every_block_twice_and_scatters_its_gradient(tiny):
     assert found["reduce-scatter", "f32"]["count"] >= layers
     assert tiny["minimum_collective_bytes"] <= tiny["collective_bytes"]
     assert tiny["collective_bytes"] == sum(line["bytes"] for line in tiny["collectives"])
+
+
+def test_executed_operations_are_those_of_the_model_and_some_more(tiny):
+    """Muon multiplies matrices, too, and a block is computed again where the config says so."""
+    assert 1 <= tiny["executed_flops"] / tiny["flops_per_step"] < 2
+    assert tiny["attention_kernels"] == []  # a CPU has none
 
 
 def test_a_table_has_the_figures(tiny):
@@ -132,7 +139,7 @@ def test_the_step_is_the_one_that_trains():
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch):
-    monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments: (
+    monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments, dump: (
         None, Memory(30_000_000_000, 2_000_000_000, available=16_000_000_000)))  # fmt: skip
     training = plan(small(**{"model.remat": "dots", "data.batch": 16}), CPU, Settings("train"))
     assert not training["fits"] and training["collectives"] is training["estimate"] is None
@@ -156,7 +163,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch):
 
 
 def test_state_alone_that_is_too_large_wants_more_chips(monkeypatch):
-    monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments: (
+    monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments, dump: (
         None, Memory(30_000_000_000, 20_000_000_000, available=16_000_000_000)))  # fmt: skip
     found = plan(small(**{"mesh.data": 2}), CPU, Settings("train"))["warnings"][-1]
     assert "more chips, or chips with more" in found and "config.mesh.fsdp in the place of data" in found
@@ -232,6 +239,6 @@ def test_the_command_prints_a_table_and_writes_the_plan(tmp_path):
 
 
 def test_the_command_refuses_in_one_line(tmp_path):
-    done = command(tmp_path, "--program", "sample", "--topology", "h100:8x8")
+    done = command(tmp_path, "--program", "sample", "--topology", "h100:8x9")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.strip().startswith("error: --topology 'h100:8x8': GPUs cannot be planned for yet")
+    assert done.stderr.strip().startswith("error: --topology 'h100:8x9': expected h100:NxG")

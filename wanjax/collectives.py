@@ -6,6 +6,7 @@ part, so that bytes are those that one device sends with ring algorithms.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import re
@@ -107,8 +108,13 @@ def axes_of(groups: Sequence[Sequence[int]], mesh: dict[str, int]) -> tuple[str,
 
 
 def link_of(groups: Iterable[Sequence[int]], domain: Callable[[int], int], near: str, far: str) -> str:
-    """``far`` where some group has members of several domains (slices), else ``near``."""
+    """``far`` where some group has members of several domains (slices, nodes), else ``near``."""
     return far if any(len({domain(member) for member in group}) > 1 for group in groups) else near
+
+
+def within(groups: Iterable[Sequence[int]], domain: Callable[[int], int]) -> int:
+    """Members that a group has in one domain at least: as many adapters carry what it sends to others."""
+    return min((min(collections.Counter(map(domain, group)).values()) for group in groups if group), default=1)
 
 
 def _named(key: tuple[Any, ...], numbers: tuple[int, ...]) -> Collective:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,27 +33,48 @@ _NO_PRODUCTS = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+    """Of attention, on one device.
+
+    Attributes:
+        way: "forward" or "backward"; "backward of queries" where that is a kernel of its own.
+        heads, queries, keys: that one run of it takes, padding included; heads of all its clips.
+        count: how often it runs.
+        flops: of all runs.
+    """
+
+    way: str
+    heads: int
+    queries: int
+    keys: int
+    count: int
+    flops: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Work:
     """Of one device in one run.
 
     Attributes:
         products: operations of matrix products and convolutions.
-        kernels: operations of attention's kernels.
-        attention: how often a kernel of attention runs, by "forward", "backward", and "backward of queries" where
-            that is a kernel of its own; empty where attention has no kernel and is among the products.
+        kernels: of attention, most operations first; none where attention has no kernel and is among the products.
         unknown_loops: loops with products whose number of turns is not known: counted once.
         unknown_calls: targets of custom calls whose operations are not known, and not counted.
     """
 
     products: int
-    kernels: int
-    attention: dict[str, int]
+    kernels: tuple[Kernel, ...]
     unknown_loops: int
     unknown_calls: tuple[str, ...]
 
     @property
+    def attention(self) -> int:
+        """Operations of all kernels."""
+        return sum(kernel.flops for kernel in self.kernels)
+
+    @property
     def flops(self) -> int:
-        return self.products + self.kernels
+        return self.products + self.attention
 
 
 def count(module: Module) -> Work:
@@ -63,11 +85,22 @@ def count(module: Module) -> Work:
     totals, unknown_loops = hlo_loops.fold(
         module, _leaf, lambda totals: sum(operations for _, operations in totals.values())
     )
-    runs = {str(name): number for (kind, name), (number, _) in totals.items() if kind == "attention"}
-    unknown = sorted(str(name) for kind, name in totals if kind == "unknown")
-    by_kind = {kind: sum(operations for (own, _), (_, operations) in totals.items() if own == kind)
-               for kind in ("product", "attention")}  # fmt: skip
-    return Work(by_kind["product"], by_kind["attention"], dict(sorted(runs.items())), unknown_loops, tuple(unknown))
+    products, kernels, unknown = 0, [], []
+    for key, (number, operations) in totals.items():
+        if isinstance(key, _Kind):
+            kernels.append(Kernel(*key, number, operations))
+        elif key[0] == "product":
+            products += operations
+        else:
+            unknown.append(str(key[1]))
+    return Work(products, tuple(sorted(kernels, key=lambda each: -each.flops)), unknown_loops, tuple(sorted(unknown)))
+
+
+class _Kind(NamedTuple):
+    way: str
+    heads: int
+    queries: int
+    keys: int
 
 
 def _leaf(computation: Computation, each: Instruction) -> Totals | None:
@@ -178,7 +211,7 @@ def _splash(computation: Computation, each: Instruction) -> Totals:
     # the fused kernel gives dq beside dk and dv
     fused = found[1] == "dkv" and len(hlo.arrays(_result(each))) > 2
     way, products = _SPLASH_PRODUCTS["dkv fused" if fused else found[1]]
-    return {("attention", way): (1, products * 2 * heads * queries * keys * size)}
+    return {_Kind(way, heads, queries, keys): (1, products * 2 * heads * queries * keys * size)}
 
 
 def _cudnn_attention(computation: Computation, each: Instruction, target: str) -> Totals:
@@ -187,9 +220,8 @@ def _cudnn_attention(computation: Computation, each: Instruction, target: str) -
     logits = [int(n) for n in config["intermediate_tensor_shape"]["dimensions"]]
     size = math.prod(hlo.dimensions(_shape(computation, each.operands[0]))) // math.prod(logits[:3])
     backward = "Backward" in target
-    products = _BACKWARD if backward else _FORWARD
-    name = "backward" if backward else "forward"
-    return {("attention", name): (1, products * 2 * math.prod(logits) * size)}
+    kind = _Kind("backward" if backward else "forward", logits[0] * logits[1], logits[2], logits[3])
+    return {kind: (1, (_BACKWARD if backward else _FORWARD) * 2 * math.prod(logits) * size)}
 
 
 def _cudnn_convolution(computation: Computation, each: Instruction, target: str) -> int:

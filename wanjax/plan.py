@@ -8,10 +8,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import importlib.metadata
+import pathlib
+import tempfile
 import time
 from typing import Any
 
-from wanjax import collectives, flops, programs, roofline, topology, traffic
+from wanjax import collectives, executed, hlo, programs, roofline, topology, traffic
 from wanjax.compiled_memory import Memory, compile_with_memory, text_of
 from wanjax.config import Experiment
 from wanjax.models import rows
@@ -80,16 +82,19 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         program = programs.sample(experiment, mesh, clips=settings.clips, holding=settings.holding or "one",
                                   passes=settings.passes or "batched", param_dtype=settings.param_dtype)  # fmt: skip
     started = time.perf_counter()
-    compiled, memory = compile_with_memory(program.lower(), program.arguments)
-    seconds = time.perf_counter() - started
+    lowered = program.lower()
+    with tempfile.TemporaryDirectory() as folder:
+        dump = pathlib.Path(folder) if machine.chip and machine.chip.dumped else None
+        compiled, memory = compile_with_memory(lowered, program.arguments, dump=dump)
+        seconds = time.perf_counter() - started
+        text = None if compiled is None else text_of(compiled, dump)
     limit = memory.available or machine.hbm_bytes()
-    found, lines, estimate = None, None, None
-    text = None if compiled is None else text_of(compiled)
+    found, lines, estimate, work = None, None, None, None
     if text is not None:
-        found = collectives.parse(text, mesh.size)
-        slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
-        lines = _lines(found, dict(mesh.shape), slices)
-        estimate = _estimate(experiment, machine, program, memory, lines)
+        module = hlo.parse(text)
+        found, work = collectives.of(module, mesh.size), executed.count(module)
+        lines = _lines(found, dict(mesh.shape), machine, [machine.domain(device) for device in mesh.devices.flat])
+        estimate = _estimate(machine, program, memory, lines, work)
     result: dict[str, Any] = {
         "program": settings.program,
         "config": experiment.name,
@@ -109,6 +114,8 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         "host_bytes": memory.host,
         "flops_per_step": program.flops,
         "flops_formula": program.formula,
+        "executed_flops": work and work.flops * mesh.size,
+        "attention_kernels": work and [dataclasses.asdict(kernel) for kernel in work.kernels],
         "collectives": lines,
         "collective_bytes": found and found.bytes,
         "minimum_collective_bytes": traffic.minimum(experiment.model, program.rows, mesh, program.work),
@@ -116,46 +123,50 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         "estimate": estimate,
         "versions": versions(),
     }
-    result["warnings"] = [*program.warnings, *_warnings(machine, found, compiled is None)]
+    result["warnings"] = [*program.warnings, *_warnings(machine, found, work, compiled is None)]
     if not result["fits"]:
         result["warnings"].append(_too_much(experiment, result, settings, memory, program))
     return result
 
 
-def _lines(found: collectives.Found, mesh: dict[str, int], slices: list[int]) -> list[dict[str, Any]]:
+def _lines(found: collectives.Found, mesh: dict[str, int], machine: Topology, domains: list[int]
+           ) -> list[dict[str, Any]]:
     """One entry for all operations of one kind along the same axes, most bytes first."""
     merged: dict[tuple[Any, ...], list[int]] = {}
     for each in found.collectives:
-        link = collectives.link_of(each.groups, slices.__getitem__, "ici", "dcn")
-        kind = (each.op, each.dtype, collectives.axes_of(each.groups, mesh), each.group, link)
+        link = collectives.link_of(each.groups, domains.__getitem__, *machine.links)
+        within = collectives.within(each.groups, domains.__getitem__)
+        kind = (each.op, each.dtype, collectives.axes_of(each.groups, mesh), each.group, link, within)
         total = merged.setdefault(kind, [0, 0])
         total[0] += each.count
         total[1] += each.bytes
-    lines = [{"op": op, "dtype": dtype, "axes": list(axes), "group": group, "count": count, "bytes": size, "link": link}
-             for (op, dtype, axes, group, link), (count, size) in merged.items()]  # fmt: skip
+    lines = [{"op": op, "dtype": dtype, "axes": list(axes), "group": group, "count": count, "bytes": size, "link": link,
+              "within": within}
+             for (op, dtype, axes, group, link, within), (count, size) in merged.items()]  # fmt: skip
     return sorted(lines, key=lambda line: -line["bytes"])
 
 
 def _estimate(
-    experiment: Experiment, machine: Topology, program: Program, memory: Memory, lines: list[dict[str, Any]]
+    machine: Topology, program: Program, memory: Memory, lines: list[dict[str, Any]], work: executed.Work
 ) -> dict[str, Any] | None:
-    work, model, sent = program.work, experiment.model, collections.Counter[str]()
+    sent, (near, _) = collections.Counter[str](), machine.links
     for line in lines:
-        sent[line["link"]] += line["bytes"]
-    matmul, attention = roofline.executed(model.remat, train=work.train)
-    calls, size = work.clips * work.forwards, (work.tokens, work.text_tokens)
+        # the members of a group in one slice or node share what leaves it
+        sent[line["link"]] += line["bytes"] if line["link"] == near else line["bytes"] / line["within"]
     found = roofline.estimate(
         machine,
         model_flops=program.flops,
-        matmul_flops=calls * matmul * flops.matmul(model, *size),
-        attention_flops=calls * attention * flops.attention(model, *size),
-        memory_bytes=memory.arguments + memory.results + 2 * (memory.temporary or 0) + 2 * sent.total(),
+        matmul_flops=machine.devices * work.products,
+        attention_flops=machine.devices * work.attention,
+        memory_bytes=memory.arguments + memory.results + 2 * (memory.temporary or 0)
+        + 2 * sum(line["bytes"] for line in lines),
         sent=dict(sent),
     )
     return None if found is None else {**dataclasses.asdict(found), "note": NOTE}
 
 
-def _warnings(machine: Topology, found: collectives.Found | None, refused: bool) -> list[str]:
+def _warnings(machine: Topology, found: collectives.Found | None, work: executed.Work | None, refused: bool
+              ) -> list[str]:
     out = []
     if machine.chip is None:
         out.append("simulated devices share this machine's memory, have no stated rates, and their compiler is not a "
@@ -168,6 +179,11 @@ def _warnings(machine: Topology, found: collectives.Found | None, refused: bool)
     elif found.unknown_loops:
         out.append(f"{found.unknown_loops} loops that send have no known number of turns and are counted once: "
                    "bytes are too few")  # fmt: skip
+    if work and work.unknown_loops:
+        out.append(f"{work.unknown_loops} loops with matrix products have no known number of turns and are counted "
+                   "once: operations are too few")  # fmt: skip
+    if work and work.unknown_calls:
+        out.append(f"what these kernels compute is not known and not counted: {', '.join(work.unknown_calls)}")
     return out
 
 

@@ -14,6 +14,7 @@ def table(plan: dict[str, Any]) -> str:
         _row("machine", f"{plan['chips']} chips, {plan['devices']} devices, {plan['hosts']} hosts; mesh {mesh}"),
         _row("work", f"{plan['params']:,} parameters; {plan['clips']} clips of {plan['tokens']:,} tokens; "
                      f"{plan['flops_per_step']:.3g} operations a step = {plan['flops_formula']}"),
+        *_executed(plan),
         _row("memory", f"{_gb(plan['peak_bytes_per_device'])} of {_gb(plan['hbm_bytes_per_device'])} per device: "
                        f"arguments {_gb(plan['argument_bytes'])}, temporary {_gb(plan['temp_bytes'])}; "
                        f"of the host {_gb(plan['host_bytes'])}"),
@@ -34,6 +35,15 @@ def table(plan: dict[str, Any]) -> str:
     compilers = ", ".join(f"{name} {number}" for name, number in plan["versions"].items())
     lines.append(_row("compiled", f"in {plan['compile_seconds']} s by {compilers}"))
     return "\n".join([*lines, *(f"warning: {warning}" for warning in plan["warnings"])])
+
+
+def _executed(plan: dict[str, Any]) -> list[str]:
+    if not plan["executed_flops"]:
+        return []
+    share = plan["executed_flops"] / plan["flops_per_step"]
+    lines = [_row("executed", f"{plan['executed_flops']:.3g} operations, {share:.2f} × the model's own")]
+    return lines + [_row("", f"attention {each['way']} of {each['queries']:,} queries and {each['keys']:,} keys, "
+                             f"{each['heads']} heads: {each['count']} kernels") for each in plan["attention_kernels"]]
 
 
 def _row(name: str, text: str) -> str:

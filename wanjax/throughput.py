@@ -31,12 +31,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from wanjax import flops
+from wanjax.chips import GPUS, TPUS
 from wanjax.models.dit_config import DiTConfig
-from wanjax.topology import CHIPS
 
 # dense bfloat16 FLOP/s by jax.Device.device_kind, exactly: a part of a card (MIG) has another name and no entry.
 # TPU: the planner's table. GPU: NVIDIA's data sheets of A100, H100 and H200, half of what they give with sparsity.
-_TPU = {name: chip.flops / chip.devices for name, chip in CHIPS.items()}
+_TPU = {name: chip.flops / chip.devices for name, chip in TPUS.items()}
 PEAK = {
     "TPU v4": _TPU["v4"],
     "TPU v5 lite": _TPU["v5e"], "TPU v5e": _TPU["v5e"],
@@ -45,7 +45,7 @@ PEAK = {
     "TPU7x": _TPU["tpu7x"],
     "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA A100-PCIE-40GB": 312e12, "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989.5e12, "NVIDIA H100 PCIe": 756.5e12, "NVIDIA H100 NVL": 835.5e12,
+    "NVIDIA H100 80GB HBM3": GPUS["h100"].flops, "NVIDIA H100 PCIe": 756.5e12, "NVIDIA H100 NVL": 835.5e12,
     "NVIDIA H200": 989.5e12, "NVIDIA H200 NVL": 835.5e12,
 }  # fmt: skip
 # data_stall, and seconds of it in the window, from which the input pipeline is named in a warning
