@@ -94,7 +94,8 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         "program": settings.program,
         "config": experiment.name,
         "topology": machine.name,
-        "params": rows.count(program.rows),
+        "params": rows.count(program.rows) + rows.count(program.frozen),
+        "frozen_params": rows.count(program.frozen),
         "chips": machine.chips,
         "devices": machine.devices,
         "hosts": machine.hosts,
@@ -111,7 +112,7 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         "flops_formula": program.formula,
         "collectives": lines,
         "collective_bytes": found and found.bytes,
-        "minimum_collective_bytes": traffic.minimum(experiment.model, program.rows, mesh, program.work),
+        "minimum_collective_bytes": traffic.minimum(experiment.model, program.rows, mesh, program.work, program.frozen),
         "compile_seconds": round(seconds, 1),
         "estimate": estimate,
         "versions": versions(),
@@ -142,7 +143,7 @@ def _estimate(
     work, model, sent = program.work, experiment.model, collections.Counter[str]()
     for line in lines:
         sent[line["link"]] += line["bytes"]
-    matmul, attention = roofline.executed(model.remat, train=work.train)
+    matmul, attention = roofline.executed(model.remat, train=work.train, frozen=bool(program.frozen))
     calls, size = work.clips * work.forwards, (work.tokens, work.text_tokens)
     found = roofline.estimate(
         machine,
