@@ -112,7 +112,8 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         "flops_formula": program.formula,
         "collectives": lines,
         "collective_bytes": found and found.bytes,
-        "minimum_collective_bytes": traffic.minimum(experiment.model, program.rows, mesh, program.work, program.frozen),
+        "minimum_collective_bytes": traffic.minimum(experiment.model, program.rows, mesh, program.work, program.frozen,
+                                                    experiment.lora.base_dtype),  # fmt: skip
         "compile_seconds": round(seconds, 1),
         "estimate": estimate,
         "versions": versions(),

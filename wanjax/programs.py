@@ -100,7 +100,8 @@ def train(experiment: Experiment, mesh: Mesh) -> Program:
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def lower() -> jax.stages.Lowered:
-        return jit_train_step(step, state).lower(state, batch, key, decoder_shapes, base)
+        beside = () if base is None else (base,)
+        return jit_train_step(step, state).lower(state, batch, key, decoder_shapes, *beside)
 
     clips, formula = experiment.data.batch, "3 × clips × forward(N, L): a backward pass counts as two forward passes"
     if lora.rank:
