@@ -5,7 +5,8 @@
     python -m experiments.convert --verify --src wan_diffusers
 
 Of a run its EMA weights, or with ``--weights raw`` the others. ``--lora_high`` and ``--lora_low`` merge LoRA files into
-the experts on the way (docs/lora.md). The folder appears once it is whole, with a manifest (docs/checkpoints.md).
+the experts on the way, and ``--only lora`` writes what a run trained beside frozen weights as LoRA files
+(docs/lora.md). The folder appears once it is whole, with a manifest (docs/checkpoints.md).
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def entry() -> None:
     flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Which weights of a run.")
     flags.DEFINE_enum("dtype", None, list(hub.DTYPES), "What to store; as it is by default.")
     flags.DEFINE_bool("fp8", False, "With --layout comfyui: the transformers' matrices in 8 bits (fp8_scaled).")
-    flags.DEFINE_list("only", [], f"Parts to convert, among {', '.join(PARTS)}; all by default.")
+    flags.DEFINE_list("only", [], f"Parts to convert, among {', '.join(PARTS)}; all by default. lora: a "
+                      "run's factors, as files.")  # fmt: skip
     flags.DEFINE_bool("pth", False, "With --layout official: codec and text encoder as .pth, which takes PyTorch.")
     flags.DEFINE_bool("verify", False, "Check --src against its manifest, or the sums that the hub recorded.")
     flags.DEFINE_string("lora_high", None, "LoRA files to merge into the high-noise expert: file[:weight],...")

@@ -20,7 +20,9 @@ from wanjax import config as config_lib
 from wanjax import data, first_frame, partition, text, warm_start
 from wanjax.checkpoint import CheckpointError, Checkpoints
 from wanjax.latent_cache import CacheError, LatentCache
+from wanjax.models import rows
 from wanjax.models.dit import WanDiT
+from wanjax.models.rows.dit import dit_rows
 from wanjax.objectives import Decoder, Objective, make_objective
 from wanjax.preview import make_preview
 from wanjax.run_log import RunLog
@@ -75,16 +77,26 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
     validation = data.validation_batches(cache.folder, "validation", batch=experiment.data.batch, **settings)
     preview = make_preview(name, model, codec, validation[0], experiment.sample, seed=experiment.seed,
                            first_frame=config.first_frame)
-    params = None
-    if config.init_from:
+    params, lora, about = None, experiment.lora, {}
+    if lora.rank:
+        start = warm_start.open_start(config.init_from, name, experiment.model)
+        about = start.record
+
+        def params() -> Any:
+            print(f"{name} expert: trains a LoRA of rank {lora.rank} beside the weights of {start.source}", flush=True)
+            return start.read(rows.shardings(dit_rows(experiment.model), mesh), lora.base_dtype)
+    elif config.init_from:
         def params() -> Any:
             print(f"{name} expert: continues the weights of {warm_start.find_experts(config.init_from)}", flush=True)
             return warm_start.initial_params(config.init_from, name, experiment.model, mesh)
     expert = Expert(name, model, objective, experiment.optimizer, config, mesh, experiment.seed, params, batches,
                     validation, preview, lambda b: data.to_global(b, partition.batch_sharding(mesh)),
-                    experiment.shadow_head(model))
+                    experiment.shadow_head(model), lora)
     with (RunLog(folder, name=f"{name} expert", steps=steps, log_every=config.log_every) as log,
-          Checkpoints(folder / "checkpoints", experiment=experiment, expert=name, keep=config.keep) as checkpoints):
+          Checkpoints(folder / "checkpoints", experiment=experiment, expert=name, keep=config.keep, about=about
+                      ) as checkpoints):
+        if lora.rank and (before := checkpoints.about) is not None:
+            warm_start.check_base(start, before, checkpoints.folder)
         if checkpoints.latest == steps:
             print(f"{name} expert: all {steps} steps are done", flush=True)
             return

@@ -138,6 +138,25 @@ def test_the_step_is_the_one_that_trains():
     assert not any(leaf.donated for leaf in jax.tree.leaves(batch))
 
 
+def test_a_lora_is_planned_beside_weights_that_stay():
+    whole = programs.train(*programs.lay_out(small(**{"mesh.fsdp": 8}), jax.devices()))
+    rank = {"lora.rank": 4, "train.init_from": "anywhere", "mesh.fsdp": 8}
+    program = programs.train(*programs.lay_out(small(**rank), jax.devices()))
+    state, batch, _, decoder, base = program.lower().args_info[0]
+    assert all(leaf.donated for leaf in jax.tree.leaves(state))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(base)} == {"bfloat16"}
+    assert not any(leaf.donated for leaf in jax.tree.leaves(base))
+    assert rows.count(program.frozen) == rows.count(whole.rows) > 3 * rows.count(program.rows)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)) == rows.count(program.rows)
+    found = plan(small(**rank), CPU, Settings("train"))
+    assert (found["params"], found["frozen_params"]) == (rows.count((*program.rows, *program.frozen)),
+                                                        rows.count(program.frozen))  # fmt: skip
+    # of the gradients, those of factors alone travel
+    summed = sum(line["bytes"] for line in found["collectives"] if line["op"] in ("reduce-scatter", "all-reduce"))
+    assert 0 < summed < 2.1 * 4 * rows.count(program.rows) < 4 * rows.count(whole.rows)
+    assert rows.count(program.frozen) < found["minimum_collective_bytes"] < found["collective_bytes"]
+
+
 def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch):
     monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments, dump: (
         None, Memory(30_000_000_000, 2_000_000_000, available=16_000_000_000)))  # fmt: skip

@@ -11,6 +11,7 @@ from experiments import train
 from tests import launching
 from wanjax import codec, config, hub
 from wanjax.light.luminance import LuminanceFit
+from wanjax.models.dit import WanDiT
 from wanjax.models.vae import WAN22, WanVAE
 from wanjax.pipeline import open_pipeline
 
@@ -103,7 +104,7 @@ RELEASED = {  # without what lies beside a published checkpoint
 }
 CUT_DOWN = {
     **{name: {"data.train_clips": 0} for name in ("showcase", "showcase_ci", "showcase_overnight")},
-    **dict.fromkeys(("t2v_a14b", "i2v_a14b", "ti2v_5b", "t2v_14b", "t2v_1_3b"), RELEASED),
+    **dict.fromkeys(("t2v_a14b", "t2v_a14b_lora", "i2v_a14b", "ti2v_5b", "t2v_14b", "t2v_1_3b"), RELEASED),
 }
 
 
@@ -126,10 +127,16 @@ def test_a_config_whose_step_is_not_taken_is_another_one_but_for_numbers(name):
     "name", sorted({p.stem for p in (launching.ROOT / "configs").glob("[!_]*.py")} - {*ALIKE, "light_scenes_tiny"})
 )
 def test_every_config_takes_a_step(name, source, tmp_path):
+    adapts = name == "t2v_a14b_lora"  # weights that have to be there
     experiment = config.load(launching.ROOT / f"configs/{name}.py")
     expert = "low" if experiment.train.boundary else "high"
     overrides = {"train.expert": expert, f"train.steps_{expert}": 1, **CUT_DOWN[name]}
     terms = {"loss/velocity"}
+    if adapts:
+        shape = {field: launching.SMALL[f"model.{field}"] for field in ("width", "heads", "layers", "ffn")}
+        frozen = WanDiT(dataclasses.replace(experiment.model, **shape, text_dim=64, dtype="float32"))
+        hub.save_dit(tmp_path / "transformer_2", frozen, frozen.init(jax.random.key(0))["params"])
+        overrides |= {"train.init_from": tmp_path, "train.preview_every": 1}
     if name == "ti2v_5b":
         overrides["train.preview_every"] = 1
     if experiment.codec_strides == (4, 16, 16):  # whose cells the terms of light and shadow have to know
@@ -146,7 +153,9 @@ def test_every_config_takes_a_step(name, source, tmp_path):
     assert [line["step"] for line in steps] == [1] and terms <= set(steps[0])
     if "train.preview_every" in overrides:
         assert list((tmp_path / f"run/{expert}/preview").glob("*.png"))
-    assert open_pipeline(tmp_path / "run").kind == {"i2v_a14b": "i2v", "ti2v_5b": "ti2v"}.get(name, "t2v")
+    opened = open_pipeline(tmp_path / "run")
+    assert bool(opened.experts[expert].changes) == adapts
+    assert opened.kind == {"i2v_a14b": "i2v", "ti2v_5b": "ti2v"}.get(name, "t2v")
 
 
 def test_a_run_continues_the_weights_of_another(whole, source, cache, tmp_path):

@@ -39,13 +39,15 @@ class Checkpoints:
     Args:
       folder: created where absent; one subfolder per step.
       experiment: stored with every checkpoint.
+      about: what else is stored with every checkpoint, of JSON types.
       expert: "high" or "low".
       keep: how many of the newest stay.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, experiment: config_lib.Experiment, expert: str, keep: int):
+    def __init__(self, folder: str | os.PathLike[str], *, experiment: config_lib.Experiment, expert: str, keep: int,
+                 about: Mapping[str, Any] | None = None):
         self.folder = pathlib.Path(folder).absolute()
-        self._run = {"experiment": config_lib.to_dict(experiment), "expert": expert}
+        self._run = {**(about or {}), "experiment": config_lib.to_dict(experiment), "expert": expert}
         self._manager = ocp.training.Checkpointer(
             self.folder, preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -56,6 +58,16 @@ class Checkpoints:
         """Newest step on disk, or None."""
         newest = self._manager.latest
         return None if newest is None else newest.step
+
+    @property
+    def about(self) -> Mapping[str, Any] | None:
+        """What the newest checkpoint that says something of itself says; None if there is none.
+
+        Raises:
+          CheckpointError: if checkpoints exist and none can be read.
+        """
+        steps = sorted((c.step for c in self._manager.checkpoints), reverse=True)
+        return _newest_readable([self.folder / str(step) for step in steps])[0] if steps else None
 
     def restore(self, shapes: TrainState) -> tuple[TrainState, Any] | None:
         """The newest readable state, placed as ``shapes`` says (any mesh), and its data position; None if none exists.
@@ -153,16 +165,20 @@ class SavedExpert:
     """Weights of one expert in a checkpoint, not read yet.
 
     Attributes:
+      expert: "high" or "low".
       folder: of the checkpoint.
       part: "ema" or "params", what of it is read.
       step: when it was saved.
       config: the experiment that made it.
+      about: what else was stored with it.
     """
 
+    expert: str
     folder: pathlib.Path
     part: str
     step: int
     config: config_lib.Experiment
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def has_head(self) -> bool:
@@ -176,16 +192,17 @@ class SavedExpert:
         return sampled_digest((str(file.relative_to(root)), file) for file in sorted(root.rglob("*")) if file.is_file())
 
     def read(self, places: Any = None) -> tuple[Any, Any]:
-        """The transformer's parameters and those of its shadow head (None without one).
+        """What was trained of the transformer, its parameters or factors of them (``config.lora``), and the parameters
+        of its shadow head (None without one).
 
         Args:
-          places: tree of shardings of the transformer's parameters; None for one device. The head goes to one device.
+          places: tree of shardings of the former; None for one device. The head goes to one device.
 
         Raises:
           CheckpointError: if they cannot be read.
         """
         model = WanDiT(self.config.model)
-        shapes = rows.shapes(network_rows(model, self.config.shadow_head(model)), "float32")
+        shapes = rows.shapes(network_rows(model, self.config.shadow_head(model), self.config.lora), "float32")
         alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         placed = jax.tree.map(lambda _: alone, shapes) | (places or {})
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
@@ -242,8 +259,10 @@ def open_run(path: str | os.PathLike[str], weights: str = "ema") -> Run:
     for candidates in found:
         run, folder = _newest_readable(candidates)
         experiment, step = config_lib.from_dict(run["experiment"]), int(run["step"])
-        experts[run["expert"]] = SavedExpert(folder, {"ema": "ema", "raw": "params"}[weights], step, experiment)
-        said.append(f"{run['expert']} expert at step {step}")
+        about = {name: value for name, value in run.items() if name not in ("experiment", "expert", "step")}
+        experts[run["expert"]] = SavedExpert(run["expert"], folder, {"ema": "ema", "raw": "params"}[weights], step,
+                                             experiment, about)
+        said.append(f"{run['expert']} expert at step {step}" + (" (LoRA)" if experiment.lora.rank else ""))
         if experts[run["expert"]].has_head:
             apart = "; without its shadow head, which sampling and other layouts have no use for"
     experiment = next(iter(experts.values())).config

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import pathlib
-from typing import Any
 
 import jax
 
-from wanjax import checkpoint, codec, conditions, family, hub, partition
+from wanjax import checkpoint, codec, conditions, family, hub, lora_factors, partition, warm_start
 from wanjax.experts import Expert
 from wanjax.generate import Pipeline
 from wanjax.hub_layouts import INDEX, read_index
 from wanjax.hub_names import resolve
 from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.models.rows.dit import dit_rows
 from wanjax.models.vae import WanVAE
 from wanjax.prompt_embeddings import PromptEmbedder
 from wanjax.text import SEEDED
@@ -66,8 +65,7 @@ def _open_run(
     # embeddings of a seeded encoder are made faster than read
     cache = None if config.text.encoder == SEEDED else text_cache
     return Pipeline(
-        experts={name: Expert(model, functools.partial(_read_saved, saved), saved.fingerprint, "float32")
-                 for name, saved in run.experts.items()},
+        experts={name: _saved_expert(model, saved) for name, saved in run.experts.items()},
         vae=over_rows(video_codec.model, mesh),
         vae_params=video_codec.params,
         vae_fingerprint=video_codec.fingerprint,
@@ -82,8 +80,14 @@ def _open_run(
     )  # fmt: skip
 
 
-def _read_saved(saved: checkpoint.SavedExpert, places: Any) -> Any:
-    return saved.read(places)[0]
+def _saved_expert(model: WanDiT, saved: checkpoint.SavedExpert) -> Expert:
+    """As it was trained: a LoRA beside the weights that it was trained beside, in their dtype."""
+    weights = warm_start.weights_of(saved)
+    if not saved.config.lora.rank:
+        return Expert(model, lambda places: weights.read(places, "float32"), weights.fingerprint, "float32")
+    base, dtype = warm_start.base_of(saved), saved.config.lora.base_dtype
+    beside = lora_factors.factors(dit_rows(model.config), [(warm_start.lora_of(saved), 1.0)], mesh=model.mesh)
+    return Expert(model, lambda places: base.read(places, dtype), weights.fingerprint, dtype, beside)
 
 
 def _open_released(

@@ -38,11 +38,12 @@ class Program:
     Attributes:
         lower: makes it ready to be compiled.
         arguments: the large ones, shapes with shardings: parameters, and what is trained with them.
-        rows: of the parameters that it takes.
+        rows: of the parameters that it takes, in training of those that are trained.
         work: how much it computes.
         flops: of the model's own work in a step, recomputation left out.
         formula: how ``flops`` is counted, in words.
         warnings: what stands for something that is not here.
+        frozen: rows of parameters that it takes beside those that it trains.
     """
 
     lower: Callable[[], jax.stages.Lowered]
@@ -52,6 +53,7 @@ class Program:
     flops: int
     formula: str
     warnings: tuple[str, ...] = ()
+    frozen: tuple[Row, ...] = ()
 
 
 def lay_out(experiment: Experiment, devices: Sequence[Any]) -> tuple[Experiment, Mesh]:
@@ -87,21 +89,28 @@ def train(experiment: Experiment, mesh: Mesh) -> Program:
         decoder_shapes = _shapes(rows.shapes(vae_rows(vae.config), "float32"), partition.replicated(mesh))
     # the values of the luminance vector change no shape
     objective = make_objective(terms, np.linspace(0.1, 1.0, experiment.model.out_channels), decoder)
-    optimizer = make_optimizer(experiment.optimizer, config.steps(name), model, head)
-    state = state_shapes(model, optimizer, mesh, head=head)
+    lora, table = experiment.lora, dit_rows(experiment.model)
+    optimizer = make_optimizer(experiment.optimizer, config.steps(name), model, head, lora)
+    state = state_shapes(model, optimizer, mesh, head=head, lora=lora)
+    base = _placed(table, lora.base_dtype, mesh) if lora.rank else None
     step = make_train_step(model, objective, optimizer, timesteps=config.timesteps(name), shift=config.shift,
                            accumulate=config.accumulate, ema_decay=experiment.optimizer.ema_decay,
-                           first_frame=config.first_frame, head=head)  # fmt: skip
+                           first_frame=config.first_frame, head=head, lora=lora)  # fmt: skip
     batch = _shapes(_batch(experiment), partition.batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def lower() -> jax.stages.Lowered:
-        return jit_train_step(step, state).lower(state, batch, key, decoder_shapes)
+        beside = () if base is None else (base,)
+        return jit_train_step(step, state).lower(state, batch, key, decoder_shapes, *beside)
 
     clips, formula = experiment.data.batch, "3 × clips × forward(N, L): a backward pass counts as two forward passes"
+    if lora.rank:
+        formula = "clips × (3 × forward(N, L) − 1 × frozen products + 3 × factors): frozen ones go backward once"
     work = Work(clips, _tokens(experiment), experiment.text.length, micro=config.accumulate, train=True)
-    total = clips * flops.training(experiment.model, _tokens(experiment), experiment.text.length)
-    return Program(lower, state, network_rows(model, head), work, total, formula, tuple(warnings))
+    total = clips * training_flops(experiment)
+    arguments = state if base is None else (state, base)
+    return Program(lower, arguments, network_rows(model, head, lora), work, total, formula, tuple(warnings),
+                   () if base is None else table)  # fmt: skip
 
 
 def sample(
@@ -142,6 +151,20 @@ def sample(
     formula = f"{forwards} × clips × forward(N, L)" + (": with and without the prompt" if forwards == 2 else "")
     total = forwards * clips * flops.forward(experiment.model, _tokens(experiment), experiment.text.length)
     return Program(lower, expert.shapes(streamed=holding == "blocks"), dit_rows(experiment.model), work, total, formula)
+
+
+def training_flops(experiment: Experiment) -> int:
+    """Model FLOPs of one clip in a training step of one expert, or of factors of it."""
+    model, size = experiment.model, (_tokens(experiment), experiment.text.length)
+    if not experiment.lora.rank:
+        return flops.training(model, *size)
+    return flops.lora_training(model, *size, experiment.lora.rows(dit_rows(model)))
+
+
+def _placed(table: Sequence[Row], dtype: str, mesh: Mesh) -> Any:
+    """Shapes of parameters where they lie on a mesh."""
+    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                        rows.shapes(table, dtype), rows.shardings(table, mesh))  # fmt: skip
 
 
 def _unread(places: Any) -> Any:

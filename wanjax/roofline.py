@@ -38,15 +38,16 @@ class Estimate:
     mfu: float
 
 
-def executed(remat: str, *, train: bool) -> tuple[int, int]:
+def executed(remat: str, *, train: bool, frozen: bool = False) -> tuple[int, int]:
     """How many forward passes' work one step is: products with parameters, and attention.
 
-    A backward pass is two forward passes; recomputation adds one of what is made again.
+    A backward pass is two forward passes, of products with ``frozen`` parameters one; recomputation adds one of what is
+    made again.
     """
     if not train:
         return 1, 1
     matmul, attention = _AGAIN.get(remat, (1, 1))
-    return 3 + matmul, 3 + attention
+    return 3 - frozen + matmul, 3 + attention
 
 
 def estimate(

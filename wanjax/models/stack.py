@@ -59,13 +59,15 @@ def run(
         lambda names, w: _manual_part(partition.spec(mesh, names, w.shape), manual),
         axes, blocks, is_leaf=lambda node: isinstance(node, tuple),
     )  # fmt: skip
+    beside = lora.specs(specs, changes, stacked=True)
     batch = tuple(a for a in partition.BATCH if a in manual) or None
     seq = "seq" if "seq" in manual else None
     shards = None if seq is None else Shards.of(config.sequence, config.heads, mesh, tokens)
     per_shard = jax.shard_map(
-        lambda b, c, *args: _scan(config, taps, b, c, *args, mesh=mesh, shards=shards, specs=specs, manual=manual),
+        lambda b, c, *args: _scan(config, taps, b, c, *args, mesh=mesh, shards=shards, specs=(specs, beside),
+                                  manual=manual),
         mesh=mesh,
-        in_specs=(specs, lora.specs(specs, changes, stacked=True), P(batch, seq), P(batch),
+        in_specs=(specs, beside, P(batch, seq), P(batch),
                   P(batch, seq if time.shape[1] > 1 else None), P(seq)),
         out_specs=(P(batch, seq), P(None, batch, seq) if taps else None),
         axis_names=set(manual),
@@ -88,15 +90,16 @@ def _scan(
     config: DiTConfig, taps: tuple[int, ...], blocks: Any, changes: Any, x: jax.Array, text: jax.Array,
     time: jax.Array, angles: Any, *, mesh: Mesh | None, shards: Shards | None, specs: Any, manual: tuple[str, ...],
 ) -> tuple[jax.Array, jax.Array | None]:  # fmt: skip
-    """The stack on one shard; ``specs`` says how the stacked parameters are sharded over ``manual`` axes."""
+    """The stack on one shard; ``specs``: how stacked parameters and changes are sharded over ``manual`` axes."""
     block = Block(config, shards, mesh)
 
     def body(x: jax.Array, at: Any) -> jax.Array:
         own, change = at
-        own = lora.changed(own, change)  # on the shards: a gather rounds to the compute dtype
+        own, factors = lora.changed(own, change), lora.factors(change)  # on the shards: a gather rounds
         if manual:
-            own = jax.tree.map(functools.partial(_gather, config, manual), own, specs)
-        return cast(jax.Array, block.apply({"params": own}, x, text, time, angles))
+            gather = functools.partial(_gather, config, manual)
+            own, factors = jax.tree.map(gather, own, specs[0]), jax.tree.map(gather, factors, lora.factors(specs[1]))
+        return cast(jax.Array, block.apply({"params": own, "lora": factors}, x, text, time, angles))
 
     if config.remat != "none":
         body = jax.checkpoint(body, policy=_POLICIES[config.remat], prevent_cse=False)
