@@ -33,8 +33,8 @@ class Kernel(NamedTuple):
 
     Attributes:
         forward: (q, k, v, valid) -> result in q's dtype, and statistics.
-        backward: (q, k, v, valid, result, statistics, gradient of the result) -> gradients of q, k, v in their dtypes,
-            where result and statistics are those of all parts together.
+        backward: (q, k, v, valid, statistics, along, d_out) -> gradients of q, k, v in their dtypes, where statistics
+            are those of all parts together, d_out the gradient of the result, and along its sum with the result over d.
     """
 
     forward: Callable[..., tuple[jax.Array, jax.Array]]
@@ -71,9 +71,9 @@ def kernel(
         return Kernel(_plain, _plain_gradient)
     if way == "splash":
         found = Kernel(*(_of_heads(functools.partial(each, blocks=splash_blocks))
-                         for each in (splash.part, splash.part_gradient)))  # fmt: skip
+                         for each in (splash.forward, splash.backward)))  # fmt: skip
     else:
-        found = Kernel(_of_heads(blockwise.part), _of_heads(blockwise.part_gradient))
+        found = Kernel(_of_heads(blockwise.forward), _of_heads(blockwise.backward))
         if mesh.shape["tensor"] == 1:
             return found
     over = "tensor" if mesh.shape["tensor"] > 1 and queries[1] % mesh.shape["tensor"] == 0 else None
@@ -101,13 +101,12 @@ def _plain(
 
 
 def _plain_gradient(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, out: jax.Array, statistics: jax.Array,
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, statistics: jax.Array, along: jax.Array,
     d_out: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     weights = jnp.exp(_logits(q, k, valid) - statistics[..., None])
-    along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    d_logits = (weights * (product("bknd,bkmd->bknm", d_out, v) - along)).astype(q.dtype)
+    d_logits = (weights * (product("bknd,bkmd->bknm", d_out, v) - along[..., None])).astype(q.dtype)
     scale = 1.0 / math.sqrt(q.shape[-1])
     d_q, d_k = (scale * product(f"bknm,{other}", d_logits, x)
                 for other, x in (("bkmd->bknd", k), ("bknd->bkmd", q)))  # fmt: skip
@@ -128,7 +127,7 @@ def _of_heads(function: Callable[..., Any]) -> Callable[..., Any]:
     def of_clips(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, *more: jax.Array) -> Any:
         clips = len(q)
         first, second, third, *rest = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v, *more))
-        found = function(first, second, third, valid, *rest)
+        found = function(first, second, third, *rest, valid=valid)
         return jax.tree.map(lambda x: x.reshape(clips, -1, *x.shape[1:]), found)
 
     return of_clips
@@ -143,7 +142,7 @@ def _per_shard(function: Callable[..., Any], mesh: Mesh, spec: P) -> Callable[..
 
     def on_shards(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, *more: jax.Array) -> Any:
         around = jax.sharding.get_abstract_mesh()
-        varying = tuple(sorted(attention.varying(q)))
+        varying = tuple(jax.typeof(q).manual_axis_type.varying)
         masks = () if valid is None else (valid,)
 
         def own(q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array) -> Any:

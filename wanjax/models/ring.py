@@ -91,9 +91,10 @@ def _backward(
     del name
     q, k, v, out, statistics = kept
     valid = _valid(ring, q.shape[2])
+    along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
 
     def part(k: jax.Array, v: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return kernel.backward(q, k, v, valid(step), out, statistics, d_out)
+        return kernel.backward(q, k, v, valid(step), statistics, along, d_out)
 
     def pass_by(step: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         d_q, k, v, d_k, d_v = carry
