@@ -123,8 +123,8 @@ def test_heads_are_shared_as_far_as_they_divide(scheme, heads, seq, tensor, expe
 
 
 def test_a_kernel_without_float32_statistics_makes_no_ring(monkeypatch, caplog):
-    monkeypatch.setattr(module, "chosen", lambda way, _, *rest: chosen(way, "gpu", *rest))
-    given = partition.make_mesh({"seq": 8}), jnp.bfloat16, (1, 4, 1024, 64), (1, 4, 1024, 64), BLOCKS
+    monkeypatch.undo()
+    given = "gpu", jnp.bfloat16, (1, 4, 1024, 64), (1, 4, 1024, 64), BLOCKS
     with pytest.raises(ValueError, match="'cudnn' cannot be put together .*16 bits: choose 'blockwise', or a seq that"):
         partial_attention.kernel("cudnn", *given)
     with caplog.at_level(logging.WARNING):
