@@ -41,14 +41,14 @@ def _loss(out):
     return jnp.sum(jnp.sin(3 * out.astype(jnp.float32)))
 
 
-def _shared(sizes, scheme, way, tokens, heads):
+def _shared(sizes, scheme, way, tokens, heads, name=""):
     """(q, k, v) of all tokens -> the result, as the stack computes it."""
     mesh = partition.make_mesh(sizes)
     shards = Shards.of(scheme, heads, mesh, tokens)
     added = sequence.padded(tokens, sizes["seq"]) - tokens
     spec = P("fsdp" if sizes.get("fsdp", 1) > 1 else None, "seq")
     per_shard = jax.shard_map(
-        functools.partial(shards.attention, implementation=way, mesh=mesh, splash_blocks=BLOCKS, name=""), mesh=mesh,
+        functools.partial(shards.attention, implementation=way, mesh=mesh, splash_blocks=BLOCKS, name=name), mesh=mesh,
         in_specs=spec, out_specs=spec, axis_names={name for name in ("fsdp", "seq") if sizes.get(name, 1) > 1},
     )  # fmt: skip
 
@@ -110,6 +110,18 @@ def test_a_longer_ring_takes_no_more_memory_and_sends_no_more_than_it_has_to():
         # keys and values, and again with their gradients
         assert sum(line.bytes for line in passed) == (size - 1) * 6 * each * heads * 8 * 4
     assert temporary[8] < 1.05 * temporary[4]
+
+
+def test_what_is_kept_by_name_passes_by_once_less():
+    run = _shared({"fsdp": 4, "seq": 2}, "ring", "plain", 8, 1, name="kept")
+
+    def passed(policy):
+        loss = jax.checkpoint(lambda *x: _loss(run(*(jnp.cos(each) for each in x))), policy=policy)
+        return str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*_operands(8, 1, clips=4))).count("ppermute[")
+
+    # keys and values forward; backward the same, and home with their gradients
+    assert passed(jax.checkpoint_policies.nothing_saveable) == 2 + 2 + 4
+    assert passed(module.keeps("kept")) == 2 + 4
 
 
 @pytest.mark.parametrize("scheme,heads,seq,tensor,expected", [
