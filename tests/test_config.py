@@ -94,7 +94,7 @@ def test_what_cannot_work_is_named(overrides, words):
 
 def test_heads_have_to_divide_only_where_nothing_else_is_allowed():
     assert config.load(A14B, {"mesh.seq": 16}).model.sequence == "auto"
-    with pytest.raises(config.ConfigError, match="config.model.sequence = 'heads', but config.model.heads = 40 does .*16"):
+    with pytest.raises(config.ConfigError, match="sequence = 'heads', but config.model.heads = 40 does .*seq = 16"):
         config.load(A14B, {"mesh.seq": 16, "model.sequence": "heads"})
     with pytest.raises(config.ConfigError, match="config.model: sequence 'tokens' is not one of"):
         config.load(A14B, {"model.sequence": "tokens"})

@@ -26,6 +26,9 @@ NUMBERS = 3 * 32 * 64
     # each copy sums its shard of the gradient in float32
     ({"data": 2, "fsdp": 4}, True, 3 * NUMBERS * 2 * 3 / 4 + 2 * NUMBERS / 4 * 4 * 1 / 2),
     ({"fsdp": 4, "seq": 2}, False, NUMBERS * 2 * 7 / 8 + 3 * 4 * (2 * 6 / 2 * 32 * 2) * 1 / 2),
+    # four devices share heads, two such groups make a ring; six tokens are padded to eight
+    ({"seq": 8}, False, NUMBERS * 2 * 7 / 8 + 3 * (4 * 3 / 4 + 2) * (2 * 8 / 8 * 32 * 2)),
+    ({"seq": 8}, True, 3 * NUMBERS * 2 * 7 / 8 + 3 * (2 * 4 * 3 / 4 + 6) * (2 * 8 / 8 * 32 * 2)),
 ], ids=str)  # fmt: skip
 def test_one_matrix_by_hand(sizes, train, expected):
     mesh = partition.make_mesh(sizes)
@@ -45,7 +48,7 @@ def test_two_passes_gather_twice_and_one_device_sends_nothing():
 
 @pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2, "seq": 4}], ids=str)
 def test_a_compiled_forward_sends_little_more(sizes):
-    config = dataclasses.replace(CONFIG, dtype="float32")
+    config = dataclasses.replace(CONFIG, dtype="float32", heads=2)  # two of four devices share heads, and make rings
     mesh, table = partition.make_mesh(sizes), dit_rows(config)
     place = partition.batch_sharding(mesh)
     sizes_of = rows.shapes(table, "float32")

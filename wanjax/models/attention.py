@@ -151,7 +151,7 @@ def _per_shard(kernel: _Kernel, mesh: Mesh, q: jax.Array, k: jax.Array, v: jax.A
     """
     around = jax.sharding.get_abstract_mesh()
     already = tuple(around.manual_axes)
-    over_axes = tuple(sorted(varying(q)))
+    varying = tuple(sorted(_varying(q)))
     size, ways = q.shape[-1], mesh.shape["tensor"]
     over = "tensor" if ways > 1 and q.shape[2] % ways == 0 else None
     spec, residuals = P(None, None, over), P(over)
@@ -166,7 +166,7 @@ def _per_shard(kernel: _Kernel, mesh: Mesh, q: jax.Array, k: jax.Array, v: jax.A
         return x.reshape(*x.shape[:2], -1)
 
     def marked(x: jax.Array) -> jax.Array:
-        return jax.lax.pcast(x, over_axes, to="varying") if over_axes else x
+        return jax.lax.pcast(x, varying, to="varying") if varying else x
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
         def own(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
@@ -194,10 +194,10 @@ def _per_shard(kernel: _Kernel, mesh: Mesh, q: jax.Array, k: jax.Array, v: jax.A
 
 def _varying_alike(*operands: jax.Array) -> tuple[jax.Array, ...]:
     """Each marked as varying over all manual axes that one of them varies over, so that all gradients do, too."""
-    every = frozenset[str]().union(*map(varying, operands))
-    return tuple(jax.lax.pcast(x, tuple(sorted(every - varying(x))), to="varying") for x in operands)
+    every = frozenset[str]().union(*map(_varying, operands))
+    return tuple(jax.lax.pcast(x, tuple(sorted(every - _varying(x))), to="varying") for x in operands)
 
 
-def varying(x: jax.Array) -> frozenset[str]:
+def _varying(x: jax.Array) -> frozenset[str]:
     """Manual axes over which an array is known to vary."""
     return frozenset(jax.typeof(x).manual_axis_type.varying)

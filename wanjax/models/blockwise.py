@@ -35,18 +35,33 @@ def heads(q: jax.Array, k: jax.Array, v: jax.Array, name: str = "") -> jax.Array
     return _joined(_blocks(name, _split(q), k, v), q.shape[1])
 
 
-def part(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Attention to some of the keys, as :class:`wanjax.models.partial_attention.Kernel` has it, of every head."""
+def forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """What :func:`heads` gives, and the logarithm of the softmax's denominator, float32 [heads, N].
+
+    Keys from number ``valid`` on are masked; a query that none is left for has a denominator of next to nothing.
+    """
     out, statistics = _attend(_split(q), k, v, valid)
-    return _joined(out, q.shape[1]), statistics.reshape(len(q), -1)[:, : q.shape[1]]
+    return _joined(out, q.shape[1]), _joined(statistics, q.shape[1])
 
 
-def part_gradient(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, out: jax.Array, statistics: jax.Array,
-    d_out: jax.Array,
+def backward(
+    q: jax.Array, k: jax.Array, v: jax.Array, statistics: jax.Array, along: jax.Array, d_out: jax.Array,
+    valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    """The share of those keys in the gradient, likewise."""
-    d_q, d_k, d_v = _gradient(_split(q), k, v, valid, _split(out), _split(statistics), _split(d_out))
+    """Gradients of q, k and v from the statistics, which may be those of more keys than these.
+
+    Args:
+        q: [heads, N, d].
+        k: [heads, M, d].
+        v: [heads, M, d].
+        statistics: float32 [heads, N], as of :func:`forward`.
+        along: the sum over d of d_out · out, float32 [heads, N].
+        d_out: [heads, N, d], gradient of the result.
+        valid: as for :func:`forward`.
+    """
+    d_q, d_k, d_v = _gradient(_split(q), k, v, _split(statistics), _split(along), _split(d_out), valid)
     return _joined(d_q, q.shape[1]), d_k, d_v
 
 
@@ -71,7 +86,7 @@ def _blocks(name: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _forward(name: str, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    out, statistics = _attend(q, k, v, None)
+    out, statistics = _attend(q, k, v)
     if name:
         out, statistics = checkpoint_name(out, name), checkpoint_name(statistics, name)
     return out, (q, k, v, out, statistics)
@@ -80,11 +95,12 @@ def _forward(name: str, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.A
 def _backward(name: str, kept: tuple[jax.Array, ...], d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     del name
     q, k, v, out, statistics = kept
-    return _gradient(q, k, v, None, out, statistics, d_out)
+    along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    return _gradient(q, k, v, statistics, along, d_out)
 
 
 def _attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """q, k, v as of :func:`_blocks`, keys from ``valid`` on masked -> [heads, blocks, n, d], statistics without d."""
     scale = 1.0 / math.sqrt(q.shape[-1])
@@ -107,35 +123,34 @@ def _attend(
 
 
 def _gradient(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, out: jax.Array, statistics: jax.Array,
-    d_out: jax.Array,
+    q: jax.Array, k: jax.Array, v: jax.Array, statistics: jax.Array, along: jax.Array, d_out: jax.Array,
+    valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """The weights again from the statistics, block by block."""
     scale = 1.0 / math.sqrt(q.shape[-1])
 
     def head(of: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q, k, v, out, statistics, d_out = of
+        q, k, v, statistics, along, d_out = of
 
         def block(
             totals: tuple[jax.Array, jax.Array], of: tuple[jax.Array, ...]
         ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-            (d_k, d_v), (q, out, statistics, d_out) = totals, of
+            (d_k, d_v), (q, statistics, along, d_out) = totals, of
             q = q * jnp.asarray(scale, q.dtype)
             logits = _dot(k, q, 1, 1)  # [M, n]: only one of the products below reads them transposed
             if valid is not None:
                 logits = jnp.where(jnp.arange(len(k))[:, None] < valid, logits, LOWEST)
             weights = jnp.exp(logits - statistics)
             d_v += _dot(weights.astype(v.dtype), d_out, 1, 0)
-            along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
             d_logits = (weights * (_dot(v, d_out, 1, 1) - along)).astype(q.dtype)
             d_q = _dot(d_logits, k, 0, 0) * scale
             return (d_k + _dot(d_logits, q, 1, 0), d_v), d_q.astype(q.dtype)
 
         zeros = jnp.zeros_like(k, jnp.float32)
-        (d_k, d_v), d_q = jax.lax.scan(block, (zeros, zeros), (q, out, statistics, d_out))
+        (d_k, d_v), d_q = jax.lax.scan(block, (zeros, zeros), (q, statistics, along, d_out))
         return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype)
 
-    return jax.lax.map(head, (q, k, v, out, statistics, d_out))
+    return jax.lax.map(head, (q, k, v, statistics, along, d_out))
 
 
 def _dot(a: jax.Array, b: jax.Array, of_a: int, of_b: int) -> jax.Array:

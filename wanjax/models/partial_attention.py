@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from wanjax.models import attention, blockwise, splash
 
@@ -33,8 +31,8 @@ class Kernel(NamedTuple):
 
     Attributes:
         forward: (q, k, v, valid) -> result in q's dtype, and statistics.
-        backward: (q, k, v, valid, result, statistics, gradient of the result) -> gradients of q, k, v in their dtypes,
-            where result and statistics are those of all parts together.
+        backward: (q, k, v, valid, statistics, along, d_out) -> gradients of q, k, v in their dtypes, where statistics
+            are those of all parts together, d_out the gradient of the result, and along its sum with the result over d.
     """
 
     forward: Callable[..., tuple[jax.Array, jax.Array]]
@@ -42,14 +40,14 @@ class Kernel(NamedTuple):
 
 
 def kernel(
-    implementation: str, mesh: Mesh, dtype: Any, queries: tuple[int, ...], keys: tuple[int, ...],
+    implementation: str, platform: str, dtype: Any, queries: tuple[int, ...], keys: tuple[int, ...],
     splash_blocks: splash.SplashBlocks,
 ) -> Kernel:  # fmt: skip
-    """What computes a part.
+    """What computes a part on one device.
 
     Args:
         implementation: of :data:`wanjax.models.attention.IMPLEMENTATIONS`.
-        mesh: that the arrays lie on. Heads may be sharded over ``tensor``; over other axes, this is used per shard.
+        platform: "cpu", "gpu" or "tpu".
         dtype: of the operands.
         queries, keys: shapes [B, K, N, d] and [B, K, M, d].
         splash_blocks: sizes that the TPU's kernel works with.
@@ -59,25 +57,19 @@ def kernel(
             :func:`wanjax.models.attention.chosen`.
     """
     tokens_first = ((b, n, heads, d) for b, heads, n, d in (queries, keys))
-    way = attention.chosen(implementation, mesh.devices.flat[0].platform, dtype, *tokens_first)
+    way = attention.chosen(implementation, platform, dtype, *tokens_first)
     if way == "cudnn" and implementation != "auto":
         raise ValueError("attention 'cudnn' cannot be put together from the parts of a ring, its statistics come in 16"
                          " bits: choose 'blockwise', or a seq that divides the heads")  # fmt: skip
     if way == "cudnn":
         _log.warning("attention is computed 'blockwise' and not by 'cudnn', whose statistics come in 16 bits, because a"
                      " ring puts it together from parts: a seq that divides the heads needs no ring")  # fmt: skip
-        way = "blockwise"
     if way == "plain":
         return Kernel(_plain, _plain_gradient)
     if way == "splash":
-        found = Kernel(*(_of_heads(functools.partial(each, blocks=splash_blocks))
-                         for each in (splash.part, splash.part_gradient)))  # fmt: skip
-    else:
-        found = Kernel(_of_heads(blockwise.part), _of_heads(blockwise.part_gradient))
-        if mesh.shape["tensor"] == 1:
-            return found
-    over = "tensor" if mesh.shape["tensor"] > 1 and queries[1] % mesh.shape["tensor"] == 0 else None
-    return Kernel(*(_per_shard(each, mesh, P(None, over)) for each in found))
+        return Kernel(*(_of_heads(functools.partial(each, blocks=splash_blocks))
+                        for each in (splash.forward, splash.backward)))  # fmt: skip
+    return Kernel(_of_heads(blockwise.forward), _of_heads(blockwise.backward))
 
 
 def merged(
@@ -101,13 +93,12 @@ def _plain(
 
 
 def _plain_gradient(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, out: jax.Array, statistics: jax.Array,
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, statistics: jax.Array, along: jax.Array,
     d_out: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     weights = jnp.exp(_logits(q, k, valid) - statistics[..., None])
-    along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    d_logits = (weights * (product("bknd,bkmd->bknm", d_out, v) - along)).astype(q.dtype)
+    d_logits = (weights * (product("bknd,bkmd->bknm", d_out, v) - along[..., None])).astype(q.dtype)
     scale = 1.0 / math.sqrt(q.shape[-1])
     d_q, d_k = (scale * product(f"bknm,{other}", d_logits, x)
                 for other, x in (("bkmd->bknd", k), ("bknd->bkmd", q)))  # fmt: skip
@@ -128,31 +119,7 @@ def _of_heads(function: Callable[..., Any]) -> Callable[..., Any]:
     def of_clips(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, *more: jax.Array) -> Any:
         clips = len(q)
         first, second, third, *rest = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v, *more))
-        found = function(first, second, third, valid, *rest)
+        found = function(first, second, third, *rest, valid=valid)
         return jax.tree.map(lambda x: x.reshape(clips, -1, *x.shape[1:]), found)
 
     return of_clips
-
-
-def _per_shard(function: Callable[..., Any], mesh: Mesh, spec: P) -> Callable[..., Any]:
-    """A kernel on the shards of a mesh, all of whose axes have to be manual around it.
-
-    It says of no result over which axes it varies, so that this is not checked around it; what comes out is marked as
-    varying over the axes that q varies over. It is never differentiated through.
-    """
-
-    def on_shards(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, *more: jax.Array) -> Any:
-        around = jax.sharding.get_abstract_mesh()
-        varying = tuple(sorted(attention.varying(q)))
-        masks = () if valid is None else (valid,)
-
-        def own(q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array) -> Any:
-            return function(q, k, v, rest[0] if masks else None, *rest[len(masks) :])
-
-        given = jax.shard_map(
-            own, mesh=around, axis_names=set(mesh.axis_names) - set(around.manual_axes), check_vma=False,
-            in_specs=(spec,) * 3 + (P(),) * len(masks) + (spec,) * len(more), out_specs=spec,
-        )(q, k, v, *masks, *more)  # fmt: skip
-        return jax.tree.map(lambda x: jax.lax.pcast(x, varying, to="varying"), given)
-
-    return on_shards

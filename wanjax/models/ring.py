@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from wanjax.models.partial_attention import LOWEST, Kernel, merged
 
@@ -29,12 +31,16 @@ class Ring:
         size: devices in each ring; device i of the axis has the tokens of number ``i // stride`` in it.
         stride: how many rings there are, side by side.
         tokens: of all the devices of a ring together, padding left out, which stands at the end; None for no padding.
+        mesh: that the shards lie on.
+        over: mesh axis that the heads are split over besides; None for none.
     """
 
     axis: str
     size: int
     stride: int
     tokens: int | None
+    mesh: Mesh
+    over: str | None
 
 
 def attention(ring: Ring, kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, name: str = "") -> jax.Array:
@@ -60,6 +66,38 @@ def _ring(ring: Ring, kernel: Kernel, name: str, q: jax.Array, k: jax.Array, v: 
 def _forward(
     ring: Ring, kernel: Kernel, name: str, q: jax.Array, k: jax.Array, v: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    out, statistics = _on_own_heads(ring, functools.partial(_results, ring, kernel), q, k, v)
+    if name:
+        out, statistics = checkpoint_name(out, name), checkpoint_name(statistics, name)
+    return out, (q, k, v, out, statistics)
+
+
+def _backward(
+    ring: Ring, kernel: Kernel, name: str, kept: tuple[jax.Array, ...], d_out: jax.Array
+) -> tuple[jax.Array, ...]:
+    del name
+    return _on_own_heads(ring, functools.partial(_gradients, ring, kernel), *kept, d_out)
+
+
+_ring.defvjp(_forward, _backward)
+
+
+def _on_own_heads(ring: Ring, function: Callable[..., tuple[jax.Array, ...]], *x: jax.Array) -> tuple[jax.Array, ...]:
+    """The function on each device's own heads, all mesh axes being manual around it.
+
+    What is sent along one axis would otherwise be gathered over those that are not manual, and a kernel compiled by
+    itself works on nothing but a device's own arrays. It says of no result over which axes it varies, so that this is
+    not checked around it; what comes out is marked as varying over the axes that q varies over.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    varying, spec = tuple(jax.typeof(x[0]).manual_axis_type.varying), P(None, ring.over)
+    run = jax.shard_map(function, mesh=around, axis_names=set(ring.mesh.axis_names) - set(around.manual_axes),
+                        in_specs=spec, out_specs=spec, check_vma=False)  # fmt: skip
+    return jax.tree.map(lambda y: jax.lax.pcast(y, varying, to="varying"), run(*x))
+
+
+def _results(ring: Ring, kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The result in q's dtype, and the softmax's statistics."""
     valid = _valid(ring, q.shape[2])
 
     def add(
@@ -74,26 +112,23 @@ def _forward(
     nothing = jnp.zeros_like(q, jnp.float32), jnp.full_like(q[..., 0], LOWEST, jnp.float32)
     out, statistics, last_k, last_v = jax.lax.fori_loop(0, ring.size - 1, pass_by, (*nothing, k, v))
     out, statistics = add(out, statistics, last_k, last_v, ring.size - 1)
-    out = out.astype(q.dtype)
-    if name:
-        out, statistics = checkpoint_name(out, name), checkpoint_name(statistics, name)
-    return out, (q, k, v, out, statistics)
+    return out.astype(q.dtype), statistics
 
 
-def _backward(
-    ring: Ring, kernel: Kernel, name: str, kept: tuple[jax.Array, ...], d_out: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Sums of the gradients of keys and values travel with these, and go home after the last step.
+def _gradients(
+    ring: Ring, kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, statistics: jax.Array,
+    d_out: jax.Array,
+) -> tuple[jax.Array, ...]:  # fmt: skip
+    """Of q, k and v. Sums of those of keys and values travel with these, and go home after the last step.
 
     They travel in the dtype of keys and values, in which a kernel gives its part; the gradient of the queries, which
     stays, is summed in float32.
     """
-    del name
-    q, k, v, out, statistics = kept
     valid = _valid(ring, q.shape[2])
+    along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
 
     def part(k: jax.Array, v: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return kernel.backward(q, k, v, valid(step), out, statistics, d_out)
+        return kernel.backward(q, k, v, valid(step), statistics, along, d_out)
 
     def pass_by(step: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         d_q, k, v, d_k, d_v = carry
@@ -110,9 +145,6 @@ def _backward(
     d_q = d_q + last[0].astype(jnp.float32)
     d_k, d_v = (_passed(ring, sums + given) for sums, given in ((d_k, last[1]), (d_v, last[2])))
     return d_q.astype(q.dtype), own[1] + d_k, own[2] + d_v
-
-
-_ring.defvjp(_forward, _backward)
 
 
 def _passed(ring: Ring, x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ A number of tokens that does not divide is padded at the end; padding is never a
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import cast
@@ -20,6 +21,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from wanjax.models import partial_attention, ring
 from wanjax.models.attention import attention
@@ -96,32 +98,29 @@ class Shards:
             out = jnp.pad(out, ((0, 0), (0, padding), (0, 0), (0, 0)))
         else:
             q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-            sizes = q.dtype, q.shape, k.shape
-            kernel = partial_attention.kernel(implementation, cast(Mesh, mesh), *sizes, splash_blocks)
-            around = ring.Ring(AXIS, self.ring, self.heads, self.tokens if padding else None)
+            platform = cast(Mesh, mesh).devices.flat[0].platform
+            kernel = partial_attention.kernel(implementation, platform, q.dtype, q.shape, k.shape, splash_blocks)
+            valid, over = self.tokens if padding else None, "tensor" if self.tensor > 1 else None
+            around = ring.Ring(AXIS, self.ring, self.heads, valid, cast(Mesh, mesh), over)
             out = ring.attention(around, kernel, q, k, v, name).swapaxes(1, 2)
         return self._to_tokens(out)
 
     def _to_heads(self, x: jax.Array) -> jax.Array:
-        """[B, n, K, d] -> [B, n · heads, K / heads, d].
-
-        Of the heads that each device of ``tensor`` has, so that these stay where they are.
-        """
-        if self.heads == 1:
-            return x
-        split = x.reshape(*x.shape[:2], self.tensor, -1, x.shape[-1])
-        turned = jax.lax.all_to_all(split, AXIS, 3, 1, axis_index_groups=self._groups(), tiled=True)
-        return turned.reshape(*turned.shape[:2], -1, x.shape[-1])
+        """[B, n, K, d] -> [B, n · heads, K / heads, d]."""
+        return self._turned(x, 2, 1)
 
     def _to_tokens(self, x: jax.Array) -> jax.Array:
         """The inverse."""
+        return self._turned(x, 1, 2)
+
+    def _turned(self, x: jax.Array, split: int, joined: int) -> jax.Array:
         if self.heads == 1:
             return x
-        split = x.reshape(*x.shape[:2], self.tensor, -1, x.shape[-1])
-        turned = jax.lax.all_to_all(split, AXIS, 1, 3, axis_index_groups=self._groups(), tiled=True)
-        return turned.reshape(*turned.shape[:2], -1, x.shape[-1])
-
-    def _groups(self) -> list[list[int]] | None:
-        if self.ring == 1:
-            return None
-        return [[of * self.heads + i for i in range(self.heads)] for of in range(self.ring)]
+        groups = [[of * self.heads + i for i in range(self.heads)] for of in range(self.ring)]
+        turn = functools.partial(jax.lax.all_to_all, axis_name=AXIS, split_axis=split, concat_axis=joined, tiled=True,
+                                 axis_index_groups=groups if self.ring > 1 else None)  # fmt: skip
+        if self.tensor == 1:
+            return turn(x)
+        # of the heads that each device of tensor has: an axis that is not manual here would be gathered for it
+        spec, around = P(None, None, "tensor"), jax.sharding.get_abstract_mesh()
+        return jax.shard_map(turn, mesh=around, axis_names={"tensor"}, in_specs=spec, out_specs=spec)(x)

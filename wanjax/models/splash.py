@@ -9,6 +9,7 @@ Source: ``jax.experimental.pallas.ops.tpu.splash_attention``.
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -64,37 +65,50 @@ def heads(q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks, name: 
     return kernel(q, k, v, segments)[:, :queries]
 
 
-def part(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, blocks: SplashBlocks
+def forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks, valid: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention to some of the keys, as :class:`wanjax.models.partial_attention.Kernel` has it, of every head."""
+    """What :func:`heads` gives, and the logarithm of the softmax's denominator, float32 [heads, N].
+
+    Keys from number ``valid`` on are masked; a query that none is left for has a denominator of next to nothing.
+    """
     queries, keys = q.shape[1], k.shape[1]
     kernel, long, wide = _made(len(q), queries, keys, blocks, save_residuals=True)
     segments = _segments(long, wide, keys, valid)
-    q, k, v = _filled(_scaled(q), long), _filled(k, wide), _filled(v, wide)
-    out, (statistics,) = kernel(q, k, v, segments)
+    out, (statistics,) = kernel(_filled(_scaled(q), long), _filled(k, wide), _filled(v, wide), segments)
     return out[:, :queries], statistics[:, :queries]
 
 
-def part_gradient(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, out: jax.Array, statistics: jax.Array,
-    d_out: jax.Array, blocks: SplashBlocks,
+def backward(
+    q: jax.Array, k: jax.Array, v: jax.Array, statistics: jax.Array, along: jax.Array, d_out: jax.Array,
+    blocks: SplashBlocks, valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    """The share of those keys in the gradient, likewise.
+    """Gradients of q, k and v from the statistics, which may be those of more keys than these.
 
-    The kernel's own backward pass, given the statistics of the whole softmax in the place of its part's. Nothing public
-    of jax takes them.
+    The kernel's own backward pass; nothing public of jax takes the statistics.
+
+    Args:
+        q: [heads, N, d].
+        k: [heads, M, d].
+        v: [heads, M, d].
+        statistics: float32 [heads, N], as of :func:`forward`.
+        along: the sum over d of d_out · out, float32 [heads, N].
+        d_out: [heads, N, d], gradient of the result.
+        blocks: sizes of the kernel's blocks.
+        valid: as for :func:`forward`.
     """
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
-
+    module = importlib.import_module("jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel")
     queries, keys, scale = q.shape[1], k.shape[1], jnp.asarray(1.0 / math.sqrt(q.shape[2]), q.dtype)
     kernel, long, wide = _made(len(q), queries, keys, blocks)
-    segments = _segments(long, wide, keys, valid)
-    kept = (_filled(_scaled(q), long), _filled(k, wide), _filled(v, wide), segments, None, _filled(out, long),
-            _filled(statistics, long), kernel.dq_mask_info, kernel.dkv_mask_info)  # fmt: skip
-    settings = {**kernel.kwargs, "save_residuals": False, "residual_checkpoint_name": None}
-    given = splash_attention_kernel._splash_attention_bwd(**settings, res=kept, do=_filled(d_out, long))
-    d_q, d_k, d_v = given[3:6]
+    options, sizes = kernel.kwargs, kernel.kwargs["block_sizes"]
+    d_q, d_k, d_v = module._splash_attention_bwd_dkv(
+        _filled(_scaled(q), long), _filled(k, wide), _filled(v, wide), _segments(long, wide, keys, valid), None,
+        _filled(statistics, long), _filled(d_out, long), _filled(along, long),
+        bq=sizes.block_q_dkv, bkv=sizes.block_kv_dkv, bkv_compute=sizes.block_kv_dkv_compute, is_mqa=False,
+        mask_info=kernel.dkv_mask_info, mask_value=options["mask_value"], attn_logits_soft_cap=None,
+        use_fused_bwd_kernel=True, q_layout=sizes.q_layout, k_layout=sizes.k_layout, v_layout=sizes.v_layout,
+        mask_function=options["mask_function"], interpret=options["interpret"],
+    )  # fmt: skip
     return (d_q * scale)[:, :queries], d_k[:, :keys], d_v[:, :keys]
 
 
