@@ -23,7 +23,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 # the files that take longest, longest first: one that is begun last would keep one core busy while others are idle
 LONG = (
-    "test_train_launcher", "test_showcase",
+    "test_train_launcher", "test_train", "test_showcase", "test_codec_training", "test_vae_light", "test_vae_shipped",
+    "test_sample", "test_vae_split", "test_probe_shadow", "test_first_frame", "test_convert", "test_plan",
+    "test_attention", "test_vae", "test_colab", "test_lora", "test_lora_factors", "test_mesh_equivalence",
 )
 
 
