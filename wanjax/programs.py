@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from wanjax import codec, conditions, denoise, first_frame, flops, hub, partition
+from wanjax import codec, codec_work, conditions, denoise, first_frame, flops, hub, partition, traffic
 from wanjax.config import ConfigError, Experiment, MeshConfig, validate
 from wanjax.experts import Expert
 from wanjax.models import rows
@@ -23,11 +23,13 @@ from wanjax.models.rows.dit import dit_rows
 from wanjax.models.rows.vae import vae_rows
 from wanjax.models.vae import WanVAE
 from wanjax.models.vae_config import WAN22, VAEConfig
+from wanjax.models.vae_split import ROWS, placement
 from wanjax.objectives import Decoder, make_objective
+from wanjax.pipeline import over_rows
 from wanjax.traffic import Work
 from wanjax.train import jit_train_step, make_optimizer, make_train_step, network_rows, state_shapes
 
-PROGRAMS = ("train", "sample")
+PROGRAMS = ("train", "sample", "encode", "decode")
 HOLDING, PASSES = ("one", "blocks"), ("batched", "two")  # of wanjax.denoise, what one step can be
 
 
@@ -39,7 +41,9 @@ class Program:
         lower: makes it ready to be compiled.
         arguments: the large ones, shapes with shardings: parameters, and what is trained with them.
         rows: of the parameters that it takes.
+        mesh: where it runs.
         work: how much it computes.
+        minimum: bytes that one device sends at least, by formula.
         flops: of the model's own work in a step, recomputation left out.
         formula: how ``flops`` is counted, in words.
         warnings: what stands for something that is not here.
@@ -48,7 +52,9 @@ class Program:
     lower: Callable[[], jax.stages.Lowered]
     arguments: Any
     rows: tuple[Row, ...]
+    mesh: Mesh
     work: Work
+    minimum: int
     flops: int
     formula: str
     warnings: tuple[str, ...] = ()
@@ -82,7 +88,7 @@ def train(experiment: Experiment, mesh: Mesh) -> Program:
     warnings: list[str] = []
     decoder, decoder_shapes = None, None
     if "temporal_luminance" in terms.active:
-        vae, warnings = _codec(experiment)
+        vae, warnings = _codec(experiment, None)
         decoder = Decoder(lambda params, x: vae.apply({"params": params}, x, method="decode"), None)
         decoder_shapes = _shapes(rows.shapes(vae_rows(vae.config), "float32"), partition.replicated(mesh))
     # the values of the luminance vector change no shape
@@ -101,7 +107,9 @@ def train(experiment: Experiment, mesh: Mesh) -> Program:
     clips, formula = experiment.data.batch, "3 × clips × forward(N, L): a backward pass counts as two forward passes"
     work = Work(clips, _tokens(experiment), experiment.text.length, micro=config.accumulate, train=True)
     total = clips * flops.training(experiment.model, _tokens(experiment), experiment.text.length)
-    return Program(lower, state, network_rows(model, head), work, total, formula, tuple(warnings))
+    table = network_rows(model, head)
+    least = traffic.minimum(experiment.model, table, mesh, work)
+    return Program(lower, state, table, mesh, work, least, total, formula, tuple(warnings))
 
 
 def sample(
@@ -118,11 +126,7 @@ def sample(
         param_dtype: in which parameters are held; None: config.model.param_dtype, as those of a run are.
     Raises: ConfigError: clips that do not divide over the mesh.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    clips = shards if clips is None else clips
-    if clips < 1 or clips % shards:
-        raise ConfigError(f"--clips = {clips}: expected a multiple of {shards} = mesh data·fsdp; give it, or put the "
-                          "devices on config.mesh.seq or config.mesh.tensor")  # fmt: skip
+    clips = _shared_clips(clips, mesh)
     if first_frame.reads_image(experiment.model):
         frames = experiment.codec_strides[0] + experiment.model.out_channels
         given = jax.ShapeDtypeStruct((clips, *_latent_grid(experiment), frames), jnp.float32)
@@ -141,7 +145,77 @@ def sample(
     work = Work(clips, _tokens(experiment), experiment.text.length, forwards, 1 if passes == "batched" else forwards)
     formula = f"{forwards} × clips × forward(N, L)" + (": with and without the prompt" if forwards == 2 else "")
     total = forwards * clips * flops.forward(experiment.model, _tokens(experiment), experiment.text.length)
-    return Program(lower, expert.shapes(streamed=holding == "blocks"), dit_rows(experiment.model), work, total, formula)
+    table = dit_rows(experiment.model)
+    least = traffic.minimum(experiment.model, table, mesh, work)
+    return Program(lower, expert.shapes(streamed=holding == "blocks"), table, mesh, work, least, total, formula)
+
+
+def encode(experiment: Experiment, mesh: Mesh, *, clips: int | None) -> Program:
+    """Clips to latents, as :mod:`data_pipelines.encode` makes them, in chunks of 4 frames.
+
+    Args:
+        experiment: whose codec it is.
+        mesh: clips go over data·fsdp, rows of frames over seq·tensor.
+        clips: at a time; None: one for each part of the mesh that clips are split over.
+    Raises: ConfigError: clips that do not divide over the mesh.
+    """
+    vae, warnings = _codec(experiment, mesh)
+    data, (frames, height, width) = experiment.data, _latent_grid(experiment)
+    clips = _shared_clips(clips, mesh)
+    table, place = vae_rows(vae.config), placement(mesh, height)
+    params = _shapes(rows.shapes(table, "float32"), partition.replicated(mesh))
+    video = jax.ShapeDtypeStruct((clips, data.frames, data.height, data.width, 3), jnp.uint8, sharding=place)
+
+    def run(params: Any, video: jax.Array) -> jax.Array:
+        return vae.apply({"params": params}, video.astype(jnp.float32) / 127.5 - 1.0, method="encode_chunked")
+
+    work = Work(clips, frames * height * width, 0)
+    total = clips * codec_work.clip_flops(vae.config, "encode", frames, height, width)
+    least = clips // _ways(mesh, partition.BATCH) * sum(
+        count * codec_work.chunk_bytes(vae.config, "encode", height, width, _ways(mesh, ROWS), 4, first=first)
+        for count, first in ((1, True), (frames - 1, False))
+    )
+    formula = "clips × (first frame + (F − 1) × chunk of 4 frames): convolutions, and attention within a frame"
+    return Program(lambda: jax.jit(run).lower(params, video), (params, video), table, mesh, work, least, total, formula,
+                   tuple(warnings))  # fmt: skip
+
+
+def decode(experiment: Experiment, mesh: Mesh) -> Program:
+    """One latent frame to 4 frames of pixels, which :mod:`experiments.sample` does F − 1 times after a clip's first.
+
+    Args:
+        experiment: whose codec it is.
+        mesh: all of whose devices take rows of the one clip.
+    """
+    vae, warnings = _codec(experiment, mesh)
+    vae = over_rows(vae, mesh)
+    assert vae.mesh is not None
+    _, height, width = _latent_grid(experiment)
+    chunk = jax.ShapeDtypeStruct((1, 1, height, width, vae.config.z_dim), jnp.float32)
+    table = vae_rows(vae.config)
+    params = _shapes(rows.shapes(table, "float32"), partition.replicated(vae.mesh))
+    total = codec_work.chunk_flops(vae.config, "decode", height, width)
+    least = codec_work.chunk_bytes(vae.config, "decode", height, width, vae.mesh.size, 4)
+    formula = "a latent frame to 4 frames, of which a clip has F − 1: convolutions, and attention within a frame"
+    return Program(lambda: vae.lowered(chunk, method="decode"), params, table, vae.mesh, Work(1, height * width, 0),
+                   least, total, formula, tuple(warnings))  # fmt: skip
+
+
+def _shared_clips(clips: int | None, mesh: Mesh) -> int:
+    """Clips at a time.
+
+    Raises: ConfigError: they do not divide over the mesh.
+    """
+    shards = _ways(mesh, partition.BATCH)
+    clips = shards if clips is None else clips
+    if clips < 1 or clips % shards:
+        raise ConfigError(f"--clips = {clips}: expected a multiple of {shards} = mesh data·fsdp; give it, or put the "
+                          "devices on config.mesh.seq or config.mesh.tensor")  # fmt: skip
+    return clips
+
+
+def _ways(mesh: Mesh, axes: Sequence[str]) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def _unread(places: Any) -> Any:
@@ -174,13 +248,13 @@ def _shapes(tree: Any, place: jax.sharding.Sharding) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
 
 
-def _codec(experiment: Experiment) -> tuple[WanVAE, list[str]]:
+def _codec(experiment: Experiment, mesh: Mesh | None) -> tuple[WanVAE, list[str]]:
     """The config's codec, without its weights; where it is not on this disk, the published one of its strides."""
     try:
         network = hub.open_network(codec.find_codec(experiment.codec), "vae", dtype="float32")
     except FileNotFoundError:
         published = WAN22 if experiment.codec_strides == WAN22.strides else VAEConfig()
-        return WanVAE(published), [f"config.codec = {experiment.codec!r} is not here: planned with the published codec "
-                                   f"of strides {published.strides}"]  # fmt: skip
+        return WanVAE(published, mesh), [f"config.codec = {experiment.codec!r} is not here: planned with the published "
+                                         f"codec of strides {published.strides}"]  # fmt: skip
     assert isinstance(network.config, VAEConfig)
-    return WanVAE(network.config), []
+    return WanVAE(network.config, mesh), []
