@@ -85,7 +85,7 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         CompileError: the compiler refuses for another reason than memory.
     """
     experiment, mesh = programs.lay_out(experiment, topology.devices(machine))
-    program = _program(experiment, mesh, settings)
+    program = plan_program(experiment, mesh, settings)
     mesh = program.mesh
     started = time.perf_counter()
     lowered = program.lower()
@@ -138,7 +138,8 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
     return result
 
 
-def _program(experiment: Experiment, mesh: Mesh, settings: Settings) -> Program:
+def plan_program(experiment: Experiment, mesh: Mesh, settings: Settings) -> Program:
+    """What is to be compiled."""
     if settings.program == "train":
         return programs.train(experiment, mesh)
     if settings.program == "encode":

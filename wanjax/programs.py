@@ -105,11 +105,17 @@ def train(experiment: Experiment, mesh: Mesh) -> Program:
         return jit_train_step(step, state).lower(state, batch, key, decoder_shapes)
 
     clips, formula = experiment.data.batch, "3 × clips × forward(N, L): a backward pass counts as two forward passes"
-    work = Work(clips, _tokens(experiment), experiment.text.length, micro=config.accumulate, train=True)
+    work = training_work(experiment)
     total = clips * flops.training(experiment.model, _tokens(experiment), experiment.text.length)
     table = network_rows(model, head)
     least = traffic.minimum(experiment.model, table, mesh, work)
     return Program(lower, state, table, mesh, work, least, total, formula, tuple(warnings))
+
+
+def training_work(experiment: Experiment) -> Work:
+    """Of one optimizer step."""
+    return Work(experiment.data.batch, _tokens(experiment), experiment.text.length, micro=experiment.train.accumulate,
+                train=True)  # fmt: skip
 
 
 def sample(
