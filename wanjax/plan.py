@@ -69,7 +69,7 @@ class Settings:
 def versions() -> dict[str, str]:
     """Of what a plan depends on beside this library."""
     found = {}
-    for name in ("jax", "jaxlib", "flax", "optax", "libtpu"):
+    for name in ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
