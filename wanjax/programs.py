@@ -63,15 +63,10 @@ class Program:
 def lay_out(experiment: Experiment, devices: Sequence[Any]) -> tuple[Experiment, Mesh]:
     """The experiment with the axes of its mesh filled in, and that mesh over the devices.
 
-    Raises: ConfigError, ValueError: sizes that do not go with the devices, or not with the axes of their torus.
+    Raises: ConfigError, ValueError: sizes that do not go with the devices.
     """
     sizes = experiment.mesh.sizes(len(devices))
-    try:
-        mesh = partition.make_mesh(sizes, devices)
-    except NotImplementedError as error:  # jax's own, for a torus that it would have to split
-        raise ConfigError(f"config.mesh = {sizes} does not fit the axes of the torus: make each size a product of "
-                          f"whole axes ({error})") from error  # fmt: skip
-    return dataclasses.replace(experiment, mesh=MeshConfig(**sizes)), mesh
+    return dataclasses.replace(experiment, mesh=MeshConfig(**sizes)), partition.make_mesh(sizes, devices)
 
 
 def train(experiment: Experiment, mesh: Mesh) -> Program:
