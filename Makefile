@@ -5,6 +5,7 @@
 #   make test     all tests
 #   make lint     ruff, and mypy on the public modules
 #   make parity   compares the networks with PyTorch's, live (installs PyTorch into an environment of its own)
+#   make plans    plans of the A14B pair on TPUs and GPUs that are not there (installs their compilers, 7 GB, likewise)
 #   make setup    only the environment, .venv
 
 # the first Python on the PATH that is new enough; `make PYTHON=/path/to/python3.12 ...` chooses another
@@ -12,6 +13,7 @@ PYTHON ?= $(shell for p in python3 python python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := .venv/bin/python
 PARITY := .venv-parity/bin/python
+PLANS := .venv-plans/bin/python
 # a stage says what it does and when, in seconds since the start
 BEGAN := $(shell date +%s)
 say = @echo "== $$(($$(date +%s) - $(BEGAN))) s: $(1)"
@@ -20,7 +22,7 @@ DATA := runs/data
 DEMO := runs/demo
 SHOWCASE := runs/showcase
 
-.PHONY: setup demo showcase test lint parity
+.PHONY: setup demo showcase test lint parity plans
 
 setup: .venv/.installed
 
@@ -29,6 +31,9 @@ setup: .venv/.installed
 
 .venv-parity/.installed: pyproject.toml setup.py constraints.txt
 	$(call environment,.venv-parity,test$(comma)parity)
+
+.venv-plans/.installed: pyproject.toml setup.py constraints.txt
+	$(call environment,.venv-plans,tpu$(comma)cuda12)
 
 comma := ,
 # the stamp comes last: an interrupted installation is gone on with
@@ -86,3 +91,6 @@ lint: setup
 
 parity: .venv-parity/.installed
 	$(PARITY) -m pytest tests/parity
+
+plans: .venv-plans/.installed
+	$(PLANS) benchmarks/plans.py

@@ -14,12 +14,14 @@ import pytest
 
 from experiments import plan as launcher
 from tests import xla_flags
+from wanjax import codec_work, hub, offload, plan_cache, programs, topology
 from wanjax import config as config_lib
-from wanjax import offload, plan_cache, programs, topology
+from wanjax.codec import find_codec
 from wanjax.compiled_memory import Memory
 from wanjax.config import ConfigError
 from wanjax.models import rows
 from wanjax.models.rows.dit import dit_rows
+from wanjax.models.rows.vae import vae_rows
 from wanjax.plan import PlanError, Settings, plan
 from wanjax.plan_table import table
 
@@ -98,6 +100,25 @@ def test_two_passes_gather_twice_and_without_guidance_there_is_one():
         assert found["flops_per_step"] == passes * once["flops_per_step"]
     # what stands outside the blocks is gathered once
     assert once["minimum_collective_bytes"] < twice["minimum_collective_bytes"] < 2 * once["minimum_collective_bytes"]
+
+
+def test_the_codec_is_planned_over_rows_of_frames():
+    """Of 4 latent rows on 8 devices: encoding four clips at a time over the config's mesh, decoding one over all."""
+    apart = small(**{"mesh.fsdp": 4, "mesh.seq": 2})
+    encoding, decoding = plan(apart, CPU, Settings("encode")), plan(apart, CPU, Settings("decode"))
+    assert (encoding["clips"], encoding["mesh"]["seq"], decoding["clips"], decoding["mesh"]["seq"]) == (4, 2, 1, 8)
+    codec = hub.open_network(find_codec(apart.codec), "vae").config
+    assert encoding["flops_per_step"] == 4 * codec_work.clip_flops(codec, "encode", 3, 4, 4)
+    assert decoding["flops_per_step"] == codec_work.chunk_flops(codec, "decode", 4, 4)
+    for found in (encoding, decoding):
+        assert found["params"] == rows.count(vae_rows(codec)) and found["fits"]
+        assert {line["op"] for line in found["collectives"]} >= {"collective-permute", "all-gather"}
+        assert {tuple(line["axes"]) for line in found["collectives"]} == {("seq",)}
+        assert 0 < found["minimum_collective_bytes"] < found["collective_bytes"]
+    assert 0.7 < encoding["executed_flops"] / encoding["flops_per_step"] < 1  # zeros around a frame are left out
+    # half of the eight parts lie below the frame
+    assert 1 < decoding["executed_flops"] / decoding["flops_per_step"] < 2.1
+    assert "1 clips of 16 tokens" in table(decoding)
 
 
 def test_parameters_in_host_memory_are_the_host_s():
@@ -192,9 +213,10 @@ def test_state_alone_that_is_too_large_wants_more_chips(monkeypatch):
 
 
 @pytest.mark.parametrize("settings,message", [
-    ({"program": "serve"}, "--program 'serve': expected one of train, sample"),
-    ({"program": "decode"}, "encode and decode cannot be planned yet"),
-    ({"program": "train", "clips": 4, "passes": "two"}, "--clips, --passes: only for --program sample"),
+    ({"program": "serve"}, "--program 'serve': expected one of train, sample, encode, decode"),
+    ({"program": "decode", "clips": 2}, "--clips: not of --program decode; clips are decoded one at a time"),
+    ({"program": "encode", "holding": "one"}, "--holding: not of --program encode; it takes --clips alone"),
+    ({"program": "train", "clips": 4, "passes": "two"}, "--clips, --passes: not of --program train; a training step"),
     ({"program": "sample", "holding": "both"}, "--holding 'both': expected one of one, blocks"),
     ({"program": "sample", "param_dtype": "int8"}, "--param_dtype 'int8': expected one of float32, bfloat16"),
     ({"program": "sample", "passes": "three"}, "--passes 'three': expected one of batched, two"),

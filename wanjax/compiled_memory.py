@@ -94,6 +94,15 @@ def text_of(compiled: jax.stages.Compiled, dump: pathlib.Path | None = None) -> 
         return None
 
 
+def argument_bytes(arguments: Any) -> int:
+    """Of one device, in its own memory.
+
+    Args:
+        arguments: tree of ``jax.ShapeDtypeStruct`` with shardings.
+    """
+    return _shards(arguments)[0]
+
+
 def refused(message: str) -> tuple[int, int] | None:
     """Bytes that are needed and that are available, from the message of a TPU's compiler; None: another message."""
     for pattern in _REFUSALS:

@@ -13,15 +13,24 @@ import tempfile
 import time
 from typing import Any
 
-from wanjax import collectives, executed, hlo, programs, roofline, topology, traffic
+from jax.sharding import Mesh
+
+from wanjax import collectives, executed, hlo, programs, roofline, topology
 from wanjax.compiled_memory import Memory, compile_with_memory, text_of
 from wanjax.config import Experiment
 from wanjax.models import rows
 from wanjax.models.dit_config import DTYPES
+from wanjax.plan_remedies import remedies
 from wanjax.programs import Program
 from wanjax.topology import Topology
 
 NOTE = "an estimate from the maker's rates: a lower bound on the time, at which nothing has run"
+
+
+# settings that a program takes, and how many clips it works on
+_TAKEN = {"train": (), "sample": ("clips", "holding", "passes", "param_dtype"), "encode": ("clips",), "decode": ()}
+_CLIPS = {"train": "a training step takes config.data.batch clips", "encode": "it takes --clips alone",
+          "decode": "clips are decoded one at a time", "sample": ""}  # fmt: skip
 
 
 class PlanError(ValueError):
@@ -34,7 +43,8 @@ class Settings:
 
     Attributes:
         program: one of :data:`wanjax.programs.PROGRAMS`.
-        clips, holding, passes, param_dtype: of sampling, see :func:`wanjax.programs.sample`; None: its default.
+        clips: of sampling and encoding, at a time; None: one for each part of the mesh that clips are split over.
+        holding, passes, param_dtype: of sampling, see :func:`wanjax.programs.sample`; None: its default.
     """
 
     program: str
@@ -45,13 +55,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.program not in programs.PROGRAMS:
-            raise PlanError(f"--program {self.program!r}: expected one of {', '.join(programs.PROGRAMS)}; the codec's "
-                            "encode and decode cannot be planned yet")  # fmt: skip
+            raise PlanError(f"--program {self.program!r}: expected one of {', '.join(programs.PROGRAMS)}")
         names = ("clips", "holding", "passes", "param_dtype")
-        given = [f"--{name}" for name in names if getattr(self, name) is not None]
-        if given and self.program != "sample":
-            raise PlanError(f"{', '.join(given)}: only for --program sample; a training step takes config.data.batch "
-                            "clips")  # fmt: skip
+        given = [name for name in names if getattr(self, name) is not None]
+        wrong = [f"--{name}" for name in given if name not in _TAKEN[self.program]]
+        if wrong:
+            raise PlanError(f"{', '.join(wrong)}: not of --program {self.program}; {_CLIPS[self.program]}")
         for name, known in (("holding", programs.HOLDING), ("passes", programs.PASSES), ("param_dtype", DTYPES)):
             if getattr(self, name) not in (None, *known):
                 raise PlanError(f"--{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
@@ -60,7 +69,7 @@ class Settings:
 def versions() -> dict[str, str]:
     """Of what a plan depends on beside this library."""
     found = {}
-    for name in ("jax", "jaxlib", "flax", "optax", "libtpu"):
+    for name in ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -76,11 +85,8 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         CompileError: the compiler refuses for another reason than memory.
     """
     experiment, mesh = programs.lay_out(experiment, topology.devices(machine))
-    if settings.program == "train":
-        program = programs.train(experiment, mesh)
-    else:
-        program = programs.sample(experiment, mesh, clips=settings.clips, holding=settings.holding or "one",
-                                  passes=settings.passes or "batched", param_dtype=settings.param_dtype)  # fmt: skip
+    program = plan_program(experiment, mesh, settings)
+    mesh = program.mesh
     started = time.perf_counter()
     lowered = program.lower()
     with tempfile.TemporaryDirectory() as folder:
@@ -119,16 +125,30 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         "attention_kernels": work and [dataclasses.asdict(kernel) for kernel in work.kernels],
         "collectives": lines,
         "collective_bytes": found and found.bytes,
-        "minimum_collective_bytes": traffic.minimum(experiment.model, program.rows, mesh, program.work, program.frozen,
-                                                    experiment.lora.base_dtype),  # fmt: skip
+        "minimum_collective_bytes": program.minimum,
         "compile_seconds": round(seconds, 1),
         "estimate": estimate,
         "versions": versions(),
     }
     result["warnings"] = [*program.warnings, *_warnings(machine, found, work, compiled is None)]
     if not result["fits"]:
-        result["warnings"].append(_too_much(experiment, result, settings, memory, program))
+        result["warnings"].append(
+            remedies(experiment, result, memory, forwards=program.work.forwards, holding=settings.holding or "one",
+                     passes=settings.passes or "batched")
+        )  # fmt: skip
     return result
+
+
+def plan_program(experiment: Experiment, mesh: Mesh, settings: Settings) -> Program:
+    """What is to be compiled."""
+    if settings.program == "train":
+        return programs.train(experiment, mesh)
+    if settings.program == "encode":
+        return programs.encode(experiment, mesh, clips=settings.clips)
+    if settings.program == "decode":
+        return programs.decode(experiment, mesh)
+    return programs.sample(experiment, mesh, clips=settings.clips, holding=settings.holding or "one",
+                           passes=settings.passes or "batched", param_dtype=settings.param_dtype)  # fmt: skip
 
 
 def _lines(found: collectives.Found, mesh: dict[str, int], machine: Topology, domains: list[int]
@@ -187,38 +207,3 @@ def _warnings(machine: Topology, found: collectives.Found | None, work: executed
     if work and work.unknown_calls:
         out.append(f"what these kernels compute is not known and not counted: {', '.join(work.unknown_calls)}")
     return out
-
-
-def _too_much(
-    experiment: Experiment, result: dict[str, Any], settings: Settings, memory: Memory, program: Program
-) -> str:
-    """By how much it does not fit, and what changes that, the cheapest first."""
-    over, mesh, out = memory.peak - result["hbm_bytes_per_device"], result["mesh"], []
-    state_alone = memory.arguments > result["hbm_bytes_per_device"]
-    shards, heads = mesh["data"] * mesh["fsdp"], experiment.model.heads
-    if settings.program == "train":
-        if experiment.model.remat != "full":
-            out.append("config.model.remat=full")
-        if result["clips"] > shards * experiment.train.accumulate:
-            out.append(f"config.train.accumulate={result['clips'] // shards} or a smaller config.data.batch")
-    else:
-        if (settings.holding or "one") == "one" and memory.arguments > over:
-            out.append("--holding blocks")
-        if (settings.passes or "batched") == "batched" and program.work.forwards > 1:
-            out.append("--passes two")
-        if result["clips"] > shards:
-            out.append(f"--clips {shards}")
-    if mesh["data"] > 1:
-        out.append("config.mesh.fsdp in the place of data, which holds copies of the parameters")
-    rings = experiment.model.sequence != "heads"
-    larger = [n for n in range(2 * mesh["seq"], result["devices"] + 1)
-              if result["devices"] % n == 0 and (rings or heads % n == 0)]  # fmt: skip
-    if larger and not state_alone:
-        out.append(f"config.mesh.seq={larger[0]}, which splits tokens" +
-                   (f" (and config.data.batch a multiple of {result['devices'] // larger[0]})"
-                    if settings.program == "train" else ""))  # fmt: skip
-    elif not state_alone:
-        out.append("more chips, and a larger config.mesh.seq over them")
-    out.append("more chips, or chips with more memory" if state_alone else "shorter or smaller clips")
-    return f"does not fit: {over / 1e9:.2f} GB too much on each device; what helps: {'; '.join(out)}"
-
