@@ -33,7 +33,6 @@ from wanjax.run_log import RunLog, SilentLog
 from wanjax.train import EXPERTS, Diverged, Expert, Stopped, train_expert
 from wanjax.workdir import Workdir, WorkdirError
 
-
 ERRORS = (config_lib.ConfigError, WorkdirError, CheckpointError, CacheError, encode.DataError, Diverged, OSError,
           ValueError)
 

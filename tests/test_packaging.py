@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # import name -> name of the distribution, where they differ
 DISTRIBUTION = {"cv2": "opencv-python-headless", "PIL": "pillow", "orbax": "orbax-checkpoint", "absl": "absl-py",
-                "tensorboardX": "tensorboardx"}
+                "tensorboardX": "tensorboardx", "yaml": "pyyaml"}
 
 
 def normal(name):

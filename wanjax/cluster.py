@@ -193,8 +193,9 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
             return Cluster()
         kind, arguments = found, {}
         if kind == "Kubernetes" and importlib.util.find_spec("kubernetes") is None:
-            raise ClusterError("this is a pod of an indexed Job, and JAX finds the others with a package that is not "
-                               'installed: pip install "wanjax[k8s]", or give --processes=1 if it is alone')  # fmt: skip
+            raise ClusterError("this is a pod of an indexed Job, and JAX finds the others with the package kubernetes, "
+                               "which is not installed: pip install \"wanjax[k8s]\", or give --processes=1 if it is "
+                               "alone")  # fmt: skip
     try:
         jax.distributed.initialize(**arguments, initialization_timeout=START_SECONDS,
                                    heartbeat_timeout_seconds=HEARTBEAT_SECONDS)  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 from wanjax import collectives, flops, programs, roofline, topology, traffic
 from wanjax.compiled_memory import Memory, compile_with_memory, text_of
-from wanjax.config import Experiment
+from wanjax.config import Experiment, to_dict
 from wanjax.models import rows
 from wanjax.models.dit_config import DTYPES
 from wanjax.programs import Program
@@ -93,6 +93,7 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
     result: dict[str, Any] = {
         "program": settings.program,
         "config": experiment.name,
+        "experiment": to_dict(experiment),
         "topology": machine.name,
         "params": rows.count(program.rows),
         "chips": machine.chips,

@@ -48,8 +48,8 @@ def check_data(cluster: Cluster, cache: LatentCache) -> None:
 
 def program_facts(experiment: config_lib.Experiment, workdir: str) -> dict[str, Any]:
     """What this process was started with, by name."""
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint",
-                                                                    "wanjax")}  # fmt: skip
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "wanjax")
+    versions = {name: importlib.metadata.version(name) for name in names}
     flags = {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
     return {**flat(config_lib.to_dict(experiment), "config"), "--workdir": workdir, **versions,
             "wanjax's source": source_digest(), **flags}  # fmt: skip
