@@ -44,7 +44,7 @@ def script(experiment: config_lib.Experiment, machine: Machine, command: list[st
         LaunchError: a machine that SLURM does not start, or options that say what the plan says.
     """
     if machine.kind not in ("cpu", *GPUS):
-        raise LaunchError(f"the plan is for {machine.topology}: TPUs are started by python -m experiments.launch.jobset")
+        raise LaunchError(f"the plan is for {machine.topology}: TPUs are started by experiments.launch.jobset")
     for option in options:
         if option.partition("=")[0] in SETTLED or option.startswith("--ntasks-per"):
             raise LaunchError(f"--sbatch={option}: that follows from the plan; plan another machine")
@@ -62,7 +62,8 @@ def script(experiment: config_lib.Experiment, machine: Machine, command: list[st
     steps = ["srun", "--kill-on-bad-exit=0", f"--wait={WAIT}", "--label", "--unbuffered"]
     # each task takes the GPU of its local number, so all tasks have to see all of them
     steps += ["--gpu-bind=none"] if gpu else []
-    steps += [f"--container-image={image}", f"--container-mounts={','.join(f'{m}:{m}' for m in mounts)}"] if image else []
+    if image:
+        steps += [f"--container-image={image}", f"--container-mounts={','.join(f'{m}:{m}' for m in mounts)}"]
     lines = [
         "#!/usr/bin/env bash",
         f"# {made_by}",
