@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
@@ -40,8 +40,8 @@ from wanjax.train import make_optimizer, state_shapes
 
 EXPERT, DEVICES = "high", 4
 STEPS = 60
-OVERRIDES = {"train.expert": EXPERT, "train.steps_high": STEPS, "train.checkpoint_every": 1, "train.keep": 1000,
-             "mesh.fsdp": 2, "mesh.seq": 2, "optimizer.warmup_steps": 5}  # fmt: skip
+OVERRIDES = {"train.expert": EXPERT, "train.steps_high": STEPS, "train.keep": 1000, "mesh.fsdp": 2, "mesh.seq": 2,
+             "optimizer.warmup_steps": 5}  # fmt: skip
 LIMITS = {"params": 1e-6, "ema": 1e-6, "moments": 1e-4}
 
 
@@ -72,33 +72,29 @@ def wait(running: Sequence[subprocess.Popen[bytes]], logs: pathlib.Path, codes: 
         raise DoesNotHold(f"exit codes {found}, expected {list(codes)}\n{tails}")
 
 
-def trained(folder: pathlib.Path, name: str, processes: int, until: int | None = None) -> pathlib.Path:
-    """A run's workdir, trained to its end, or until a checkpoint of step ``until`` is there and then killed."""
+def trained(folder: pathlib.Path, name: str, processes: int, step: int, every: int) -> pathlib.Path:
+    """A run's workdir, trained with a checkpoint every so many steps until that of a step is there, and then killed."""
     workdir, logs = folder / name, folder / "logs" / name
-    if (folder / f"{name}.done").exists():
-        return workdir
-    running = launch(train(folder, workdir), processes, logs)
-    if until is None:
-        wait(running, logs, [0] * processes)
-    else:
-        reach(running, workdir, until)
+    if step not in saved(workdir):
+        running = launch(train(folder, workdir, every), processes, logs)
+        reach(running, workdir, lambda: step in saved(workdir))
         for process in running:
             process.kill()
             process.wait()
-    (folder / f"{name}.done").touch()
     return workdir
 
 
-def train(folder: pathlib.Path, workdir: pathlib.Path) -> list[str]:
+def train(folder: pathlib.Path, workdir: pathlib.Path, every: int) -> list[str]:
     """The launcher's command."""
-    return launching.command(workdir, launching.small_data(folder / "data"), folder / "cache", **OVERRIDES)
+    own = {**OVERRIDES, "train.checkpoint_every": every}
+    return launching.command(workdir, launching.small_data(folder / "data"), folder / "cache", **own)
 
 
-def reach(running: Sequence[subprocess.Popen[bytes]], workdir: pathlib.Path, step: int) -> None:
-    """Waits until the checkpoint of a step is whole."""
-    while not (checkpoints(workdir) / str(step + 1)).exists():  # orbax gives a folder its name when it is whole
+def reach(running: Sequence[subprocess.Popen[bytes]], workdir: pathlib.Path, there: Callable[[], bool]) -> None:
+    """Waits until something is there that the processes of a run make."""
+    while not there():
         if any(process.poll() is not None for process in running):
-            raise DoesNotHold(f"a process of {workdir} ended before step {step}: see its log")
+            raise DoesNotHold(f"a process of {workdir} ended too early: see its log")
         time.sleep(0.05)
 
 
@@ -107,7 +103,7 @@ def checkpoints(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def saved(workdir: pathlib.Path) -> list[int]:
-    """Steps of the checkpoints that are whole."""
+    """Steps of the checkpoints that are whole; orbax gives a folder its name when it is."""
     return sorted(int(path.name) for path in checkpoints(workdir).glob("*") if path.name.isdigit())
 
 
@@ -177,14 +173,15 @@ def check_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray], what: str) ->
     return f"{what}: {len(a)} arrays bit for bit"
 
 
-def kill(folder: pathlib.Path, name: str, victim: int, step: int) -> str:
-    """Kills one of four with SIGKILL, checks how the others end, and lets the run be restarted."""
+def kill(folder: pathlib.Path, name: str, victim: int) -> str:
+    """Kills one of four with SIGKILL a few steps after checkpoint 10, and checks how the others end."""
     workdir, logs = folder / name, folder / "logs" / name
     kept = folder / f"{name}.killed"
     if kept.exists():
         return kept.read_text()
-    running = launch(train(folder, workdir), 4, logs)
-    reach(running, workdir, step)
+    running = launch(train(folder, workdir, 10), 4, logs)
+    reach(running, workdir, lambda: 10 in saved(workdir) and len(launching.log(workdir)) >= 12)
+    step = len(launching.log(workdir))
     killed = time.monotonic()
     running[victim].kill()
     took = []
@@ -212,12 +209,8 @@ def stop(folder: pathlib.Path, name: str, asked: int, step: int) -> tuple[int, s
     workdir, logs = folder / name, folder / "logs" / name
     kept = folder / f"{name}.stopped"
     if not kept.exists():
-        rarely = "--config.train.checkpoint_every=100000"
-        running = launch([*train(folder, workdir), rarely, "--stopped_code=75"], 4, logs)
-        while len(launching.log(workdir)) < step:
-            if any(process.poll() is not None for process in running):
-                raise DoesNotHold(f"a process of {workdir} ended before step {step}: see its log")
-            time.sleep(0.05)
+        running = launch([*train(folder, workdir, 100000), "--stopped_code=75"], 4, logs)
+        reach(running, workdir, lambda: len(launching.log(workdir)) >= step)
         sent = time.monotonic()
         running[asked].send_signal(signal.SIGTERM)
         wait(running, logs, [75] * 4)
@@ -235,25 +228,25 @@ def prove(folder: pathlib.Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[str] = []
     lines = []
-    one, four = trained(folder, "one", 1), trained(folder, "four", 4)
+    one, four = trained(folder, "one", 1, 20, every=10), trained(folder, "four", 4, 20, every=10)
     check_close(at(folder, one, 20), at(folder, four, 20), "4 processes and 1, after 20 steps", rows)
     for victim in (2, 0):
         name = f"killed_{victim}"
-        lines.append(kill(folder, name, victim, 23))
-        restart = trained(folder, name, 4, until=27)
-        lines.append(check_same(at(folder, four, 27), at(folder, restart, 27), "restarted, at step 27"))
-    step, text = stop(folder, "stopped", 1, 8)
+        lines.append(kill(folder, name, victim))
+        restart = trained(folder, name, 4, 20, every=10)
+        lines.append(check_same(at(folder, four, 20), at(folder, restart, 20),
+                                "restarted, and never killed, at step 20"))  # fmt: skip
+    step, text = stop(folder, "stopped", 1, 5)
     lines.append(text)
-    stopped = folder / "stopped"
-    state = at(folder, stopped, step)
-    lines.append(check_same(at(folder, four, step), state, f"stopped and not stopped, at step {step}"))
+    stopped, later = folder / "stopped", step + 20
+    trained(folder, "four", 4, later, every=later)
     for processes in (2, 1):
-        by = read_by(processes, folder, stopped, step) if processes > 1 else state
-        lines.append(check_same(read_by(4, folder, stopped, step), by, f"restored by 4 and by {processes}"))
+        lines.append(check_same(read_by(4, folder, stopped, step), read_by(processes, folder, stopped, step),
+                                f"restored by 4 and by {processes}"))  # fmt: skip
         resumed = only(stopped, step, folder / f"resumed_{processes}")
-        trained(folder, resumed.name, processes, until=step + 20)
-        check_close(at(folder, four, step + 20), at(folder, resumed, step + 20),
-                    f"resumed by {processes}, 20 steps later", rows)  # fmt: skip
+        trained(folder, resumed.name, processes, later, every=later)
+        check_close(at(folder, four, later), at(folder, resumed, later),
+                    f"resumed by {processes}, and never stopped by 4, 20 steps later", rows)  # fmt: skip
     return "\n".join([
         f"<!-- {datetime.date.today().isoformat()}, {platform.machine()}, {os.cpu_count()} cores, "
         f"jax {jax.__version__} -->",

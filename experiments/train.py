@@ -75,8 +75,9 @@ def objective_for(name: str, experiment: config_lib.Experiment, codec: codec_lib
     """What the expert "high" or "low" minimises; says which terms of the config are not for it."""
     config = experiment.objective.of(experiment.train.timesteps(name))
     for left_out in sorted({*experiment.objective.active} - {*config.active}):
-        print(f"{name} expert: config.objective.{left_out} applies to the low-noise expert alone and is left out here",
-              flush=True)
+        if jax.process_index() == 0:
+            print(f"{name} expert: config.objective.{left_out} applies to the low-noise expert alone and is left out "
+                  "here", flush=True)
     decoder = Decoder(lambda params, x: codec.model.apply({"params": params}, x, method="decode"), codec.params)
     return make_objective(config, codec.luminance.m if codec.luminance else None, decoder)
 

@@ -1,6 +1,7 @@
 """Sample grids during training: each expert is shown doing its own job."""
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -47,7 +48,10 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
     timesteps = jnp.asarray(solver.timesteps, jnp.float32)
     sigma = float(solver.sigmas[edge])
 
-    @jax.jit
+    # every process looks at the whole picture
+    whole = None if model.mesh is None else partition.replicated(model.mesh)
+
+    @functools.partial(jax.jit, out_shardings=whole)
     def run(params: Any, codec_params: Any) -> jax.Array:
         x = shown.start(noise if expert == "high" else rectified_flow.add_noise(x0, noise, jnp.full(len(x0), sigma)))
 

@@ -200,7 +200,8 @@ def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int,
     low, high = timesteps
     centres = low + (np.arange(bins) + 0.5) * (high - low) / bins
 
-    @jax.jit
+    # every process reads all bins
+    @functools.partial(jax.jit, out_shardings=None if model.mesh is None else partition.replicated(model.mesh))
     def validate(params: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
         x0 = batch["latents"]
         noise = jax.random.normal(key, x0.shape, jnp.float32)
