@@ -5,6 +5,7 @@
 #   make test     all tests
 #   make lint     ruff, and mypy on the public modules
 #   make parity   compares the networks with PyTorch's, live (installs PyTorch into an environment of its own)
+#   make cluster  four processes against one, and a job under a SLURM of its own; by hand, results in benchmarks/results
 #   make setup    only the environment, .venv
 
 # the first Python on the PATH that is new enough; `make PYTHON=/path/to/python3.12 ...` chooses another
@@ -20,7 +21,7 @@ DATA := runs/data
 DEMO := runs/demo
 SHOWCASE := runs/showcase
 
-.PHONY: setup demo showcase test lint parity
+.PHONY: setup demo showcase test lint parity cluster
 
 setup: .venv/.installed
 
@@ -83,6 +84,10 @@ test: setup
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+cluster: setup
+	$(RUN) -m benchmarks.cluster_processes --folder runs/cluster --result benchmarks/results/cluster_processes.md
+	$(RUN) -m benchmarks.cluster_slurm --folder runs/cluster --result benchmarks/results/cluster_slurm.md
 
 parity: .venv-parity/.installed
 	$(PARITY) -m pytest tests/parity

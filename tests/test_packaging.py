@@ -63,7 +63,7 @@ def test_the_package_is_typed_and_has_a_version():
     assert re.fullmatch(r"\d+\.\d+\.\d+", wanjax.__version__)
 
 
-@pytest.mark.parametrize("target", ["setup", "demo", "test", "lint", "parity"])
+@pytest.mark.parametrize("target", ["setup", "demo", "test", "lint", "parity", "cluster"])
 def test_the_makefile_has_the_documented_targets(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
