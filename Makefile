@@ -6,6 +6,7 @@
 #   make lint     ruff, and mypy on the public modules
 #   make parity   compares the networks with PyTorch's, live (installs PyTorch into an environment of its own)
 #   make plans    plans of the A14B pair on TPUs and GPUs that are not there (installs their compilers, 7 GB, likewise)
+#   make cluster  four processes against one, and a job under a SLURM of its own; by hand, results in benchmarks/results
 #   make setup    only the environment, .venv
 
 # the first Python on the PATH that is new enough; `make PYTHON=/path/to/python3.12 ...` chooses another
@@ -22,7 +23,7 @@ DATA := runs/data
 DEMO := runs/demo
 SHOWCASE := runs/showcase
 
-.PHONY: setup demo showcase test lint parity plans
+.PHONY: setup demo showcase test lint parity plans cluster
 
 setup: .venv/.installed
 
@@ -88,6 +89,10 @@ test: setup
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+cluster: setup
+	$(RUN) -m benchmarks.cluster_processes --folder runs/cluster --result benchmarks/results/cluster_processes.md
+	$(RUN) -m benchmarks.cluster_slurm --folder runs/cluster --result benchmarks/results/cluster_slurm.md
 
 parity: .venv-parity/.installed
 	$(PARITY) -m pytest tests/parity

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from wanjax import collectives, executed, hlo, programs, roofline, topology
 from wanjax.compiled_memory import Memory, compile_with_memory, text_of
-from wanjax.config import Experiment
+from wanjax.config import Experiment, to_dict
 from wanjax.models import rows
 from wanjax.models.dit_config import DTYPES
 from wanjax.plan_remedies import remedies
@@ -104,6 +104,7 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
     result: dict[str, Any] = {
         "program": settings.program,
         "config": experiment.name,
+        "experiment": to_dict(experiment),
         "topology": machine.name,
         "params": rows.count(program.rows) + rows.count(program.frozen),
         "frozen_params": rows.count(program.frozen),

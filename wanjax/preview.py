@@ -1,6 +1,7 @@
 """Sample grids during training: each expert is shown doing its own job."""
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,8 +36,8 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
     """
     ways = 1 if model.mesh is None else math.prod(model.mesh.shape[axis] for axis in partition.BATCH)
     made = -(-clips // ways) * ways
-    x0, text = (jnp.asarray(batch[k][:made]) for k in ("latents", "text"))
-    image = jnp.asarray(batch["image"][:made]) if reads_image(model.config) else None
+    x0, text = (np.asarray(batch[k][:made]) for k in ("latents", "text"))
+    image = np.asarray(batch["image"][:made]) if reads_image(model.config) else None
     given = share(model.config, first_frame, min(clips, len(x0)), len(x0))
     f, h, w = x0.shape[1:4]
     shown, grid = condition(model.config, x0, given, image), model.config.grid((f, h, w))
@@ -48,7 +49,10 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
     timesteps = jnp.asarray(solver.timesteps, jnp.float32)
     sigma = float(solver.sigmas[edge])
 
-    @jax.jit
+    # every process looks at the whole picture
+    whole = None if model.mesh is None else partition.replicated(model.mesh)
+
+    @functools.partial(jax.jit, out_shardings=whole)
     def run(variables: Any, codec_params: Any) -> jax.Array:
         x = shown.start(noise if expert == "high" else rectified_flow.add_noise(x0, noise, jnp.full(len(x0), sigma)))
 

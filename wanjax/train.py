@@ -10,9 +10,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -32,6 +30,7 @@ from wanjax.models.shadow_head import ShadowHead
 from wanjax.objectives import Objective, Prediction
 from wanjax.optim import OptimizerConfig
 from wanjax.profiler_window import ProfilerWindow
+from wanjax.stop import stop_requests
 from wanjax.throughput import StepClock, work_of
 from wanjax.train_config import EXPERTS, TrainConfig
 
@@ -218,7 +217,8 @@ def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int,
     low, high = timesteps
     centres = low + (np.arange(bins) + 0.5) * (high - low) / bins
 
-    @jax.jit
+    # every process reads all bins
+    @functools.partial(jax.jit, out_shardings=None if model.mesh is None else partition.replicated(model.mesh))
     def validate(variables: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
         x0 = batch["latents"]
         noise = jax.random.normal(key, x0.shape, jnp.float32)
@@ -302,7 +302,7 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
 
     Raises:
       Diverged: when a loss term or the gradient norm is not finite; the last checkpoint is untouched.
-      Stopped: after SIGTERM or SIGINT, when the step is finished and its state saved.
+      Stopped: after SIGTERM or SIGINT to any process, when the step is finished and its state saved.
     """
     config, steps, span = expert.config, expert.config.steps(expert.name), expert.config.timesteps(expert.name)
     optimizer = make_optimizer(expert.optimizer_config, steps, expert.model, expert.head, expert.lora)
@@ -351,7 +351,7 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
                 profiler.stop()
 
     waiting: tuple[int, dict[str, jax.Array]] | None = None
-    with _stop_signal() as stop, profiler, InputWatch(title, config.batch_timeout) as watch:
+    with stop_requests() as stopping_after, profiler, InputWatch(title, config.batch_timeout) as watch:
         for step in range(done + 1, steps + 1):
             if profiler.begins(step):
                 with clock.apart("profile"):
@@ -366,7 +366,7 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
             if waiting:  # read one step late, so that the device never waits for the log
                 read(*waiting)
             waiting = (step, metrics)
-            last, stopping = step == steps, stop.is_set()
+            last, stopping = step == steps, stopping_after(step)
             save = last or stopping or step % config.checkpoint_every == 0
             check = last or step % config.validate_every == 0
             preview = expert.preview and config.preview_every and (last or step % config.preview_every == 0)
@@ -416,18 +416,3 @@ def _validation_metrics(validate: Callable[..., jax.Array], variables: Any, expe
     bins = {f"validation/velocity/{a:.0f}-{b:.0f}": float(v)
             for a, b, v in zip(edges[:-1], edges[1:], losses, strict=True)}
     return {"validation/velocity": float(losses.mean()), **bins}
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """Sets an event on SIGTERM or SIGINT instead of dying in the middle of a step."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # signals reach the main thread only
-        return
-    old = {s: signal.signal(s, lambda *_: event.set()) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield event
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)
