@@ -1,0 +1,58 @@
+"""How arrays lie in orbax checkpoints of ours: uncompressed, in pieces of at most 32 MiB, each a file of its own.
+
+float32 weights and moments shrink by a tenth under zstd, at 25 times the processor time of writing them as they are.
+orbax's OCDBT database, which gathers pieces in larger files, copies them in memory and writes them one after the other.
+A piece is part of one device's shard and splits the axes first that the devices split: who restores on more devices
+reads little beyond its own parts. Figures: benchmarks/results/checkpoint.md.
+"""
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from absl import logging as absl_logging
+from orbax.checkpoint import v1 as ocp
+
+PIECE = 32 << 20  # bytes; a piece is copied once while it is written, and once while it is read
+_AT_ONCE = 1 << 30  # bytes of arrays that are written or read at a time
+_PATIENCE = 6 * 3600  # seconds; orbax's limit of 20 minutes ends the writing of an A14B state on a slow disk
+
+
+def context(largest: int | None = None) -> ocp.Context:
+    """Options of orbax for writing and reading; to be entered around either.
+
+    Args:
+      largest: bytes of the largest array. Then at most 1 GiB of arrays, or twice the largest, is under way at a time,
+        which bounds the memory that pieces take while the disk is busy. None: no bound.
+    """
+    options = ocp.Context()
+    options.array.saving.use_compression = False
+    options.array.saving.use_ocdbt = False
+    options.array.saving.storage_options.chunk_byte_size = PIECE
+    options.async_options.timeout_secs = _PATIENCE
+    if largest is not None:
+        # orbax refuses what is larger than its bound: a shard on the way out, all pieces that it touches on the way in
+        bound = max(_AT_ONCE, 2 * largest)
+        options.memory.write_concurrent_bytes = options.memory.read_concurrent_bytes = bound
+    return options
+
+
+class _Expected(logging.Filter):
+    """Drops orbax's diary, and its warnings that there is no OCDBT database: these checkpoints do without."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        expected = ("Skipping merge of OCDBT", "TensorStore data files not found")
+        return record.levelno > logging.INFO and not any(text in message for text in expected)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what is expected of orbax out of the log."""
+    logger, expected = absl_logging.get_absl_logger(), _Expected()
+    logger.addFilter(expected)
+    try:
+        yield
+    finally:
+        logger.removeFilter(expected)
