@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from absl import app, flags
+from etils import epath
 from ml_collections import config_flags
 
 from data_pipelines import encode
@@ -28,13 +29,13 @@ from wanjax.train import EXPERTS, Diverged, Expert, Stopped, train_expert
 from wanjax.workdir import Workdir, WorkdirError
 
 
-def run(experiment: config_lib.Experiment, workdir: str) -> None:
+def run(experiment: config_lib.Experiment, workdir: str, logs: str | None = None) -> None:
     """Trains what the experiment asks for, from wherever the workdir stands."""
     sizes = experiment.mesh.sizes(jax.device_count())
     mesh_config = config_lib.MeshConfig(**sizes)
     config_lib.validate(dataclasses.replace(experiment, mesh=mesh_config))
     mesh = partition.make_mesh(sizes)
-    with Workdir(workdir, experiment):
+    with Workdir(workdir, experiment, logs) as place:
         codec = codec_lib.open_codec(experiment.codec)
         config_lib.check_codec(experiment, codec.model)
         objectives = {name: objective_for(name, experiment, codec) for name in experiment.train.experts}
@@ -44,7 +45,7 @@ def run(experiment: config_lib.Experiment, workdir: str) -> None:
                                     visibility_cell=_visibility_cell(experiment),
                                     image=first_frame.reads_image(experiment.model))
         for name, objective in objectives.items():
-            _train(name, experiment, mesh, objective, codec, cache, pathlib.Path(workdir) / name)
+            _train(name, experiment, mesh, objective, codec, cache, place.path / name, place.logs / name)
 
 
 def objective_for(name: str, experiment: config_lib.Experiment, codec: codec_lib.Codec) -> Objective:
@@ -63,7 +64,7 @@ def _visibility_cell(experiment: config_lib.Experiment) -> int:
 
 
 def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh, objective: Objective,
-           codec: codec_lib.Codec, cache: LatentCache, folder: pathlib.Path) -> None:
+           codec: codec_lib.Codec, cache: LatentCache, folder: epath.Path, logs: pathlib.Path) -> None:
     config, steps = experiment.train, experiment.train.steps(name)
     model = WanDiT(experiment.model, mesh if mesh.size > 1 else None)
     settings = {"image": first_frame.reads_image(experiment.model), "text_length": experiment.text.length,
@@ -83,7 +84,7 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
     expert = Expert(name, model, objective, experiment.optimizer, config, mesh, experiment.seed, params, batches,
                     validation, preview, lambda b: data.to_global(b, partition.batch_sharding(mesh)),
                     experiment.shadow_head(model))
-    with (RunLog(folder, name=f"{name} expert", steps=steps, log_every=config.log_every) as log,
+    with (RunLog(logs, name=f"{name} expert", steps=steps, log_every=config.log_every) as log,
           Checkpoints(folder / "checkpoints", experiment=experiment, expert=name, keep=config.keep) as checkpoints):
         if checkpoints.latest == steps:
             print(f"{name} expert: all {steps} steps are done", flush=True)
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> None:
     # orbax logs the stack of an error that it raises, too: what catches it says it once
     absl_log.addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
     try:
-        run(config_lib.from_config_dict(flags.FLAGS.config), flags.FLAGS.workdir)
+        run(config_lib.from_config_dict(flags.FLAGS.config), flags.FLAGS.workdir, flags.FLAGS.logs)
     except Stopped as stopped:
         print(stopped, flush=True)
     except (config_lib.ConfigError, WorkdirError, CheckpointError, CacheError, encode.DataError, Diverged, OSError,
@@ -110,7 +111,9 @@ def main(argv: list[str]) -> None:
 def entry() -> None:
     """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
     config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
-    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, previews.")
+    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, previews. gs://... with --logs.")
+    flags.DEFINE_string("logs", None, "Folder of this machine for metrics, previews and profiles; that of the run by "
+                        "default.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)
 
