@@ -30,6 +30,8 @@ def context(largest: int | None = None) -> ocp.Context:
     options.array.saving.use_compression = False
     options.array.saving.use_ocdbt = False
     options.array.saving.storage_options.chunk_byte_size = PIECE
+    # of an array that devices hold copies of, each writes a part, as long as parts are worth a file
+    options.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
     options.async_options.timeout_secs = _PATIENCE
     if largest is not None:
         # orbax refuses what is larger than its bound: a shard on the way out, all pieces that it touches on the way in

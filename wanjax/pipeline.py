@@ -38,7 +38,8 @@ def open_pipeline(
         path: a workdir of `experiments.train`, one expert's folder in it or the folder of one of its steps, which may
             be `gs://...`; or the root of a pipeline in the diffusers layout (the folder of model_index.json) or in
             Wan's own (that of high_noise_model/, low_noise_model/, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth,
-            google/umt5-xxl/), in ComfyUI's or in ours; or such a pipeline's name on the Hugging Face Hub, see `wanjax.hub_names`.
+            google/umt5-xxl/), in ComfyUI's or in ours; or such a pipeline's name on the Hugging Face Hub, see
+            `wanjax.hub_names`.
         weights: "ema" (averaged over training) or "raw", of a run. A released checkpoint has one set of weights.
         mesh: devices to spread the experts over; None is one device.
         text_cache: folder in which embeddings of prompts are kept, see `wanjax.prompt_embeddings`; None keeps none.
