@@ -41,11 +41,11 @@ def context(largest: int | None = None) -> ocp.Context:
 
 
 class _Expected(logging.Filter):
-    """Drops orbax's diary, and its warnings that there is no OCDBT database: these checkpoints do without."""
+    """Drops orbax's diary, its warnings that there is no OCDBT database, and what ``checkpoint`` says itself."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        expected = ("Skipping merge of OCDBT", "TensorStore data files not found")
+        expected = ("Skipping merge of OCDBT", "TensorStore data files not found", "Waiting for previous save")
         return record.levelno > logging.INFO and not any(text in message for text in expected)
 
 
