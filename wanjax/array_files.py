@@ -2,19 +2,24 @@
 
 float32 weights and moments shrink by a tenth under zstd, at 25 times the processor time of writing them as they are.
 orbax's OCDBT database, which gathers pieces in larger files, copies them in memory and writes them one after the other.
-A piece is part of one device's shard and splits the axes first that the devices split: who restores on more devices
-reads little beyond its own parts. Figures: benchmarks/results/checkpoint.md.
+A piece is part of one device's shard, and a large shard is at least four of them, which split the axes first that the
+devices split: who restores on up to four times as many devices reads its own parts and no more. Figures:
+benchmarks/results/checkpoint.md.
 """
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
+from typing import Any
 
+import jax
 from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
-PIECE = 32 << 20  # bytes; a piece is copied once while it is written, and once while it is read
+PIECE = 32 << 20  # bytes at most; a piece is copied once while it is written, and once while it is read
+_SMALL = 4 << 20  # bytes; smaller shards are one piece
 _AT_ONCE = 1 << 30  # bytes of arrays that are written or read at a time
 _PATIENCE = 6 * 3600  # seconds; orbax's limit of 20 minutes ends the writing of an A14B state on a slow disk
 
@@ -30,6 +35,7 @@ def context(largest: int | None = None) -> ocp.Context:
     options.array.saving.use_compression = False
     options.array.saving.use_ocdbt = False
     options.array.saving.storage_options.chunk_byte_size = PIECE
+    options.array.saving.scoped_storage_options_creator = _piece
     # of an array that devices hold copies of, each writes a part, as long as parts are worth a file
     options.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
     options.async_options.timeout_secs = _PATIENCE
@@ -38,6 +44,13 @@ def context(largest: int | None = None) -> ocp.Context:
         bound = max(_AT_ONCE, 2 * largest)
         options.memory.write_concurrent_bytes = options.memory.read_concurrent_bytes = bound
     return options
+
+
+def _piece(path: Any, leaf: Any) -> ocp.options.ArrayOptions.Saving.StorageOptions | None:
+    if not isinstance(leaf, jax.Array):
+        return None
+    shard = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=min(PIECE, max(_SMALL, shard // 4)))
 
 
 class _Expected(logging.Filter):
