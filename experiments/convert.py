@@ -19,6 +19,7 @@ from absl import app, flags
 from wanjax import checkpoint, hub, hub_names, manifest
 from wanjax.convert import convert as run
 from wanjax.hub_layouts import PARTS
+from wanjax.run_folder import local_folder
 
 __all__ = ["main", "run", "verify"]
 
@@ -49,8 +50,8 @@ def main(argv: list[str]) -> None:
             return
         if values.dst is None:
             raise ValueError("--dst: name the folder to write")
-        run(values.src, Path(values.dst), layout=values.layout, weights=values.weights, dtype=values.dtype,
-            fp8=values.fp8, loras=loras, only=values.only, pth=values.pth)
+        run(values.src, local_folder(values.dst, "--dst"), layout=values.layout, weights=values.weights,
+            dtype=values.dtype, fp8=values.fp8, loras=loras, only=values.only, pth=values.pth)
     except (ImportError, OSError, ValueError, checkpoint.CheckpointError) as error:
         sys.exit(f"error: {error}")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 from absl import app, flags
+from etils import epath
 from ml_collections import config_flags
 
 from data_pipelines import encode
@@ -39,15 +40,16 @@ ERRORS = (config_lib.ConfigError, WorkdirError, CheckpointError, CacheError, enc
           ValueError)
 
 
-def run(experiment: config_lib.Experiment, workdir: str, cluster: Cluster) -> None:
+def run(experiment: config_lib.Experiment, workdir: str, cluster: Cluster, logs: str | None = None) -> None:
     """Trains what the experiment asks for, from wherever the workdir stands; every process of the cluster calls it."""
     sizes = experiment.mesh.sizes(jax.device_count())
     mesh_config = config_lib.MeshConfig(**sizes)
     config_lib.validate(dataclasses.replace(experiment, mesh=mesh_config))
     mesh = partition.make_mesh(sizes)
     preflight.check_program(cluster, experiment, mesh, workdir)
+    place = Workdir(workdir, experiment, logs)
     with contextlib.ExitStack() as stack:
-        cluster.once("workdir", lambda: stack.enter_context(Workdir(workdir, experiment)), ERRORS)
+        cluster.once("workdir", lambda: stack.enter_context(place), ERRORS)
         codec = codec_lib.open_codec(experiment.codec)
         config_lib.check_codec(experiment, codec.model)
         objectives = {name: objective_for(name, experiment, codec) for name in experiment.train.experts}
@@ -58,7 +60,7 @@ def run(experiment: config_lib.Experiment, workdir: str, cluster: Cluster) -> No
             report = preflight.time_all_reduce(mesh)
             _say(cluster, f"preflight: {cluster.processes} processes agree on program and data; {report}")
         for name, objective in objectives.items():
-            _train(name, experiment, mesh, objective, codec, cache, pathlib.Path(workdir) / name, cluster)
+            _train(name, experiment, mesh, objective, codec, cache, place.path / name, place.logs / name, cluster)
 
 
 def _say(cluster: Cluster, message: str) -> None:
@@ -91,7 +93,8 @@ def _visibility_cell(experiment: config_lib.Experiment) -> int:
 
 
 def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh, objective: Objective,
-           codec: codec_lib.Codec, cache: LatentCache, folder: pathlib.Path, cluster: Cluster) -> None:
+           codec: codec_lib.Codec, cache: LatentCache, folder: epath.Path, logs: pathlib.Path, cluster: Cluster
+           ) -> None:
     config, steps = experiment.train, experiment.train.steps(name)
     model = WanDiT(experiment.model, mesh if mesh.size > 1 else None)
     batch, placed = experiment.data.batch, partition.batch_sharding(mesh)
@@ -120,8 +123,8 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
     expert = Expert(name, model, objective, experiment.optimizer, config, mesh, experiment.seed, params, batches,
                     validation, preview, lambda own: data.to_global(own, placed, batch),
                     experiment.shadow_head(model), lora)
-    log = (contextlib.nullcontext(SilentLog(folder)) if not cluster.first else
-           RunLog(folder, name=f"{name} expert", steps=steps, log_every=config.log_every))
+    log = (contextlib.nullcontext(SilentLog(logs)) if not cluster.first else
+           RunLog(logs, name=f"{name} expert", steps=steps, log_every=config.log_every))
     with (log as log,
           Checkpoints(folder / "checkpoints", experiment=experiment, expert=name, keep=config.keep, about=about
                       ) as checkpoints):
@@ -147,7 +150,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
     with Watch(cluster) as watch:
         try:
-            run(config_lib.from_config_dict(given.config), given.workdir, cluster)
+            run(config_lib.from_config_dict(given.config), given.workdir, cluster, given.logs)
         except Stopped as stopped:
             _say(cluster, str(stopped))
             sys.exit(given.stopped_code)
@@ -160,7 +163,9 @@ def main(argv: list[str]) -> None:
 def entry() -> None:
     """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
     config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
-    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, previews.")
+    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, previews. gs://... with --logs.")
+    flags.DEFINE_string("logs", None, "Folder of this machine for metrics, previews and profiles; that of the run by "
+                        "default.")
     flags.DEFINE_string("coordinator", None, "Of several processes started by hand: host:port of process 0.")
     flags.DEFINE_integer("processes", None, "How many processes; 1 is a single one whatever the environment says.")
     flags.DEFINE_integer("process", None, "Which of the processes this is, from 0.")

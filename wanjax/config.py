@@ -28,6 +28,7 @@ from wanjax.models.shadow_head import ShadowHead
 from wanjax.models.vae import WanVAE
 from wanjax.objectives import ObjectiveConfig
 from wanjax.optim import OptimizerConfig
+from wanjax.run_folder import is_remote
 from wanjax.sample_config import SampleConfig
 from wanjax.text import TextConfig
 from wanjax.train_config import TrainConfig
@@ -243,6 +244,9 @@ def _data_problems(e: Experiment) -> list[str]:
             near = max(stride, value // stride * stride)
             out.append(f"config.data.{name} = {value}: expected a multiple of {stride} (codec stride {codec} × patch "
                        f"{patch}); use {near} or {near + stride}")
+    if is_remote(d.cache_dir):
+        out.append(f"config.data.cache_dir = {d.cache_dir!r} lies on an object store, where latents are not read "
+                   "from: give a folder of a file system")
     if not 0.0 <= d.caption_dropout < 1.0:
         out.append(f"config.data.caption_dropout = {d.caption_dropout}: expected a probability in [0, 1)")
     if d.visibility_cell < 1 or down % d.visibility_cell or across % d.visibility_cell:

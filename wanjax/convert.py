@@ -33,6 +33,7 @@ from wanjax.hub_opening import holds_float8
 from wanjax.lora_conversion import LORA, write_loras
 from wanjax.models import rows as row_table
 from wanjax.models.dit import WanDiT
+from wanjax.run_folder import is_remote, run_folder
 from wanjax.unfinished import UNFINISHED, beside
 from wanjax.weight_files import SUFFIXES
 
@@ -96,7 +97,7 @@ def convert(
 
     Args:
         src: a pipeline's root in any layout, one network's folder or file, the name of either on the Hugging Face Hub,
-            or a run's workdir (its transformers).
+            or a run's workdir (its transformers), which may be ``gs://...``.
         dst: folder to write.
         layout: "diffusers", "official", "comfyui" or "orbax".
         weights: "ema" or "raw", of a run.
@@ -133,7 +134,7 @@ def convert(
     files = {_EXPERT_PARTS[name]: lora.parse(text) for name, text in (loras or {}).items()}
     if dst.exists():
         raise FileExistsError(f"--dst {dst} exists: remove it or name another")
-    place = hub_names.resolve(src, parts=tuple(only) or None)
+    place = run_folder(src) if is_remote(src) else hub_names.resolve(src, parts=tuple(only) or None)
     contents = open_contents(place, weights=weights, wide=dtype is not None, fp8=fp8, only=only)
     for name, part in _EXPERT_PARTS.items():
         if part in files and part not in contents.networks:
@@ -181,7 +182,7 @@ def open_contents(
 
     Raises: as :func:`convert`.
     """
-    if checkpoint.is_run(src):
+    if is_remote(src) or checkpoint.is_run(src):
         contents = _of_run(src, weights)
     elif weights == "raw":
         raise ValueError(f"--weights raw: the release {src} has one set of weights; leave the flag out")

@@ -17,6 +17,7 @@ from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows.dit import dit_rows
 from wanjax.models.vae import WanVAE
 from wanjax.prompt_embeddings import PromptEmbedder
+from wanjax.run_folder import is_remote
 from wanjax.text import SEEDED
 
 WAN_TEXT_LENGTH = 512
@@ -33,10 +34,11 @@ def open_pipeline(
     """Opens a checkpoint of any kind that can be sampled from. Experts and text encoder are read when they are needed.
 
     Args:
-        path: a workdir of `experiments.train`, one expert's folder in it or the folder of one of its steps; or the
-            root of a pipeline in the diffusers layout (the folder of model_index.json) or in Wan's own (that of
-            high_noise_model/, low_noise_model/, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/), in
-            ComfyUI's or in ours; or such a pipeline's name on the Hugging Face Hub, see `wanjax.hub_names`.
+        path: a workdir of `experiments.train`, one expert's folder in it or the folder of one of its steps, which may
+            be `gs://...`; or the root of a pipeline in the diffusers layout (the folder of model_index.json) or in
+            Wan's own (that of high_noise_model/, low_noise_model/, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth,
+            google/umt5-xxl/), in ComfyUI's or in ours; or such a pipeline's name on the Hugging Face Hub, see
+            `wanjax.hub_names`.
         weights: "ema" (averaged over training) or "raw", of a run. A released checkpoint has one set of weights.
         mesh: devices to spread the experts and the text encoder over; None is one device.
         text_cache: folder in which embeddings of prompts are kept, see `wanjax.prompt_embeddings`; None keeps none.
@@ -45,6 +47,8 @@ def open_pipeline(
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights = {weights!r}: expected 'ema' or 'raw'")
+    if is_remote(path):
+        return _open_run(path, weights, mesh, text_cache)
     root = resolve(path, parts=PARTS)
     if root.is_file():
         raise ValueError(f"checkpoint {str(path)!r} is a file: give a run's workdir or a pipeline's root folder")
@@ -57,7 +61,7 @@ def open_pipeline(
 
 
 def _open_run(
-    root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | None, text_cache: pathlib.Path | None
+    root: str | os.PathLike[str], weights: str, mesh: jax.sharding.Mesh | None, text_cache: pathlib.Path | None
 ) -> Pipeline:
     run = checkpoint.open_run(root, weights)
     config, model = run.config, WanDiT(run.config.model, mesh)

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from etils import epath
 
 from wanjax import checkpoint, hub, hub_names, lora, lora_export
 from wanjax.checkpoint import CheckpointError, SavedExpert
 from wanjax.models import rows
 from wanjax.models.dit import DiTConfig
 from wanjax.models.rows.dit import dit_rows
+from wanjax.run_folder import is_remote, run_folder
 
 DIFFUSERS_FOLDERS = {"high": "transformer", "low": "transformer_2"}
 OFFICIAL_FOLDERS = {"high": "high_noise_model", "low": "low_noise_model"}
@@ -44,12 +46,19 @@ class Weights:
         return {BASE: {"source": self.source, "fingerprint": self.fingerprint}}
 
 
-def find_experts(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
+def find_experts(name_or_folder: str | os.PathLike[str]) -> pathlib.Path | epath.Path:
     """The folder of shipped experts (``"light_scenes_tiny"``), the given folder, or that of a repository.
+
+    Of object stores runs are opened, and nothing else.
 
     Raises:
       FileNotFoundError: naming the shipped ones.
     """
+    if is_remote(name_or_folder):
+        run = run_folder(name_or_folder)
+        if not checkpoint.is_run(run):
+            raise FileNotFoundError(f"config.train.init_from: {str(run)!r} holds no checkpoint of a run")
+        return run
     shipped, folder = SHIPPED / f"experts_{name_or_folder}", pathlib.Path(name_or_folder)
     if "/" not in str(name_or_folder) and shipped.is_dir():
         return shipped
@@ -83,6 +92,7 @@ def open_start(source: str | os.PathLike[str], expert: str, config: DiTConfig) -
                              f"{', '.join(run.experts)}: set config.train.expert to that, or give another source")
         found, weights = run.config.model, weights_of(run.experts[expert])
     else:
+        source = pathlib.Path(source)
         part = DIFFUSERS_FOLDERS[expert]
         parts = hub.open_layout(source) if hub.layout_of(source) else {}
         folders = [source / names[expert] for names in (DIFFUSERS_FOLDERS, OFFICIAL_FOLDERS)]
