@@ -110,16 +110,37 @@ def chosen(implementation: str, platform: str, dtype: Any, queries: tuple[int, .
     return implementation
 
 
-def keeps(name: str) -> Callable[..., bool]:
-    """A policy of ``jax.checkpoint``: what attention of that name gives is kept, all else is recomputed.
+def keeps(*names: str, host: bool = False) -> Callable[..., Any]:
+    """A policy of ``jax.checkpoint``: what attention of such a name gives is kept, all else is recomputed.
 
     With the results and the softmax's statistics at hand, the backward pass of a kernel needs no second forward pass.
     cuDNN's are kept whatever their name: its primitive does not pass one on. Of the plain formula the result is kept.
+
+    Args:
+        names: of attention, or of other values that ``jax.ad_checkpoint.checkpoint_name`` named.
+        host: whether it is kept in the hosts' pinned memory, and comes back to the device when it is needed.
     """
-    named = jax.checkpoint_policies.save_only_these_names(name)
+    if host:
+        return _moves(*names)
+    named = jax.checkpoint_policies.save_only_these_names(*names)
 
     def policy(primitive: Any, *avals: Any, **params: Any) -> bool:
         return primitive.name == _CUDNN_PRIMITIVE or named(primitive, *avals, **params)
+
+    return policy
+
+
+def _moves(*names: str) -> Callable[..., Any]:
+    to_host = {"offload_src": "device", "offload_dst": "pinned_host"}
+    named = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(), names_which_can_be_offloaded=names, **to_host)
+    of_products = jax.checkpoint_policies.offload_dot_with_no_batch_dims(**to_host)
+    product = {"dimension_numbers": (((0,), (0,)), ((), ()))}
+
+    def policy(primitive: Any, *avals: Any, **params: Any) -> Any:
+        if primitive.name == _CUDNN_PRIMITIVE:
+            return of_products(jax.lax.dot_general_p, **product)
+        return named(primitive, *avals, **params)
 
     return policy
 
