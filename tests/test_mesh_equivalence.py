@@ -22,6 +22,7 @@ MESHES = {
     "fsdp=8, keeping activations": ({"fsdp": 8}, "none"),
     "data=2,fsdp=2,tensor=2, recomputing all": ({"data": 2, "fsdp": 2, "tensor": 2}, "full"),
     "fsdp=4,seq=2, keeping linear layers": ({"fsdp": 4, "seq": 2}, "dots"),
+    "fsdp=4,seq=2, keeping on the host": ({"fsdp": 4, "seq": 2}, "offload"),
 }
 HEAD = ShadowHeadConfig(depths=(0.5, 1.0), width=8)
 

@@ -90,13 +90,12 @@ class _Layout:
         return jax.tree.unflatten(tree, [x.astype(name) for x, name in zip(leaves, self.dtypes, strict=True)])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _in_chunks(function: Any, layout: _Layout, whole: Any, tokens: Any, tables: Any) -> Any:
+def _mapped(function: Any, layout: _Layout, whole: Any, tokens: Any, tables: Any) -> Any:
     return layout.joined(jax.lax.map(lambda of: function(whole, *of), layout.cut((tokens, tables))))
 
 
 def _forward(function: Any, layout: _Layout, whole: Any, tokens: Any, tables: Any) -> tuple[Any, Any]:
-    return _in_chunks(function, layout, whole, tokens, tables), (whole, layout.store(tokens), tables)
+    return _mapped(function, layout, whole, tokens, tables), (whole, layout.store(tokens), tables)
 
 
 def _backward(function: Any, layout: _Layout, kept: Any, d_out: Any) -> tuple[Any, Any, None]:
@@ -114,6 +113,7 @@ def _backward(function: Any, layout: _Layout, kept: Any, d_out: Any) -> tuple[An
     return jax.tree.map(lambda x, d: d.astype(x.dtype), whole, total), layout.joined(d_tokens), None
 
 
+_in_chunks = jax.custom_vjp(_mapped, nondiff_argnums=(0, 1))
 _in_chunks.defvjp(_forward, _backward)
 
 

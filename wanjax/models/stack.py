@@ -105,7 +105,7 @@ def _scan(
         own, change = at
         own = lora.changed(own, change)  # on the shards: a gather rounds to the compute dtype
         if manual:
-            own = jax.tree.map(functools.partial(_gather, config, manual), own, specs)
+            own = jax.tree_util.tree_map_with_path(functools.partial(_gather, config, manual), own, specs)
         read = _rounded(config.dtype, x) if rounded else checkpoint_name(x, _INPUT)
         out = _block(block, own, read, text, time, angles, stored=config.dtype if rounded else None)
         return x + (out - read) if rounded else out
@@ -169,16 +169,17 @@ def _only(parameters: Any, *names: str) -> dict[str, Any]:
     return {name: parameters[name] for name in names}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rounded(dtype: str, x: jax.Array) -> jax.Array:
-    """x as it is kept, in float32 again; its gradient passes as it is, without the rounding."""
+def _as_kept(dtype: str, x: jax.Array) -> jax.Array:
+    """x as it is kept, in float32 again."""
     return checkpoint_name(x.astype(dtype), _INPUT).astype(jnp.float32)
 
 
-_rounded.defvjp(lambda dtype, x: (_rounded(dtype, x), None), lambda dtype, _, d_x: (d_x,))
+# Rules of differentiation call what they need as plain functions: a policy of jax.checkpoint does not see into others.
+_rounded = jax.custom_vjp(_as_kept, nondiff_argnums=(0,))  # the gradient passes as it is, without the rounding
+_rounded.defvjp(lambda dtype, x: (_as_kept(dtype, x), None), lambda dtype, _, d_x: (d_x,))
 
 
-def _gather(config: DiTConfig, manual: tuple[str, ...], w: jax.Array, spec: P) -> jax.Array:
+def _gather(config: DiTConfig, manual: tuple[str, ...], path: Any, w: jax.Array, spec: P) -> jax.Array:
     """One whole parameter of a block from its shards; the transpose reduce-scatters its gradient.
 
     Marked as varying over the axes that it is copied on *before* the gather, so that the gradient is reduce-scattered
@@ -190,7 +191,7 @@ def _gather(config: DiTConfig, manual: tuple[str, ...], w: jax.Array, spec: P) -
     copied = tuple(name for name in manual if name not in sharded)
     if copied:
         w = jax.lax.pcast(w, copied, to="varying")
-    wire = config.dtype if w.ndim == 2 and w.shape[0] > 6 else w.dtype.name
+    wire = config.dtype if path[-1].key == "kernel" else w.dtype.name
     back = wire if config.grad_reduce_dtype == "auto" or wire == w.dtype.name else config.grad_reduce_dtype
     steps = tuple((axis, name) for axis, names in enumerate(entries) for name in reversed(names))  # innermost first
     return _gathered(_Way(steps, w.dtype.name, wire, back), w)
@@ -206,8 +207,7 @@ class _Way(NamedTuple):
     backward: str
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gathered(way: _Way, w: jax.Array) -> jax.Array:
+def _whole(way: _Way, w: jax.Array) -> jax.Array:
     w = w.astype(way.forward)
     for axis, name in way.steps:
         w = jax.lax.all_gather(w, name, axis=axis, tiled=True)
@@ -221,4 +221,5 @@ def _scattered(way: _Way, _: None, d_w: jax.Array) -> tuple[jax.Array]:
     return (d_w.astype(way.shard),)
 
 
-_gathered.defvjp(lambda way, w: (_gathered(way, w), None), _scattered)
+_gathered = jax.custom_vjp(_whole, nondiff_argnums=(0,))
+_gathered.defvjp(lambda way, w: (_whole(way, w), None), _scattered)
