@@ -10,7 +10,7 @@ import pytest
 
 from tests.parity import dit_case
 from wanjax import partition
-from wanjax.models import chunks, rows, stack
+from wanjax.models import rows
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows.dit import dit_rows
 
@@ -43,7 +43,8 @@ def _gradients(params, inputs, mesh=None, **fields):
 
 def _distance(one, other):
     """Largest of all tensors, relative to its norm."""
-    return max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
+    pairs = zip(*map(jax.tree.leaves, (one, other)), strict=True)
+    return max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in pairs)
 
 
 @pytest.mark.parametrize("fields,per_token", [

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wanjax import optim, partition, rectified_flow
+from wanjax import compiler_options, optim, partition, rectified_flow
 from wanjax.first_frame import condition, draw, exact, share
 from wanjax.input_watch import InputWatch
 from wanjax.models import rows
@@ -196,7 +196,9 @@ def _shown(model: WanDiT, noised: jax.Array, timestep: jax.Array, x0: jax.Array,
 
 def jit_train_step(step: Callable[..., tuple[TrainState, dict[str, jax.Array]]], shapes: TrainState) -> Any:
     """The step as the loop runs it: jitted, the state donated, the new one where ``shapes`` has the old one."""
-    return jax.jit(step, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), None))
+    places = jax.tree.map(lambda x: x.sharding, shapes)
+    platform = next(iter(places.step.device_set)).platform
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, None), compiler_options=compiler_options.of(platform))
 
 
 def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int, first_frame: float = 0.0

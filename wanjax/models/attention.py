@@ -220,14 +220,14 @@ def _splash(
         return shards.joined(x.reshape(clips, -1, *x.shape[1:]).transpose(0, 2, 1, 3))
 
     def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        def own(*operands: jax.Array) -> jax.Array:
-            return together(splash.heads(*map(apart, operands), blocks))
+        def own(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return together(splash.heads(apart(q), apart(k), apart(v), blocks))
 
         return shards.marked(shards.run(own, in_specs=operand, out_specs=operand)(q, k, v))
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-        def own(*operands: jax.Array) -> tuple[jax.Array, jax.Array]:
-            out, statistics = splash.forward(*map(apart, operands), blocks)
+        def own(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+            out, statistics = splash.forward(apart(q), apart(k), apart(v), blocks)
             return together(out), statistics.reshape(clips, -1, statistics.shape[-1])
 
         out, statistics = shards.run(own, in_specs=operand, out_specs=(operand, statistic))(q, k, v)
@@ -240,8 +240,9 @@ def _splash(
         def own(*of: jax.Array) -> tuple[jax.Array, ...]:
             q, k, v, out, statistics, d_out = of
             along = jnp.sum(shards.split(d_out.astype(jnp.float32) * out.astype(jnp.float32)), axis=-1)
-            rows = (x.reshape(-1, x.shape[-1]) for x in (statistics, along.transpose(0, 2, 1)))
-            return tuple(map(together, splash.backward(*map(apart, (q, k, v)), *rows, apart(d_out), blocks)))
+            statistics, along = (x.reshape(-1, x.shape[-1]) for x in (statistics, along.transpose(0, 2, 1)))
+            found = splash.backward(apart(q), apart(k), apart(v), statistics, along, apart(d_out), blocks)
+            return tuple(map(together, found))
 
         specs = (operand, operand, operand, operand, statistic, operand)
         return tuple(map(shards.marked, shards.run(own, in_specs=specs, out_specs=operand)(*kept, d_out)))

@@ -154,8 +154,8 @@ def _block(
     own_attention, other = own["self_attention"], own["cross_attention"]
     norms = ("norm_q", "norm_k")
     first = {"modulation": own["modulation"], "self_attention": _only(own_attention, "q", "k", "v", *norms)}
-    last = {name: own[name] for name in ("modulation", "cross_norm", "ffn")} | {
-        "self_attention": _only(own_attention, "o", *norms), "cross_attention": _only(other, "q", "o", *norms)}  # fmt: skip
+    last = _only(own, "modulation", "cross_norm", "ffn")
+    last |= {"self_attention": _only(own_attention, "o", *norms), "cross_attention": _only(other, "q", "o", *norms)}
     tables = tuple(table[None] for table in angles)
     qkv = chunks.over_tokens(before, size, (first, shared), (x, *each), tables, stored=stored)
     attended = block.attend(*qkv)
