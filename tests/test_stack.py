@@ -10,7 +10,7 @@ import pytest
 
 from tests.parity import dit_case
 from wanjax import partition
-from wanjax.models import rows
+from wanjax.models import chunks, rows
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows.dit import dit_rows
 
@@ -56,6 +56,14 @@ def test_in_float32_gradients_are_those_of_the_whole(params, fields, per_token):
     expected, found = _gradients(params, inputs), _gradients(params, inputs, **fields)
     assert found[0] == pytest.approx(expected[0], rel=1e-6)
     assert _distance(expected[1], found[1]) < 2e-6
+
+
+@pytest.mark.parametrize("tokens,size,expected", [
+    (75_600, 4096, (21, 3600)), (18_900, 4096, (5, 3792)), (8192, 4096, (2, 4096)), (12, 5, (3, 5)),
+])  # fmt: skip
+def test_chunks_are_whole_rows_and_add_no_tokens_where_they_can(tokens, size, expected):
+    count, each = chunks._cut(tokens, size)
+    assert (count, each) == expected and each <= size and count * each >= tokens
 
 
 def test_what_is_rounded_on_its_way_to_the_host_costs_no_more_than_the_arithmetic(params):

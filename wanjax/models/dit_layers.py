@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from wanjax import partition
 from wanjax.models import rope
 from wanjax.models.attention import attention
 from wanjax.models.dit_config import DiTConfig
@@ -173,9 +174,10 @@ class _Mlp(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """What stands before the stack: tokens, text and time."""
+    """What stands before the stack, on ``mesh`` if any: tokens, text and time."""
 
     config: DiTConfig
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -191,7 +193,11 @@ class Embeddings(nn.Module):
         text = _Mlp(c, c.dtype, gelu, name="text_embedding")(text.astype(c.dtype))
         time = timestep_features(timestep, c.freq_dim)
         time = _Mlp(c, "float32", nn.silu, name="time_embedding")(time)
-        projected = _dense(c, 6 * c.width, "time_projection", dtype="float32")(nn.silu(time))
+        active = nn.silu(time)
+        if self.mesh is not None and time.shape[1] == 1:  # products of the matrix's shards are less to send than it
+            over = partition.spec(self.mesh, (None, None, "embed"), time.shape)
+            active = partition.constrain(active, self.mesh, *over)
+        projected = _dense(c, 6 * c.width, "time_projection", dtype="float32")(active)
         return x, text, time, projected.reshape(*projected.shape[:-1], 6, c.width)
 
 
