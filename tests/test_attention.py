@@ -252,7 +252,8 @@ def test_keeping_products_of_matrices_keeps_no_logits(capsys):
 
 
 @pytest.mark.parametrize("sizes,remat", [
-    ({"fsdp": 2, "seq": 2, "tensor": 2}, "attention"), ({"fsdp": 4, "seq": 2}, "attention"), ({"tensor": 8}, "attention"),
+    ({"fsdp": 2, "seq": 2, "tensor": 2}, "attention"), ({"fsdp": 4, "seq": 2}, "attention"),
+    ({"tensor": 8}, "attention"),
     ({"fsdp": 2, "seq": 2, "tensor": 2}, "offload"), ({"tensor": 8}, "offload"),
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("platform,way,call", [

@@ -121,3 +121,11 @@ def test_gradients_of_matrices_are_summed_in_the_type_of_the_config(given, expec
     sums = re.findall(r":(\w+)\[(\d+),(\d+)\]\{[^=\n]* = reduce_scatter\[", text)
     # the first of a matrix, whose two sums are over fsdp and seq; a modulation's table has six rows in float32
     assert {kind for kind, *size in sums if sorted(map(int, size)) in ([12, 48], [12, 64])} == {expected}
+
+
+def test_gathered_parameters_are_not_kept_even_where_every_activation_is():
+    width, ffn = CONFIG.width, CONFIG.ffn
+    text = _traced(partition.make_mesh({"fsdp": 4, "seq": 2}), remat="none")
+    kept = set(re.findall(r"bf16\[2,(\d+),(\d+)\]", text))  # of both layers
+    assert not kept & {(str(width), str(width)), (str(width), str(ffn)), (str(ffn), str(width))}
+    assert (str(width // 8), str(width)) in kept  # shards, in the compute dtype
