@@ -1,7 +1,8 @@
 """orbax checkpoints of a run: state, data position and resolved config, saved together and asynchronously.
 
-One folder per step, with the parts ``params``, ``ema``, ``optimizer`` (arrays), ``position`` (of the data) and
-``run`` (resolved config, expert, step): what sampling needs is read without touching the optimizer.
+One folder per step, with the parts ``params``, ``ema`` (where an average is kept), ``optimizer`` (arrays),
+``position`` (of the data) and ``run`` (resolved config, expert, step): what sampling needs is read without touching
+the optimizer.
 """
 from __future__ import annotations
 
@@ -69,9 +70,7 @@ class Checkpoints:
         failures = []
         for step in steps:
             try:
-                restored = self._manager.load_checkpointables(step, {
-                    "params": shapes.params, "ema": shapes.ema,
-                    "optimizer": {"step": shapes.step, "state": shapes.opt_state}, "position": None})
+                restored = self._manager.load_checkpointables(step, {**_parts(shapes), "position": None})
             except UNREADABLE as error:
                 failures.append((step, error))
                 logging.warning("checkpoint %s cannot be read (%s); going on from the one before",
@@ -79,7 +78,7 @@ class Checkpoints:
                 continue
             self._set_aside([step for step, _ in failures])
             optimizer = restored["optimizer"]
-            return TrainState(optimizer["step"], restored["params"], restored["ema"], optimizer["state"]), \
+            return TrainState(optimizer["step"], restored["params"], restored.get("ema"), optimizer["state"]), \
                 restored["position"]
         if failures:
             reasons = "\n".join(f"  step {step}: {_first_line(error)}" for step, error in failures)
@@ -96,8 +95,7 @@ class Checkpoints:
         self.wait()
         self._check_room(state)
         saved = self._manager.save_checkpointables_async(step, {
-            "params": state.params, "ema": state.ema, "optimizer": {"step": state.step, "state": state.opt_state},
-            "position": position, "run": {**self._run, "step": step}}, force=True)
+            **_parts(state), "position": position, "run": {**self._run, "step": step}}, force=True)
         if saved is None:
             raise CheckpointError(f"checkpoint {self.folder / str(step)} was not accepted for saving")
 
@@ -146,6 +144,12 @@ class Checkpoints:
             os.replace(broken, target)
         if steps:
             self._manager.reload()
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The arrays of a state by the part of a checkpoint that they are in; without an average there is none to save."""
+    parts = {"params": state.params, "optimizer": {"step": state.step, "state": state.opt_state}}
+    return parts if state.ema is None else {**parts, "ema": state.ema}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +230,7 @@ def open_run(path: str | os.PathLike[str], weights: str = "ema") -> Run:
 
     Args:
       path: the folder.
-      weights: "ema" or "raw".
+      weights: "ema" or "raw"; where a run keeps no average, "ema" means its parameters too.
 
     Raises:
       CheckpointError: if there is no readable checkpoint.
@@ -242,12 +246,13 @@ def open_run(path: str | os.PathLike[str], weights: str = "ema") -> Run:
     for candidates in found:
         run, folder = _newest_readable(candidates)
         experiment, step = config_lib.from_dict(run["experiment"]), int(run["step"])
-        experts[run["expert"]] = SavedExpert(folder, {"ema": "ema", "raw": "params"}[weights], step, experiment)
-        said.append(f"{run['expert']} expert at step {step}")
+        part = "ema" if weights == "ema" and experiment.optimizer.averaged else "params"
+        experts[run["expert"]] = SavedExpert(folder, part, step, experiment)
+        said.append(f"{run['expert']} expert at step {step} ({'ema' if part == 'ema' else 'raw'})")
         if experts[run["expert"]].has_head:
             apart = "; without its shadow head, which sampling and other layouts have no use for"
     experiment = next(iter(experts.values())).config
-    return Run(experiment, experts, f"wanjax run {experiment.name!r} in {path}: {', '.join(said)} ({weights}){apart}")
+    return Run(experiment, experts, f"wanjax run {experiment.name!r} in {path}: {', '.join(said)}{apart}")
 
 
 def _newest_readable(folders: list[pathlib.Path]) -> tuple[Mapping[str, Any], pathlib.Path]:

@@ -88,7 +88,7 @@ def train(experiment: Experiment, mesh: Mesh) -> Program:
     # the values of the luminance vector change no shape
     objective = make_objective(terms, np.linspace(0.1, 1.0, experiment.model.out_channels), decoder)
     optimizer = make_optimizer(experiment.optimizer, config.steps(name), model, head)
-    state = state_shapes(model, optimizer, mesh, head=head)
+    state = state_shapes(model, optimizer, mesh, head=head, averaged=experiment.optimizer.averaged)
     step = make_train_step(model, objective, optimizer, timesteps=config.timesteps(name), shift=config.shift,
                            accumulate=config.accumulate, ema_decay=experiment.optimizer.ema_decay,
                            first_frame=config.first_frame, head=head)  # fmt: skip

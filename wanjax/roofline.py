@@ -12,7 +12,7 @@ from wanjax.topology import Topology
 
 # Forward passes that the backward pass makes again, of products with parameters and of attention. A policy that is not
 # listed counts as making all again.
-_AGAIN = {"none": (0, 0), "full": (1, 1), "dots": (0, 1), "attention": (1, 0)}
+_AGAIN = {"none": (0, 0), "full": (1, 1), "dots": (0, 1), "attention": (1, 0), "offload": (1, 0)}
 
 
 @dataclasses.dataclass(frozen=True)
