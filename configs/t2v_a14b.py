@@ -23,7 +23,8 @@ def get_config(checkpoint: str = CHECKPOINT) -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict(dict(
         width=5120, heads=40, layers=40, ffn=13824, in_channels=16, out_channels=16, freq_dim=256, text_dim=4096,
-        dtype="bfloat16", remat="full", attention="auto", sequence="auto",
+        dtype="bfloat16", remat="offload", chunk_tokens=4096, grad_reduce_dtype="auto",
+        attention="auto", sequence="auto",
     ))
     config.text = ml_collections.ConfigDict(dict(
         tokenizer=f"{checkpoint}/tokenizer", encoder=f"{checkpoint}/text_encoder", length=512, seed=0,

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from wanjax import partition
 from wanjax.models import attention as module
-from wanjax.models import rows
+from wanjax.models import rows, splash
 from wanjax.models.attention import attention, chosen
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows.dit import dit_rows
@@ -82,6 +82,17 @@ def test_gradients_are_those_of_the_formula(way, tokens, keys):
     for found, expected in zip(_gradient(way, q, k, v), _gradient("plain", q, k, v), strict=True):
         assert np.linalg.norm(expected) > 1
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=4e-6)
+
+
+def test_gradients_of_few_heads_at_a_time_are_those_of_all(monkeypatch):
+    operands = _random(2, 300, 3, 8), _random(2, 520, 3, 8, seed=1), _random(2, 520, 3, 8, seed=2)
+    whole = _gradient("splash", *operands)
+    for heads in (3, 1):
+        # three blocks of keys have a gradient of 512 queries each
+        monkeypatch.setattr(splash, "PARTIAL_BYTES", 3 * 512 * 8 * 4 * heads)
+        assert f"f32[3,{heads},512,8]" in str(jax.make_jaxpr(lambda *x: _gradient("splash", *x))(*operands))
+        for found, expected in zip(_gradient("splash", *operands), whole, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -240,14 +251,20 @@ def test_keeping_products_of_matrices_keeps_no_logits(capsys):
     assert len(kept) == 3 and all("f32[1,300,2,16] from the argument" in line for line in kept)
 
 
-@pytest.mark.parametrize("sizes", [{"fsdp": 2, "seq": 2, "tensor": 2}, {"fsdp": 4, "seq": 2}, {"tensor": 8}], ids=str)
+@pytest.mark.parametrize("sizes,remat", [
+    ({"fsdp": 2, "seq": 2, "tensor": 2}, "attention"), ({"fsdp": 4, "seq": 2}, "attention"),
+    ({"tensor": 8}, "attention"),
+    ({"fsdp": 2, "seq": 2, "tensor": 2}, "offload"), ({"tensor": 8}, "offload"),
+], ids=str)  # fmt: skip
 @pytest.mark.parametrize("platform,way,call", [
     ("tpu", "splash", "custom_call @tpu_custom_call"), ("gpu", "cudnn", "custom_call @__cudnn$fmhaSoftmax"),
 ])  # fmt: skip
-def test_the_stack_of_a_mesh_calls_kernels_and_keeps_what_they_give(compiled_elsewhere, platform, way, call, sizes):
+def test_the_stack_of_a_mesh_calls_kernels_and_keeps_what_they_give(
+    compiled_elsewhere, platform, way, call, sizes, remat
+):
     platforms = compiled_elsewhere(platform)
     config = DiTConfig(width=64, heads=4, layers=2, ffn=64, in_channels=4, out_channels=4, freq_dim=24, text_dim=20,
-                       attention=way, dtype="bfloat16", remat="attention")  # fmt: skip
+                       attention=way, dtype="bfloat16", remat=remat)  # fmt: skip
     model = WanDiT(config, partition.make_mesh(sizes))
     params = rows.shapes(dit_rows(config), jnp.float32)
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 2, 16, 16, 4), (4,), (4, 6, 20))]

@@ -33,7 +33,7 @@ MESHES = [
     ({"data": 2, "fsdp": 4}, {"remat": "full"}),
     ({"data": 2, "seq": 4}, {"remat": "attention", "attention": "blockwise"}),  # rings of two pairs that share heads
     ({"data": 4, "tensor": 2}, {"remat": "attention"}),
-    ({"fsdp": 4, "seq": 2}, {"sequence": "heads"}),
+    ({"fsdp": 4, "seq": 2}, {"sequence": "heads", "remat": "offload"}),
     ({"fsdp": 4, "tensor": 2}, {"attention": "blockwise"}),
     ({"seq": 4, "tensor": 2}, {"sequence": "ring", "attention": "blockwise", "remat": "full"}),
 ]

@@ -83,6 +83,38 @@ def test_an_axis_of_the_torus_may_be_split():
     assert all(len(np.unique(row, axis=0)) == 8 for row in places)
 
 
+def _torus(x, y, z):
+    return [_Chip(4 * (4 * i + j) + k, (i, j, k), 0) for i in range(x) for j in range(y) for k in range(z)]
+
+
+def test_an_axis_over_a_torus_is_split_where_one_coordinate_gives_way_to_the_next():
+    mesh = partition.make_mesh({"fsdp": 16, "seq": 4}, [dataclasses.replace(chip, device_kind="TPU v5p") for chip
+                                                        in _torus(4, 4, 4)])  # fmt: skip
+    torus, parts = partition.over_torus(mesh, "fsdp")
+    assert parts == {"data": ("data",), "fsdp": ("fsdp_0", "fsdp_1"), "seq": ("seq",), "tensor": ("tensor",)}
+    assert dict(torus.shape) == {"data": 1, "fsdp_0": 4, "fsdp_1": 4, "seq": 4, "tensor": 1}
+    assert list(torus.devices.flat) == list(mesh.devices.flat)
+    for axis in ("fsdp_0", "fsdp_1"):
+        lines = np.moveaxis(torus.devices, torus.axis_names.index(axis), 0).reshape(4, -1)
+        varied = [sum(len({chip.coords[i] for chip in line}) > 1 for i in range(3)) for line in lines.T]
+        assert set(varied) == {1}
+
+
+@pytest.mark.parametrize("order,lengths", [
+    ([(0, 0), (0, 1), (0, 2), (0, 3)], (4,)), ([(0, 0), (0, 1), (1, 0), (1, 1)], (2, 2)),
+    ([(0, 0), (0, 1), (1, 1), (1, 0)], (4,)),  # a ring through a square: no axis of the torus is one of its own
+    ([(0, 0)], (1,)),
+], ids=str)  # fmt: skip
+def test_parts_of_an_axis_follow_the_chips_in_their_order(order, lengths):
+    chips = np.asarray([_Chip(i, (*place, 0), 0) for i, place in enumerate(order)], object).reshape(1, -1, 1, 1)
+    torus, parts = partition.over_torus(jax.sharding.Mesh(chips, partition.AXES), "fsdp")
+    assert tuple(torus.shape[part] for part in parts["fsdp"]) == lengths
+
+
+def test_devices_without_coordinates_have_no_torus(mesh):
+    assert partition.over_torus(mesh, *partition.AXES)[0] is mesh
+
+
 def test_unknown_logical_axis_is_refused(mesh):
     with pytest.raises(ValueError, match="'embd' has no rule"):
         partition.spec(mesh, ("embd",), (8,))

@@ -289,3 +289,17 @@ def test_decay_applies_to_matrices_alone():
     flat = {jax.tree_util.keystr(p): v for p, v in jax.tree_util.tree_leaves_with_path(mask)}
     assert any(flat.values()) and not all(flat.values())
     assert not any(v for k, v in flat.items() if "bias" in k)
+
+
+def test_without_an_average_the_parameters_are_what_is_shown_kept_and_sampled(whole, tmp_path):
+    experiment = dataclasses.replace(config.load("configs/light_scenes_tiny.py", {"optimizer.ema_decay": 0.0}),
+                                     objective=OBJECTIVE)
+    options = {"optimizer": dataclasses.replace(OPTIMIZER, ema_decay=0.0), "experiment": experiment}
+    with pytest.raises(train.Stopped):
+        run(tmp_path, batches=Batches(stop_at=3), **options)
+    state = run(tmp_path, **options)
+    assert state.ema is None and state.shown is state.params
+    chex.assert_trees_all_equal(state.params, whole[1].params)
+    assert not list((tmp_path / "checkpoints" / "6").glob("ema*"))
+    opened = checkpoint.open_run(tmp_path)
+    assert opened.experts["high"].part == "params" and "(raw)" in opened.description

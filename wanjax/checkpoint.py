@@ -330,7 +330,7 @@ def open_run(path: str | os.PathLike[str], weights: str = "ema") -> Run:
 
     Args:
       path: the folder.
-      weights: "ema" or "raw".
+      weights: "ema" or "raw"; where a run keeps no average, "ema" means its parameters too.
 
     Raises:
       CheckpointError: if there is no readable checkpoint.
@@ -347,13 +347,14 @@ def open_run(path: str | os.PathLike[str], weights: str = "ema") -> Run:
         run, folder = _newest_readable(candidates)
         experiment, step = config_lib.from_dict(run["experiment"]), int(run["step"])
         about = {name: value for name, value in run.items() if name not in ("experiment", "expert", "step")}
-        experts[run["expert"]] = SavedExpert(run["expert"], folder, {"ema": "ema", "raw": "params"}[weights], step,
-                                             experiment, about)
-        said.append(f"{run['expert']} expert at step {step}" + (" (LoRA)" if experiment.lora.rank else ""))
+        part = "ema" if weights == "ema" and experiment.optimizer.averaged else "params"
+        experts[run["expert"]] = SavedExpert(run["expert"], folder, part, step, experiment, about)
+        kinds = ["ema" if part == "ema" else "raw", *(["LoRA"] if experiment.lora.rank else [])]
+        said.append(f"{run['expert']} expert at step {step} ({', '.join(kinds)})")
         if experts[run["expert"]].has_head:
             apart = "; without its shadow head, which sampling and other layouts have no use for"
     experiment = next(iter(experts.values())).config
-    return Run(experiment, experts, f"wanjax run {experiment.name!r} in {path}: {', '.join(said)} ({weights}){apart}")
+    return Run(experiment, experts, f"wanjax run {experiment.name!r} in {path}: {', '.join(said)}{apart}")
 
 
 def _newest_readable(folders: list[epath.Path]) -> tuple[Mapping[str, Any], epath.Path]:

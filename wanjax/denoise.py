@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wanjax import partition, solvers
+from wanjax import compiler_options, partition, solvers
 from wanjax.conditions import Condition
 from wanjax.device_memory import free_bytes
 from wanjax.experts import Expert, Held, mesh_of
@@ -166,7 +166,7 @@ def denoise(
         for i in range(stage.first, stage.last):
             started = time.perf_counter()
             carry = jax.block_until_ready(
-                _step(program, variables, carry, *given, np.float32(stage.guidance), np.int32(i))
+                _step(program)(program, variables, carry, *given, np.float32(stage.guidance), np.int32(i))
             )
             done += 1
             on_step(Step(stage.expert, done, total, time.perf_counter() - started))
@@ -295,11 +295,21 @@ def lowered(
 
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
                           jax.eval_shape(given, batch))  # fmt: skip
-    return _step.lower(program, expert.shapes(streamed=streamed), *shapes, np.float32(stage.guidance), np.int32(0))
+    step = _step(program)
+    return step.lower(program, expert.shapes(streamed=streamed), *shapes, np.float32(stage.guidance), np.int32(0))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _step(
+def _step(program: _Program) -> Any:
+    """:func:`_denoised`, jitted for the program's devices."""
+    return _jitted(mesh_of(program.model).devices.flat[0].platform)
+
+
+@functools.cache
+def _jitted(platform: str) -> Any:
+    return jax.jit(_denoised, static_argnums=0, compiler_options=compiler_options.of(platform))
+
+
+def _denoised(
     program: _Program, variables: Any, carry: _Carry, text: Any, null_text: Any, condition: Condition, guidance: Any,
     i: Any,
 ) -> _Carry:  # fmt: skip

@@ -23,7 +23,7 @@ class OptimizerConfig:
       final_fraction: of the peak, where the decay ends.
       b1, b2, eps, weight_decay: of AdamW; weight decay applies to matrices only, not to biases, norms or tables.
       clip_norm: global gradient norm above which gradients are scaled down.
-      ema_decay: of the moving average; early steps use (1 + step) / (10 + step) where that is smaller.
+      ema_decay: of the moving average; early steps use (1 + step) / (10 + step) where that is smaller. 0: none is kept.
     """
 
     name: str = "adamw"
@@ -52,6 +52,11 @@ class OptimizerConfig:
         if self.warmup_steps < 0 or self.weight_decay < 0 or not 0 <= self.final_fraction <= 1:
             raise ValueError(f"warmup_steps = {self.warmup_steps}, weight_decay = {self.weight_decay}, final_fraction "
                              f"= {self.final_fraction}: expected ≥ 0, ≥ 0 and in [0, 1]")
+
+    @property
+    def averaged(self) -> bool:
+        """Whether a moving average of the parameters is kept."""
+        return self.ema_decay > 0
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:

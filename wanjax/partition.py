@@ -79,6 +79,53 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return Mesh(hybrid, AXES, axis_types=types)
 
 
+def over_torus(mesh: Mesh, *axes: str) -> tuple[Mesh, dict[str, tuple[str, ...]]]:
+    """The same devices, with some axes of the mesh split into the axes of the chips' torus that they lie over.
+
+    Collectives over one axis of a torus are rings; over several at once a compiler may make another, costlier
+    operation of them.
+
+    Args:
+        mesh: any.
+        axes: of it, to be split where they lie over several axes of a torus; those of other devices stay.
+    Returns: the mesh, and for every axis of the given one its parts, outermost first.
+    """
+    parts: dict[str, tuple[str, ...]] = {axis: (axis,) for axis in mesh.axis_names}
+    sizes = dict(mesh.shape)
+    for axis in axes:
+        lengths = _torus_lengths(mesh, axis)
+        if len(lengths) > 1:
+            parts[axis] = tuple(f"{axis}_{i}" for i in range(len(lengths)))
+            sizes |= dict(zip(parts[axis], lengths, strict=True))
+    names = tuple(part for axis in mesh.axis_names for part in parts[axis])
+    if names == mesh.axis_names:
+        return mesh, parts
+    devices = mesh.devices.reshape([sizes[name] for name in names])
+    return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names)), parts
+
+
+def _torus_lengths(mesh: Mesh, axis: str) -> tuple[int, ...]:
+    """Lengths of the parts of an axis that each change one coordinate of the chips, outermost first."""
+    lines = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0).reshape(mesh.shape[axis], -1)
+    if not all(hasattr(device, "coords") for device in lines.flat):
+        return (len(lines),)
+    places = np.asarray([[(*device.coords, device.core_on_chip) for device in line] for line in lines])
+    lengths: list[int] = []
+    while (left := len(places)) > 1:
+        fits = [n for n in range(2, left + 1) if left % n == 0 and _changes_one(places, n)]
+        if not fits:
+            return (len(lines),)
+        lengths.insert(0, max(fits))
+        places = places[:: lengths[0]]
+    return tuple(lengths) or (1,)
+
+
+def _changes_one(places: np.ndarray, length: int) -> bool:
+    """Whether runs of this length differ in one coordinate: [devices along the axis, lines, coordinates]."""
+    runs = places.reshape(-1, length, *places.shape[1:])
+    return int((runs != runs[:, :1]).any(axis=(0, 1, 2)).sum()) == 1
+
+
 def spec(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> P:
     """PartitionSpec of one parameter.
 

@@ -92,7 +92,7 @@ def train(experiment: Experiment, mesh: Mesh) -> Program:
     objective = make_objective(terms, np.linspace(0.1, 1.0, experiment.model.out_channels), decoder)
     lora, table = experiment.lora, dit_rows(experiment.model)
     optimizer = make_optimizer(experiment.optimizer, config.steps(name), model, head, lora)
-    state = state_shapes(model, optimizer, mesh, head=head, lora=lora)
+    state = state_shapes(model, optimizer, mesh, head=head, averaged=experiment.optimizer.averaged, lora=lora)
     base = _placed(table, lora.base_dtype, mesh) if lora.rank else None
     step = make_train_step(model, objective, optimizer, timesteps=config.timesteps(name), shift=config.shift,
                            accumulate=config.accumulate, ema_decay=experiment.optimizer.ema_decay,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wanjax import optim, partition, rectified_flow
+from wanjax import compiler_options, optim, partition, rectified_flow
 from wanjax.first_frame import condition, draw, exact, share
 from wanjax.input_watch import InputWatch
 from wanjax.lora_config import LoraConfig
@@ -39,12 +39,18 @@ from wanjax.train_config import EXPERTS, TrainConfig
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """step: int32 scalar; params, ema: what is trained, in float32: the transformer's tree or factors of its matrices,
-    with the shadow head's beside it where one is trained; opt_state: of the optax chain."""
+    with the shadow head's beside it where one is trained, ema None where no average is kept; opt_state: of the optax
+    chain."""
 
     step: jax.Array
     params: Any
     ema: Any
     opt_state: Any
+
+    @property
+    def shown(self) -> Any:
+        """The weights that are validated and previewed: the average where there is one."""
+        return self.params if self.ema is None else self.ema
 
 
 FULL = LoraConfig()  # the network itself is trained
@@ -65,20 +71,21 @@ def network_rows(model: WanDiT, head: ShadowHead | None = None, lora: LoraConfig
 
 
 def state_shapes(model: WanDiT, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh,
-                 params_dtype: str = "float32", head: ShadowHead | None = None, lora: LoraConfig = FULL) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without allocating anything."""
+                 params_dtype: str = "float32", head: ShadowHead | None = None, *, averaged: bool = True,
+                 lora: LoraConfig = FULL) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without allocating anything; ``averaged``: with an EMA."""
     table = network_rows(model, head, lora)
     params = rows.shapes(table, params_dtype)
     params_sharding = rows.shardings(table, mesh)
-    shapes = jax.eval_shape(functools.partial(_first_state, optimizer), params)
+    shapes = jax.eval_shape(functools.partial(_first_state, optimizer, averaged), params)
     alone = partition.replicated(mesh)
     by_path = dict(jax.tree_util.tree_leaves_with_path(params_sharding))
     # a moment lies where its parameter does; in the optimizer's state its path ends in the parameter's
     opt_sharding = jax.tree_util.tree_map_with_path(
         lambda path, _: next((by_path[path[i:]] for i in range(len(path)) if path[i:] in by_path), alone),
         shapes.opt_state)
-    shardings = dataclasses.replace(shapes, step=alone, params=params_sharding, ema=params_sharding,
-                                    opt_state=opt_sharding)
+    shardings = dataclasses.replace(shapes, step=alone, params=params_sharding,
+                                    ema=params_sharding if averaged else None, opt_state=opt_sharding)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
@@ -89,7 +96,7 @@ def init_state(model: WanDiT, optimizer: optax.GradientTransformation, shapes: T
     ``params`` continues given weights of the transformer instead of random ones; the head and factors always start
     anew.
     """
-    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    shardings, averaged = jax.tree.map(lambda x: x.sharding, shapes), shapes.ema is not None
 
     def beside(k: jax.Array) -> dict[str, Any]:
         return {SHADOW_HEAD: head.init(jax.random.fold_in(k, 1))} if head else {}
@@ -98,15 +105,17 @@ def init_state(model: WanDiT, optimizer: optax.GradientTransformation, shapes: T
         return lora.init(k, dit_rows(model.config)) if lora.rank else model.init(k)["params"]
 
     if params is None:
-        return jax.jit(lambda k: _first_state(optimizer, {**own(k), **beside(k)}), out_shardings=shardings)(key)
+        return jax.jit(lambda k: _first_state(optimizer, averaged, {**own(k), **beside(k)}),
+                       out_shardings=shardings)(key)
     params = {**params, **beside(key)}
     params = jax.tree.map(lambda p, x: jax.device_put(jnp.asarray(p, x.dtype), x.sharding), params, shapes.params)
-    return jax.jit(functools.partial(_first_state, optimizer), out_shardings=shardings)(params)
+    return jax.jit(functools.partial(_first_state, optimizer, averaged), out_shardings=shardings)(params)
 
 
-def _first_state(optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+def _first_state(optimizer: optax.GradientTransformation, averaged: bool, params: Any) -> TrainState:
     # the copy keeps params and ema apart, so that both can be donated
-    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+    ema = jax.tree.map(jnp.copy, params) if averaged else None
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 
 
 def decay_mask(model: WanDiT, head: ShadowHead | None = None, lora: LoraConfig = FULL) -> Any:
@@ -189,7 +198,7 @@ def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.Gradie
             grads, metrics = jax.tree.map(lambda g: g / accumulate, grads), jax.tree.map(jnp.mean, metrics)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = optim.update_ema(state.ema, params, state.step, ema_decay)
+        ema = None if state.ema is None else optim.update_ema(state.ema, params, state.step, ema_decay)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
@@ -205,7 +214,9 @@ def _shown(model: WanDiT, noised: jax.Array, timestep: jax.Array, x0: jax.Array,
 
 def jit_train_step(step: Callable[..., tuple[TrainState, dict[str, jax.Array]]], shapes: TrainState) -> Any:
     """The step as the loop runs it: jitted, the state donated, the new one where ``shapes`` has the old one."""
-    return jax.jit(step, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), None))
+    places = jax.tree.map(lambda x: x.sharding, shapes)
+    platform = next(iter(places.step.device_set)).platform
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, None), compiler_options=compiler_options.of(platform))
 
 
 def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int, first_frame: float = 0.0
@@ -273,7 +284,7 @@ class Expert:
         ``lora`` the frozen weights, in the dtype and place in which they are held, which are always read.
       batches: endless; ``get_state``/``set_state`` give and take its position.
       validation: held-out batches, in a fixed order.
-      preview: what the model is applied with, with EMA weights -> an image [*, *, 3] uint8, or None.
+      preview: what the model is applied with, with the weights that are shown -> an image [*, *, 3] uint8, or None.
       to_global: a batch of this process's rows -> arrays over the mesh.
       head: trained along where the objective has the shadow term; the batches then hold "visibility". For a model that
         reads image latents they hold "image".
@@ -306,7 +317,8 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
     """
     config, steps, span = expert.config, expert.config.steps(expert.name), expert.config.timesteps(expert.name)
     optimizer = make_optimizer(expert.optimizer_config, steps, expert.model, expert.head, expert.lora)
-    shapes = state_shapes(expert.model, optimizer, expert.mesh, head=expert.head, lora=expert.lora)
+    shapes = state_shapes(expert.model, optimizer, expert.mesh, head=expert.head,
+                          averaged=expert.optimizer_config.averaged, lora=expert.lora)
     key = jax.random.fold_in(jax.random.key(expert.seed), EXPERTS.index(expert.name))
     init_key, step_key, validation_key = jax.random.split(key, 3)
 
@@ -375,11 +387,11 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
                 waiting = None
             if check:
                 with clock.apart("validation"):
-                    averaged = variables_of(state.ema, base, expert.lora)
-                    log.validation(step, _validation_metrics(validate, averaged, expert, validation_key, span))
+                    shown = variables_of(state.shown, base, expert.lora)
+                    log.validation(step, _validation_metrics(validate, shown, expert, validation_key, span))
             if preview and expert.preview:
                 with clock.apart("preview"):
-                    log.image(step, expert.preview(variables_of(state.ema, base, expert.lora)))
+                    log.image(step, expert.preview(variables_of(state.shown, base, expert.lora)))
             if save:
                 with clock.apart("checkpoint"):
                     checkpoints.save(step, state, expert.batches.get_state())

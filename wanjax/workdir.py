@@ -15,8 +15,8 @@ FREE = ("config.train.log_every", "config.train.checkpoint_every", "config.train
         "config.train.preview_every", "config.train.expert", "config.train.steps_",
         "config.train.batch_timeout", "config.train.profile_",
         "config.mesh.", "config.sample.", "config.data.data_dir",
-        "config.data.cache_dir", "config.model.remat", "config.model.attention", "config.model.sequence",
-        "config.model.splash_")
+        "config.data.cache_dir", "config.model.remat", "config.model.chunk_tokens", "config.model.attention",
+        "config.model.sequence", "config.model.splash_")
 
 
 class WorkdirError(RuntimeError):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,14 +63,14 @@ def attention(
         out = _plain(q, k, v)
         return checkpoint_name(out, name) if name else out
     q, k, v = _varying_alike(q, k, v)
+    shards = _Shards(mesh, q)
+    if way == "splash":
+        return _splash(shards, splash_blocks, name, q, k, v)
     if way == "cudnn":
-        kernel: _Kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-    elif way == "splash":
-        kernel = _heads_first(functools.partial(splash.heads, blocks=splash_blocks, name=name))
-    else:
-        kernel = _heads_first(functools.partial(blockwise.heads, name=name))
-    whole = mesh is None or mesh.size == 1 or (way == "blockwise" and mesh.shape["tensor"] == 1)
-    return kernel(q, k, v) if whole else _per_shard(kernel, cast(Mesh, mesh), q, k, v)
+        return _pulled_back(shards, functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), q, k, v)
+    kernel = _heads_first(functools.partial(blockwise.heads, name=name))
+    # of plain operations: without heads to share it needs no shard_map of its own
+    return kernel(q, k, v) if shards.over is None else _pulled_back(shards, kernel, q, k, v)
 
 
 def chosen(implementation: str, platform: str, dtype: Any, queries: tuple[int, ...], keys: tuple[int, ...]) -> str:
@@ -110,16 +110,37 @@ def chosen(implementation: str, platform: str, dtype: Any, queries: tuple[int, .
     return implementation
 
 
-def keeps(name: str) -> Callable[..., bool]:
-    """A policy of ``jax.checkpoint``: what attention of that name gives is kept, all else is recomputed.
+def keeps(*names: str, host: bool = False) -> Callable[..., Any]:
+    """A policy of ``jax.checkpoint``: what attention of such a name gives is kept, all else is recomputed.
 
     With the results and the softmax's statistics at hand, the backward pass of a kernel needs no second forward pass.
     cuDNN's are kept whatever their name: its primitive does not pass one on. Of the plain formula the result is kept.
+
+    Args:
+        names: of attention, or of other values that ``jax.ad_checkpoint.checkpoint_name`` named.
+        host: whether it is kept in the hosts' pinned memory, and comes back to the device when it is needed.
     """
-    named = jax.checkpoint_policies.save_only_these_names(name)
+    if host:
+        return _moves(*names)
+    named = jax.checkpoint_policies.save_only_these_names(*names)
 
     def policy(primitive: Any, *avals: Any, **params: Any) -> bool:
         return primitive.name == _CUDNN_PRIMITIVE or named(primitive, *avals, **params)
+
+    return policy
+
+
+def _moves(*names: str) -> Callable[..., Any]:
+    to_host = {"offload_src": "device", "offload_dst": "pinned_host"}
+    named = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(), names_which_can_be_offloaded=names, **to_host)
+    of_products = jax.checkpoint_policies.offload_dot_with_no_batch_dims(**to_host)
+    product = {"dimension_numbers": (((0,), (0,)), ((), ()))}
+
+    def policy(primitive: Any, *avals: Any, **params: Any) -> Any:
+        if primitive.name == _CUDNN_PRIMITIVE:
+            return of_products(jax.lax.dot_general_p, **product)
+        return named(primitive, *avals, **params)
 
     return policy
 
@@ -142,54 +163,121 @@ def _heads_first(kernel: _Kernel) -> _Kernel:
     return of_clips
 
 
-def _per_shard(kernel: _Kernel, mesh: Mesh, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+class _Shards:
     """A kernel on the shards of a mesh, all of whose axes have to be manual around it: over ``tensor``, its heads.
 
     A kernel says of no result over which axes it varies, which ``jax.shard_map`` then cannot check. So this check is
     off around the kernel, forward and backward each, and what comes out is marked as varying over the axes that q, k
-    and v vary over; both passes being written out, the mark is never transposed into a sum.
+    and v vary over; both passes being written out, the mark is never transposed into a sum. Arrays cross the border as
+    [B, N, K·d]: an operation inside forgets the mark.
+
+    Attributes:
+        run: ``jax.shard_map`` around a function, or nothing where there is one device.
+        over: mesh axis that heads are split over, if any.
     """
-    around = jax.sharding.get_abstract_mesh()
-    already = tuple(around.manual_axes)
-    varying = tuple(sorted(_varying(q)))
-    size, ways = q.shape[-1], mesh.shape["tensor"]
-    over = "tensor" if ways > 1 and q.shape[2] % ways == 0 else None
-    spec, residuals = P(None, None, over), P(over)
-    run = functools.partial(
-        jax.shard_map, mesh=around if already else mesh, axis_names=set(mesh.axis_names) - set(already), check_vma=False
-    )
 
-    def split(x: jax.Array) -> jax.Array:  # [B, N, K·d] crosses the border: an operation inside forgets the mark
-        return x.reshape(*x.shape[:2], -1, size)
+    def __init__(self, mesh: Mesh | None, q: jax.Array):
+        self._size, self._varying = q.shape[-1], tuple(sorted(_varying(q)))
+        self.run: Callable[..., Callable[..., Any]] = lambda function, in_specs, out_specs: function
+        self.over: str | None = None
+        if mesh is None or mesh.size == 1:
+            return
+        around = jax.sharding.get_abstract_mesh()
+        already = tuple(around.manual_axes)
+        ways = mesh.shape["tensor"]
+        self.over = "tensor" if ways > 1 and q.shape[2] % ways == 0 else None
+        self.run = functools.partial(
+            jax.shard_map, mesh=around if already else mesh, axis_names=set(mesh.axis_names) - set(already),
+            check_vma=False,
+        )  # fmt: skip
 
-    def joined(x: jax.Array) -> jax.Array:
+    def split(self, x: jax.Array) -> jax.Array:
+        """[B, N, K·d] -> [B, N, K, d]."""
+        return x.reshape(*x.shape[:2], -1, self._size)
+
+    def joined(self, x: jax.Array) -> jax.Array:
+        """[B, N, K, d] -> [B, N, K·d]."""
         return x.reshape(*x.shape[:2], -1)
 
-    def marked(x: jax.Array) -> jax.Array:
-        return jax.lax.pcast(x, varying, to="varying") if varying else x
+    def marked(self, x: jax.Array) -> jax.Array:
+        """What came out of :attr:`run`."""
+        missing = tuple(axis for axis in self._varying if axis not in _varying(x))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _splash(
+    shards: _Shards, blocks: splash.SplashBlocks, name: str, q: jax.Array, k: jax.Array, v: jax.Array
+) -> jax.Array:
+    """The TPU's kernel. What is kept by name is named outside of the shard_map, whose border it crosses anyway."""
+    operand, statistic = P(None, None, shards.over), P(None, shards.over)
+    clips = q.shape[0]
+
+    def apart(x: jax.Array) -> jax.Array:  # [B, N, K·d] -> [B·K, N, d]
+        x = shards.split(x).transpose(0, 2, 1, 3)
+        return x.reshape(-1, *x.shape[2:])
+
+    def together(x: jax.Array) -> jax.Array:  # [B·K, N, d] -> [B, N, K·d]
+        return shards.joined(x.reshape(clips, -1, *x.shape[1:]).transpose(0, 2, 1, 3))
+
+    def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        def own(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return together(splash.heads(apart(q), apart(k), apart(v), blocks))
+
+        return shards.marked(shards.run(own, in_specs=operand, out_specs=operand)(q, k, v))
+
+    def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
+        def own(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+            out, statistics = splash.forward(apart(q), apart(k), apart(v), blocks)
+            return together(out), statistics.reshape(clips, -1, statistics.shape[-1])
+
+        out, statistics = shards.run(own, in_specs=operand, out_specs=(operand, statistic))(q, k, v)
+        out, statistics = shards.marked(out), shards.marked(statistics)
+        if name:
+            out, statistics = checkpoint_name(out, name), checkpoint_name(statistics, name)
+        return out, (q, k, v, out, statistics)
+
+    def backward(kept: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
+        def own(*of: jax.Array) -> tuple[jax.Array, ...]:
+            q, k, v, out, statistics, d_out = of
+            along = jnp.sum(shards.split(d_out.astype(jnp.float32) * out.astype(jnp.float32)), axis=-1)
+            statistics, along = (x.reshape(-1, x.shape[-1]) for x in (statistics, along.transpose(0, 2, 1)))
+            found = splash.backward(apart(q), apart(k), apart(v), statistics, along, apart(d_out), blocks)
+            return tuple(map(together, found))
+
+        specs = (operand, operand, operand, operand, statistic, operand)
+        return tuple(map(shards.marked, shards.run(own, in_specs=specs, out_specs=operand)(*kept, d_out)))
+
+    whole = jax.custom_vjp(plain)
+    whole.defvjp(forward, backward)
+    return shards.split(whole(*map(shards.joined, (q, k, v))))
+
+
+def _pulled_back(shards: _Shards, kernel: _Kernel, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """A kernel [B, N, K, d] -> [B, N, K, d] that is differentiated by its own rule."""
+    spec, residuals = P(None, None, shards.over), P(shards.over)
+
+    def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        own = lambda *x: shards.joined(kernel(*map(shards.split, x)))
+        return shards.marked(shards.run(own, in_specs=spec, out_specs=spec)(q, k, v))
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
         def own(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-            out, pull = jax.vjp(kernel, split(q), split(k), split(v))
-            return joined(out), jax.tree.map(lambda x: x[None], pull)  # stacked over the shards, numbers too
+            out, pull = jax.vjp(kernel, *map(shards.split, (q, k, v)))
+            return shards.joined(out), jax.tree.map(lambda x: x[None], pull)  # stacked over the shards, numbers too
 
-        out, pull = run(own, in_specs=spec, out_specs=(spec, residuals))(q, k, v)
-        return marked(out), pull
+        out, pull = shards.run(own, in_specs=spec, out_specs=(spec, residuals))(q, k, v)
+        return shards.marked(out), pull
 
     def backward(pull: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
         def own(pull: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
             pull = jax.tree.map(lambda x: x[0], pull)
-            return tuple(joined(x) for x in pull(split(d_out)))
+            return tuple(map(shards.joined, pull(shards.split(d_out))))
 
-        return tuple(marked(x) for x in run(own, in_specs=(residuals, spec), out_specs=spec)(pull, d_out))
+        return tuple(map(shards.marked, shards.run(own, in_specs=(residuals, spec), out_specs=spec)(pull, d_out)))
 
-    @jax.custom_vjp
-    def whole(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        out = run(lambda *x: joined(kernel(*map(split, x))), in_specs=spec, out_specs=spec)(q, k, v)
-        return marked(out)
-
+    whole = jax.custom_vjp(plain)
     whole.defvjp(forward, backward)
-    return split(whole(joined(q), joined(k), joined(v)))
+    return shards.split(whole(*map(shards.joined, (q, k, v))))
 
 
 def _varying_alike(*operands: jax.Array) -> tuple[jax.Array, ...]:

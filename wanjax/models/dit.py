@@ -159,7 +159,7 @@ def _forward(
     patches = jnp.pad(_patchify(jnp.asarray(latents), c.patch), padding)
     timestep = jnp.pad(timestep, padding[:2]) if timestep.shape[1] > 1 else timestep
     patches, timestep, text = _over_clips(model, patches), _over_clips(model, timestep), _over_clips(model, text)
-    embedded = Embeddings(c).apply(outside, patches, timestep, text)
+    embedded = Embeddings(c, model.mesh).apply(outside, patches, timestep, text)
     x, text, time, projected = cast(tuple[jax.Array, jax.Array, jax.Array, jax.Array], embedded)
     text, time, projected = _over_clips(model, text), _over_clips(model, time), _over_clips(model, projected)
     angles = tuple(jnp.pad(table, padding[1:]) for table in rope.tables(grid, c.head_dim))

@@ -10,7 +10,7 @@ from wanjax.models.attention import IMPLEMENTATIONS
 from wanjax.models.sequence import SCHEMES
 from wanjax.models.splash import SplashBlocks
 
-REMAT = ("none", "full", "attention", "dots")
+REMAT = ("none", "full", "attention", "offload", "dots")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -34,7 +34,11 @@ class DiTConfig:
         param_dtype: of the stored parameters.
         remat: what the backward pass recomputes: "none" keeps every activation, "full" keeps the block's input,
             "attention" also the result of self-attention and its softmax's statistics, which then runs forward once,
-            "dots" keeps the outputs of the linear layers.
+            "offload" both in the hosts' pinned memory: a block then reads its input in ``dtype``, in which it is kept,
+            while the stream from block to block stays in float32; "dots" keeps the outputs of the linear layers.
+        chunk_tokens: tokens of a shard that a block's linear layers, norms and cross-attention work on at a time, at
+            most; their backward pass computes a chunk anew. 0: all at once.
+        grad_reduce_dtype: that gradients of matrices are summed over devices in; "auto": ``dtype``.
         attention: how it is computed, see :mod:`wanjax.models.attention`.
         sequence: how a mesh's axis ``seq`` shares self-attention, see :mod:`wanjax.models.sequence`: "heads", "ring" or
             "auto", which makes rings only of what heads do not divide over.
@@ -55,6 +59,8 @@ class DiTConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
+    chunk_tokens: int = 0
+    grad_reduce_dtype: str = "auto"
     attention: str = "auto"
     sequence: str = "auto"
     splash_forward: tuple[int, int, int] = SplashBlocks.forward
@@ -78,6 +84,10 @@ class DiTConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {DTYPES}")
         if self.remat not in REMAT:
             raise ValueError(f"remat {self.remat!r} is not one of {REMAT}")
+        if self.chunk_tokens < 0:
+            raise ValueError(f"chunk_tokens is {self.chunk_tokens}, expected a number of tokens, or 0 for all at once")
+        if self.grad_reduce_dtype not in ("auto", *DTYPES):
+            raise ValueError(f"grad_reduce_dtype {self.grad_reduce_dtype!r} is not one of {('auto', *DTYPES)}")
         if self.attention not in IMPLEMENTATIONS:
             raise ValueError(f"attention {self.attention!r} is not one of {IMPLEMENTATIONS}")
         if self.sequence not in SCHEMES:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from wanjax import partition
 from wanjax.models import lora, rope
 from wanjax.models.attention import attention
 from wanjax.models.dit_config import DiTConfig
@@ -23,6 +24,7 @@ from wanjax.models.timestep import timestep_features
 _xavier = nn.initializers.xavier_uniform()
 _small = nn.initializers.normal(0.02)
 SELF_ATTENTION = "self_attention"  # what jax.checkpoint knows its result and statistics by
+Angles = tuple[jax.Array, jax.Array]  # rotary tables, [N, d/2] each
 
 
 def layer_norm(x: jax.Array, eps: float) -> jax.Array:
@@ -49,34 +51,39 @@ class _Linear(nn.Dense):
         return y
 
 
-def _dense(config: DiTConfig, features: int, name: str, *, dtype: str | None = None, init: Any = _xavier) -> nn.Dense:
+def _dense(
+    config: DiTConfig, features: int, name: str | None = None, *, dtype: str | None = None, init: Any = _xavier
+) -> nn.Dense:
     return _Linear(features, dtype=dtype or config.dtype, param_dtype=config.param_dtype, kernel_init=init, name=name)
 
 
 class _Attention(nn.Module):
-    """Self- or cross-attention with RMS norm of q and k over the full width."""
+    """What stands around self- or cross-attention, with RMS norm of q and k over the full width."""
 
     config: DiTConfig
-    shards: Shards | None = None
-    mesh: Mesh | None = None
 
-    @nn.compact
-    def __call__(self, x: jax.Array, source: jax.Array, angles: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-        """x [B, N, D], source [B, M, D] (keys and values), angles = rotary tables or None -> [B, N, D]."""
+    def setup(self) -> None:
         c = self.config
-        ones = nn.initializers.ones
-        norm_q = self.param("norm_q", ones, (c.width,), c.param_dtype)
-        norm_k = self.param("norm_k", ones, (c.width,), c.param_dtype)
-        q = rms_norm(_dense(c, c.width, "q")(x), norm_q, c.eps)
-        k = rms_norm(_dense(c, c.width, "k")(source), norm_k, c.eps)
-        v = _dense(c, c.width, "v")(source)
-        q, k, v = (y.reshape(*y.shape[:-1], c.heads, c.head_dim) for y in (q, k, v))
-        if angles is not None:
-            q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
-        over_tokens = attention if self.shards is None else self.shards.attention
-        out = over_tokens(q, k, v, implementation=c.attention, mesh=self.mesh, splash_blocks=c.splash_blocks,
-                          name="" if angles is None else SELF_ATTENTION)  # fmt: skip
-        return _dense(c, c.width, "o")(out.reshape(x.shape))
+        self.norm_q = self.param("norm_q", nn.initializers.ones, (c.width,), c.param_dtype)
+        self.norm_k = self.param("norm_k", nn.initializers.ones, (c.width,), c.param_dtype)
+        self.q, self.k, self.v, self.o = (_dense(c, c.width) for _ in range(4))
+
+    def queries(self, x: jax.Array, angles: Angles | None = None) -> jax.Array:
+        """x [B, N, D], rotary tables or None -> q [B, N, K, d]."""
+        q = self._heads(rms_norm(self.q(x), self.norm_q, self.config.eps))
+        return q if angles is None else rope.rotate(q, *angles)
+
+    def keys_and_values(self, source: jax.Array, angles: Angles | None = None) -> tuple[jax.Array, jax.Array]:
+        """source [B, M, D], rotary tables or None -> k and v [B, M, K, d]."""
+        k = self._heads(rms_norm(self.k(source), self.norm_k, self.config.eps))
+        return k if angles is None else rope.rotate(k, *angles), self._heads(self.v(source))
+
+    def output(self, attended: jax.Array) -> jax.Array:
+        """[B, N, K, d] -> [B, N, D]."""
+        return self.o(attended.reshape(*attended.shape[:2], -1))
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], self.config.heads, self.config.head_dim)
 
 
 class _FeedForward(nn.Module):
@@ -102,28 +109,64 @@ class _CrossNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block, on ``mesh`` if any, over whose axis ``seq`` its tokens are sharded as ``shards`` says."""
+    """One transformer block, on ``mesh`` if any, over whose axis ``seq`` its tokens are sharded as ``shards`` says.
+
+    :meth:`before`, :meth:`attend` and :meth:`after` are its parts: only :meth:`attend` lets tokens see each other.
+    """
 
     config: DiTConfig
     shards: Shards | None = None
     mesh: Mesh | None = None
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, text: jax.Array, time: jax.Array, angles: tuple[jax.Array, jax.Array]
-    ) -> jax.Array:
-        """x float32 [B, N, D], text [B, L, D], time float32 [B, 1 or N, 6, D], angles 2 × [N, d/2] -> [B, N, D]."""
+    def setup(self) -> None:
         c = self.config
-        dtype = jnp.dtype(c.dtype)
-        table = self.param("modulation", _table_init(c), (6, c.width), c.param_dtype).astype(jnp.float32)
-        modulation = table + time
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (modulation[:, :, i] for i in range(6))
-        y = (layer_norm(x, c.eps) * (1 + scale_a) + shift_a).astype(dtype)
-        x = x + gate_a * _Attention(c, self.shards, self.mesh, name="self_attention")(y, y, angles)
-        y = _CrossNorm(c, name="cross_norm")(x).astype(dtype)
-        x = x + _Attention(c, mesh=self.mesh, name="cross_attention")(y, text, None)
-        y = (layer_norm(x, c.eps) * (1 + scale_f) + shift_f).astype(dtype)
-        return x + gate_f * _FeedForward(c, name="ffn")(y)
+        self.modulation = self.param("modulation", _table_init(c), (6, c.width), c.param_dtype)
+        self.self_attention, self.cross_attention = _Attention(c), _Attention(c)
+        self.cross_norm, self.ffn = _CrossNorm(c), _FeedForward(c)
+
+    def __call__(self, x: jax.Array, text: jax.Array, time: jax.Array, angles: Angles) -> jax.Array:
+        """x float32 [B, N, D], text [B, L, D], time float32 [B, 1 or N, 6, D], angles 2 × [N, d/2] -> [B, N, D]."""
+        attended = self.attend(*self.before(x, time, angles))
+        return self.after(x, attended, self.text(text), time)
+
+    def before(self, x: jax.Array, time: jax.Array, angles: Angles) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """q, k and v of self-attention, [B, N, K, d]."""
+        shift, scale, _ = self._modulation(time, 0)
+        y = (layer_norm(x, self.config.eps) * (1 + scale) + shift).astype(self.config.dtype)
+        return self.self_attention.queries(y, angles), *self.self_attention.keys_and_values(y, angles)
+
+    @nn.nowrap
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """Self-attention over the tokens of all shards, [B, N, K, d]; has no parameters."""
+        c = self.config
+        over_tokens = attention if self.shards is None else self.shards.attention
+        return over_tokens(q, k, v, implementation=c.attention, mesh=self.mesh, splash_blocks=c.splash_blocks,
+                           name=SELF_ATTENTION)  # fmt: skip
+
+    def text(self, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """k and v of cross-attention, [B, L, K, d]."""
+        return self.cross_attention.keys_and_values(text)
+
+    def after(
+        self, x: jax.Array, attended: jax.Array, text: tuple[jax.Array, jax.Array], time: jax.Array
+    ) -> jax.Array:
+        """The block's output [B, N, D] from its input, what :meth:`attend` and what :meth:`text` gave."""
+        c = self.config
+        _, _, gate_a = self._modulation(time, 0)
+        shift, scale, gate_f = self._modulation(time, 3)
+        x = x + gate_a * self.self_attention.output(attended)
+        q = self.cross_attention.queries(self.cross_norm(x).astype(c.dtype))
+        x = x + self.cross_attention.output(
+            attention(q, *text, implementation=c.attention, mesh=self.mesh, splash_blocks=c.splash_blocks)
+        )
+        y = (layer_norm(x, c.eps) * (1 + scale) + shift).astype(c.dtype)
+        return x + gate_f * self.ffn(y)
+
+    def _modulation(self, time: jax.Array, first: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Shift, scale and gate [B, 1 or N, D] from the six, of which the ``first`` is the shift."""
+        table = self.modulation.astype(jnp.float32)
+        shift, scale, gate = (table[i] + time[:, :, i] for i in range(first, first + 3))
+        return shift, scale, gate
 
 
 class _Mlp(nn.Module):
@@ -141,9 +184,10 @@ class _Mlp(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """What stands before the stack: tokens, text and time."""
+    """What stands before the stack, on ``mesh`` if any: tokens, text and time."""
 
     config: DiTConfig
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -159,7 +203,11 @@ class Embeddings(nn.Module):
         text = _Mlp(c, c.dtype, gelu, name="text_embedding")(text.astype(c.dtype))
         time = timestep_features(timestep, c.freq_dim)
         time = _Mlp(c, "float32", nn.silu, name="time_embedding")(time)
-        projected = _dense(c, 6 * c.width, "time_projection", dtype="float32")(nn.silu(time))
+        active = nn.silu(time)
+        if self.mesh is not None and time.shape[1] == 1:  # products of the matrix's shards are less to send than it
+            over = partition.spec(self.mesh, (None, None, "embed"), time.shape)
+            active = partition.constrain(active, self.mesh, *over)
+        projected = _dense(c, 6 * c.width, "time_projection", dtype="float32")(active)
         return x, text, time, projected.reshape(*projected.shape[:-1], 6, c.width)
 
 

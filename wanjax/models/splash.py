@@ -9,6 +9,7 @@ Source: ``jax.experimental.pallas.ops.tpu.splash_attention``.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 LANES = 128  # of a TPU's vector registers: blocks are multiples of it
+PARTIAL_BYTES = 2**30  # of gradients that wait to be summed, in the backward pass
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class SplashBlocks:
     Attributes:
         forward: queries, keys, and keys per step, which divide the keys.
         backward: the same of the backward pass, which also holds gradients. It keeps one gradient of all queries per
-            block of keys in main memory, so that large blocks of keys save memory.
+            block of keys in main memory until they are summed, so that large blocks of keys save memory.
 
     Raises:
         ValueError: sizes that the kernel cannot have. That a chip's fast memory holds them, its compiler decides.
@@ -45,24 +47,20 @@ class SplashBlocks:
                 )
 
 
-def heads(q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks, name: str = "") -> jax.Array:
-    """softmax(q kᵀ / √d) v of every head.
+def heads(q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks) -> jax.Array:
+    """softmax(q kᵀ / √d) v of every head, where nothing is differentiated.
 
     Args:
         q: [heads, N, d].
         k: [heads, M, d].
         v: [heads, M, d].
         blocks: sizes of the kernel's blocks.
-        name: that ``jax.checkpoint`` knows the result and the softmax's statistics by; empty for none.
 
     Returns:
         [heads, N, d] in q's dtype.
     """
-    queries, keys = q.shape[1], k.shape[1]
-    kernel, long, wide = _made(len(q), queries, keys, blocks, residual_checkpoint_name=name or None)
-    segments = _segments(long, wide, keys, None)
-    q, k, v = _filled(_scaled(q), long), _filled(k, wide), _filled(v, wide)
-    return kernel(q, k, v, segments)[:, :queries]
+    kernel = _kernel(len(q), q, k, blocks, save_residuals=False)
+    return kernel(*_padded(q, k, v, blocks))[:, : q.shape[1]]
 
 
 def forward(
@@ -72,56 +70,72 @@ def forward(
 
     Keys from number ``valid`` on are masked; a query that none is left for has a denominator of next to nothing.
     """
-    queries, keys = q.shape[1], k.shape[1]
-    kernel, long, wide = _made(len(q), queries, keys, blocks, save_residuals=True)
-    segments = _segments(long, wide, keys, valid)
-    out, (statistics,) = kernel(_filled(_scaled(q), long), _filled(k, wide), _filled(v, wide), segments)
-    return out[:, :queries], statistics[:, :queries]
+    kernel = _kernel(len(q), q, k, blocks, save_residuals=True)
+    out, (statistics,) = kernel(*_padded(q, k, v, blocks, valid))
+    return out[:, : q.shape[1]], statistics[:, : q.shape[1]]
 
 
 def backward(
     q: jax.Array, k: jax.Array, v: jax.Array, statistics: jax.Array, along: jax.Array, d_out: jax.Array,
     blocks: SplashBlocks, valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    """Gradients of q, k and v from the statistics, which may be those of more keys than these.
+    """Gradients of q, k and v, without another forward pass; the statistics may be those of more keys than these.
 
-    The kernel's own backward pass; nothing public of jax takes the statistics.
+    The kernel writes a gradient of all queries for every block of keys, and these are summed. As many heads are worked
+    on at a time as keep them within :data:`PARTIAL_BYTES`; the kernel's grid runs head after head anyway.
 
     Args:
         q: [heads, N, d].
         k: [heads, M, d].
         v: [heads, M, d].
-        statistics: float32 [heads, N], as of :func:`forward`.
+        statistics: of :func:`forward`, float32 [heads, N].
         along: the sum over d of d_out · out, float32 [heads, N].
         d_out: [heads, N, d], gradient of the result.
         blocks: sizes of the kernel's blocks.
         valid: as for :func:`forward`.
     """
-    module = importlib.import_module("jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel")
-    queries, keys, scale = q.shape[1], k.shape[1], jnp.asarray(1.0 / math.sqrt(q.shape[2]), q.dtype)
-    kernel, long, wide = _made(len(q), queries, keys, blocks)
+    count, queries, size = q.shape
+    keys = k.shape[1]
+    long, wide = _lengths(queries, keys, blocks)
+    partial = long * size * q.dtype.itemsize * (wide // _fitted(blocks.backward, queries, keys)[1])
+    group = max(n for n in range(1, count + 1) if count % n == 0 and (n == 1 or n * partial <= PARTIAL_BYTES))
+    kernel = _kernel(group, q, k, blocks, save_residuals=False)
     options, sizes = kernel.kwargs, kernel.kwargs["block_sizes"]
-    d_q, d_k, d_v = module._splash_attention_bwd_dkv(
-        _filled(_scaled(q), long), _filled(k, wide), _filled(v, wide), _segments(long, wide, keys, valid), None,
-        _filled(statistics, long), _filled(d_out, long), _filled(along, long),
+    # the kernel's own rule of differentiation takes nothing that was kept: it would run it forward once more
+    module = importlib.import_module("jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel")
+    run = functools.partial(
+        module._splash_attention_bwd_dkv,
         bq=sizes.block_q_dkv, bkv=sizes.block_kv_dkv, bkv_compute=sizes.block_kv_dkv_compute, is_mqa=False,
         mask_info=kernel.dkv_mask_info, mask_value=options["mask_value"], attn_logits_soft_cap=None,
         use_fused_bwd_kernel=True, q_layout=sizes.q_layout, k_layout=sizes.k_layout, v_layout=sizes.v_layout,
         mask_function=options["mask_function"], interpret=options["interpret"],
     )  # fmt: skip
-    return (d_q * scale)[:, :queries], d_k[:, :keys], d_v[:, :keys]
+    added = ((0, 0), (0, long - queries))
+
+    def some(of: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        q, k, v, statistics, along, d_out = of
+        d_out = jnp.pad(d_out, (*added, (0, 0)))  # of no weight, whatever the statistics beside it
+        statistics, along = jnp.pad(statistics, added), jnp.pad(along, added)
+        d_q, d_k, d_v = run(*_padded(q, k, v, blocks, valid), None, statistics, d_out, along)
+        return d_q[:, :queries] * _scale(q), d_k[:, :keys], d_v[:, :keys]
+
+    given = (q, k, v, statistics, along, d_out)
+    if group == count:
+        d_q, d_k, d_v = some(given)
+    else:
+        grouped = tuple(x.reshape(count // group, group, *x.shape[1:]) for x in given)
+        d_q, d_k, d_v = (x.reshape(count, *x.shape[2:]) for x in jax.lax.map(some, grouped))
+    return d_q, d_k, d_v
 
 
-def _made(count: int, queries: int, keys: int, blocks: SplashBlocks, **settings: Any) -> tuple[Any, int, int]:
-    """The kernel for so many heads, and the lengths of queries and keys that it takes."""
+def _kernel(count: int, q: jax.Array, k: jax.Array, blocks: SplashBlocks, *, save_residuals: bool) -> Any:
+    """The kernel of ``count`` heads."""
     from jax.experimental.pallas.ops.tpu import splash_attention  # slow to import, and no use elsewhere
 
+    queries, keys = q.shape[1], k.shape[1]
     forward, backward = (_fitted(sizes, queries, keys) for sizes in (blocks.forward, blocks.backward))
-    long = _rounded(queries, math.lcm(forward[0], backward[0]))
-    wide = _rounded(keys, math.lcm(forward[1], backward[1]))
-    mask = splash_attention.MultiHeadMask([splash_attention.FullMask((long, wide))] * count)
-    kernel = splash_attention.make_splash_mha(
-        mask,
+    return splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([splash_attention.FullMask(_lengths(queries, keys, blocks))] * count),
         block_sizes=splash_attention.BlockSizes(
             block_q=forward[0], block_kv=forward[1], block_kv_compute=forward[2],
             block_q_dkv=backward[0], block_kv_dkv=backward[1], block_kv_dkv_compute=backward[2],
@@ -129,28 +143,34 @@ def _made(count: int, queries: int, keys: int, blocks: SplashBlocks, **settings:
         ),
         head_shards=1,
         q_seq_shards=1,
-        **settings,
+        save_residuals=save_residuals,
     )  # fmt: skip
-    return kernel, long, wide
 
 
-def _scaled(q: jax.Array) -> jax.Array:
-    return q * jnp.asarray(1.0 / math.sqrt(q.shape[-1]), q.dtype)
+def _scale(q: jax.Array) -> jax.Array:
+    return jnp.asarray(1.0 / math.sqrt(q.shape[-1]), q.dtype)
 
 
-def _filled(x: jax.Array, tokens: int) -> jax.Array:
-    """[heads, N, ...] with zeros up to so many tokens."""
-    return jnp.pad(x, ((0, 0), (0, tokens - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
-
-
-def _segments(long: int, wide: int, keys: int, valid: jax.Array | None) -> Any:
-    """Keys that are not attended to are of another segment than all queries; None where there are none."""
+def _padded(
+    q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks, valid: jax.Array | None = None
+) -> tuple[Any, ...]:
+    """The kernel's operands: whole blocks of scaled q, of k and of v, and what masks keys that are not attended to."""
+    long, wide = _lengths(q.shape[1], k.shape[1], blocks)
+    keys = k.shape[1]
+    q = q * _scale(q)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, to - x.shape[1]), (0, 0))) for x, to in ((q, long), (k, wide), (v, wide)))
+    if wide == keys and valid is None:
+        return q, k, v, None
     from jax.experimental.pallas.ops.tpu import splash_attention
 
-    if valid is None and wide == keys:
-        return None
     added = jnp.arange(wide, dtype=jnp.int32) >= (keys if valid is None else valid)
-    return splash_attention.SegmentIds(q=jnp.zeros(long, jnp.int32), kv=added.astype(jnp.int32))
+    return q, k, v, splash_attention.SegmentIds(q=jnp.zeros(long, jnp.int32), kv=added.astype(jnp.int32))
+
+
+def _lengths(queries: int, keys: int, blocks: SplashBlocks) -> tuple[int, int]:
+    """Of queries and keys as the kernel takes them."""
+    forward, backward = (_fitted(sizes, queries, keys) for sizes in (blocks.forward, blocks.backward))
+    return _rounded(queries, math.lcm(forward[0], backward[0])), _rounded(keys, math.lcm(forward[1], backward[1]))
 
 
 def _fitted(sizes: tuple[int, int, int], queries: int, keys: int) -> tuple[int, int, int]:

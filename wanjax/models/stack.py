@@ -7,7 +7,8 @@ changes beside them.
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +18,25 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from wanjax import partition
-from wanjax.models import attention, lora, rows, streaming
+from wanjax.models import attention, chunks, lora, rows, streaming
 from wanjax.models.dit_config import DiTConfig
 from wanjax.models.dit_layers import SELF_ATTENTION, Block
 from wanjax.models.rows.dit import dit_rows
 from wanjax.models.sequence import Shards
 
-_GATHERED = "gathered_parameter"
+_MANUAL = ("data", "fsdp", "seq")  # axes of the mesh that the stack is written per shard of
+_INPUT = "block_input"
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": attention.keeps(SELF_ATTENTION),
+    "offload": attention.keeps(SELF_ATTENTION, _INPUT, host=True),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+def _but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy that keeps everything but gathered parameters, which would undo the sharding of the parameters."""
+    return bool(primitive.name != "all_gather")
 
 
 def run(
@@ -49,24 +57,26 @@ def run(
         tokens: how many of N are none of padding, which stands at the end and is not attended to.
     Returns: [B, N, D], and the states [taps, B, N, D] (None without taps).
     """
-    manual = () if mesh is None else tuple(a for a in ("data", "fsdp", "seq") if mesh.shape[a] > 1)
-    if mesh is None or not manual:
+    if mesh is None or all(mesh.shape[axis] == 1 for axis in _MANUAL):
         return _scan(
             config, taps, blocks, changes, x, text, time, angles, mesh=mesh, shards=None, specs=None, manual=()
         )
+    # a gather over several axes of a torus at once compiles to a padded all-reduce
+    torus, parts = partition.over_torus(mesh, "fsdp")
+    manual = tuple(part for axis in _MANUAL for part in parts[axis] if torus.shape[part] > 1)
     axes = rows.logical_axes(dit_rows(config))["blocks"]
     specs = jax.tree.map(
-        lambda names, w: _manual_part(partition.spec(mesh, names, w.shape), manual),
+        lambda names, w: _manual_part(partition.spec(mesh, names, w.shape), parts, manual),
         axes, blocks, is_leaf=lambda node: isinstance(node, tuple),
     )  # fmt: skip
     beside = lora.specs(specs, changes, stacked=True)
-    batch = tuple(a for a in partition.BATCH if a in manual) or None
+    batch = tuple(part for axis in partition.BATCH for part in parts[axis] if part in manual) or None
     seq = "seq" if "seq" in manual else None
     shards = None if seq is None else Shards.of(config.sequence, config.heads, mesh, tokens)
     per_shard = jax.shard_map(
-        lambda b, c, *args: _scan(config, taps, b, c, *args, mesh=mesh, shards=shards, specs=(specs, beside),
+        lambda b, c, *args: _scan(config, taps, b, c, *args, mesh=torus, shards=shards, specs=(specs, beside),
                                   manual=manual),
-        mesh=mesh,
+        mesh=torus,
         in_specs=(specs, beside, P(batch, seq), P(batch),
                   P(batch, seq if time.shape[1] > 1 else None), P(seq)),
         out_specs=(P(batch, seq), P(None, batch, seq) if taps else None),
@@ -75,10 +85,13 @@ def run(
     return per_shard(blocks, changes, x, text, time, angles)
 
 
-def _manual_part(spec: P, manual: tuple[str, ...]) -> P:
-    """The spec without automatic axes: shard_map's in_specs may name manual axes only."""
+def _manual_part(spec: P, parts: Mapping[str, tuple[str, ...]], manual: tuple[str, ...]) -> P:
+    """The spec with every axis in its parts, without automatic ones: shard_map's in_specs may name manual axes only."""
 
-    return P(*(tuple(name for name in _names(entry) if name in manual) or None for entry in spec))
+    def own(entry: Any) -> tuple[str, ...] | None:
+        return tuple(part for name in _names(entry) for part in parts[name] if part in manual) or None
+
+    return P(*map(own, spec))
 
 
 def _names(entry: Any) -> tuple[str, ...]:
@@ -92,20 +105,25 @@ def _scan(
 ) -> tuple[jax.Array, jax.Array | None]:  # fmt: skip
     """The stack on one shard; ``specs``: how stacked parameters and changes are sharded over ``manual`` axes."""
     block = Block(config, shards, mesh)
+    # what waits on the host waits in the compute dtype; the stream from block to block stays in float32
+    rounded = config.remat == "offload" and config.dtype != "float32"
 
     def body(x: jax.Array, at: Any) -> jax.Array:
         own, change = at
         own, factors = lora.changed(own, change), lora.factors(change)  # on the shards: a gather rounds
         if manual:
             gather = functools.partial(_gather, config, manual)
-            own, factors = jax.tree.map(gather, own, specs[0]), jax.tree.map(gather, factors, lora.factors(specs[1]))
-        return cast(jax.Array, block.apply({"params": own, "lora": factors}, x, text, time, angles))
+            own = jax.tree_util.tree_map_with_path(gather, own, specs[0])
+            factors = jax.tree_util.tree_map_with_path(gather, factors, lora.factors(specs[1]))
+        read = _rounded(config.dtype, x) if rounded else checkpoint_name(x, _INPUT)
+        out = _block(block, {"params": own, "lora": factors}, read, text, time, angles,
+                     stored=config.dtype if rounded else None)  # fmt: skip
+        return x + (out - read) if rounded else out
 
     if config.remat != "none":
         body = jax.checkpoint(body, policy=_POLICIES[config.remat], prevent_cse=False)
-    elif manual:  # even then a gathered block is not kept: it would undo the sharding of the parameters
-        keep = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
-        body = jax.checkpoint(body, policy=keep, prevent_cse=False)
+    elif manual:
+        body = jax.checkpoint(body, policy=_but_gathered, prevent_cse=False)
     if not taps:
         return streaming.scan(body, x, (blocks, changes)), None
 
@@ -121,21 +139,102 @@ def _scan(
     return streaming.scan(tapped, (x, states), ((blocks, changes), here))
 
 
-def _gather(config: DiTConfig, manual: tuple[str, ...], w: jax.Array, spec: P) -> jax.Array:
+def _block(
+    block: Block, variables: dict[str, Any], x: jax.Array, text: jax.Array, time: jax.Array, angles: Any, *,
+    stored: str | None,
+) -> jax.Array:  # fmt: skip
+    """The block, in chunks of tokens where its config says so; ``variables``: its parameters, and factors beside."""
+    size = block.config.chunk_tokens
+    if not 0 < size < x.shape[1]:
+        return cast(jax.Array, block.apply(variables, x, text, time, angles))
+    per_token = time.shape[1] > 1  # else it belongs to all tokens of a clip
+
+    def part(method: str, variables: Any, *given: Any) -> Any:
+        return block.apply(variables, *given, method=method)
+
+    def before(whole: Any, tokens: Any, tables: Any) -> Any:
+        variables, time = whole
+        cos, sin = tables
+        return part("before", variables, tokens[0], *tokens[1:] or (time,), (cos[0], sin[0]))
+
+    def after(whole: Any, tokens: Any, _: Any) -> Any:
+        variables, time, text = whole
+        return part("after", variables, *tokens[:2], text, *tokens[2:] or (time,))
+
+    shared, each = (None, (time,)) if per_token else (time, ())
+    norms = ("norm_q", "norm_k")
+    first = _only(variables, modulation=(), self_attention=("q", "k", "v", *norms))
+    last = _only(variables, modulation=(), cross_norm=(), ffn=(), self_attention=("o", *norms),
+                 cross_attention=("q", "o", *norms))  # fmt: skip
+    tables = tuple(table[None] for table in angles)
+    qkv = chunks.over_tokens(before, size, (first, shared), (x, *each), tables, stored=stored)
+    attended = block.attend(*qkv)
+    keys_and_values = part("text", _only(variables, modulation=(), cross_attention=("k", "v", *norms)), text)
+    return cast(jax.Array, chunks.over_tokens(after, size, (last, shared, keys_and_values), (x, attended, *each),
+                                              stored=stored))  # fmt: skip
+
+
+def _only(variables: Mapping[str, Any], **names: tuple[str, ...]) -> dict[str, Any]:
+    """Of each collection those of a block's modules that are named, and of them what is named, or all."""
+
+    def of(tree: Any, inner: tuple[str, ...]) -> Any:
+        return {name: tree[name] for name in inner if name in tree} if inner else tree
+
+    return {kind: {name: of(tree[name], inner) for name, inner in names.items() if name in tree}
+            for kind, tree in variables.items()}  # fmt: skip
+
+
+def _as_kept(dtype: str, x: jax.Array) -> jax.Array:
+    """x as it is kept, in float32 again."""
+    return checkpoint_name(x.astype(dtype), _INPUT).astype(jnp.float32)
+
+
+# Rules of differentiation call what they need as plain functions: a policy of jax.checkpoint does not see into others.
+_rounded = jax.custom_vjp(_as_kept, nondiff_argnums=(0,))  # the gradient passes as it is, without the rounding
+_rounded.defvjp(lambda dtype, x: (_as_kept(dtype, x), None), lambda dtype, _, d_x: (d_x,))
+
+
+def _gather(config: DiTConfig, manual: tuple[str, ...], path: Any, w: jax.Array, spec: P) -> jax.Array:
     """One whole parameter of a block from its shards; the transpose reduce-scatters its gradient.
 
     Marked as varying over the axes that it is copied on *before* the gather, so that the gradient is reduce-scattered
-    first and only the shard is summed over ``data``, in the parameters' dtype. Matrices travel in the compute dtype.
-    Axis by axis, innermost first: one gather over several axes of a torus compiles to a padded all-reduce.
+    first and only the shard is summed over ``data``, in the parameters' dtype. Matrices travel in the compute dtype,
+    their gradients as the config says.
     """
     entries = [_names(entry) for entry in spec[1:]]
     sharded = {name for names in entries for name in names}
     copied = tuple(name for name in manual if name not in sharded)
     if copied:
         w = jax.lax.pcast(w, copied, to="varying")
-    if w.ndim == 2 and w.shape[0] > 6:
-        w = w.astype(config.dtype)
-    for axis, names in enumerate(entries):
-        for name in reversed(names):
-            w = jax.lax.all_gather(w, name, axis=axis, tiled=True)
-    return checkpoint_name(w, _GATHERED)
+    wire = config.dtype if path[-1].key == "kernel" else w.dtype.name
+    back = wire if config.grad_reduce_dtype == "auto" or wire == w.dtype.name else config.grad_reduce_dtype
+    steps = tuple((axis, name) for axis, names in enumerate(entries) for name in reversed(names))  # innermost first
+    return _gathered(_Way(steps, w.dtype.name, wire, back), w)
+
+
+class _Way(NamedTuple):
+    """Steps of a gather, each along an axis of the array over an axis of the mesh; types of the shard, of what is
+    gathered, and of the gradient while it is summed."""
+
+    steps: tuple[tuple[int, str], ...]
+    shard: str
+    forward: str
+    backward: str
+
+
+def _whole(way: _Way, w: jax.Array) -> jax.Array:
+    w = w.astype(way.forward)
+    for axis, name in way.steps:
+        w = jax.lax.all_gather(w, name, axis=axis, tiled=True)
+    return w
+
+
+def _scattered(way: _Way, _: None, d_w: jax.Array) -> tuple[jax.Array]:
+    d_w = d_w.astype(way.backward)
+    for axis, name in reversed(way.steps):
+        d_w = jax.lax.psum_scatter(d_w, name, scatter_dimension=axis, tiled=True)
+    return (d_w.astype(way.shard),)
+
+
+_gathered = jax.custom_vjp(_whole, nondiff_argnums=(0,))
+_gathered.defvjp(lambda way, w: (_whole(way, w), None), _scattered)

@@ -1,0 +1,151 @@
+"""What training and sampling an A14B expert at 1280 × 720 × 81 take of pods that are not there, beside their targets.
+
+    python benchmarks/scale_memory.py --json scale_memory.json
+
+Compiles (``pip install "wanjax[tpu]"``; minutes each) the launchers' own programs of configs/t2v_a14b.py and reads all
+figures off what the compiler made; nothing is run. The moving average of the weights is off, as in what it is compared
+with; what it adds is a line of its own. The peer's lines are quoted, as they were measured with MaxDiffusion 7cfb8801
+and the same compiler: measuring them anew takes a checkout of it, and is not done here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs/t2v_a14b.py"
+SIZE = {"data.height": 720, "data.width": 1280, "data.frames": 81}
+POD = {**SIZE, "optimizer.ema_decay": 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Attributes:
+    title, topology, program: what is compiled.
+    overrides: of the config.
+    limits: by figure, GB per chip; FLOPs as a multiple of the model's.
+    peer: the peer's line: figures in the order of :data:`COLUMNS`, empty where there is none.
+    """
+
+    title: str
+    topology: str
+    program: str
+    overrides: dict[str, Any]
+    limits: dict[str, float]
+    peer: tuple[str, ...] = ()
+
+
+COLUMNS = ("state", "temp", "HBM", "host", "wire", "attention forwards", "FLOPs executed / model")
+CASES = {
+    "a": Case("a clip per 4 chips, fsdp 16 × seq 4", "v5p:4x4x4", "train",
+              {**POD, "mesh.fsdp": 16, "mesh.seq": 4, "data.batch": 16},
+              {"HBM": 12.2, "host": 16, "wire": 158, "FLOPs executed / model": 1.25},
+              ("1.4", "19.0", "20.4", "0", "632", "160", "")),
+    "a_ema": Case("the same with its moving average", "v5p:4x4x4", "train",
+                  {**SIZE, "mesh.fsdp": 16, "mesh.seq": 4, "data.batch": 16}, {}),
+    "b": Case("a clip per chip, fsdp 64", "v5p:4x4x4", "train", {**POD, "mesh.fsdp": 64, "data.batch": 64},
+              {"HBM": 26, "host": 63, "wire": 90, "FLOPs executed / model": 1.25},
+              ("1.4", "24.6", "26.1", "94.0", "192", "82", "")),
+    "d_v6e": Case("one forward, seq 8", "v6e:2x4", "sample",
+                  {**SIZE, "mesh.fsdp": 1, "mesh.seq": 8, "sample.guidance_high": 1.0}, {"temp": 0.97, "wire": 42.5},
+                  ("3.66", "2.43", "6.09", "0", "85", "", "")),
+    "d_v5p": Case("one forward, seq 4", "v5p:2x2x1", "sample",
+                  {**SIZE, "mesh.fsdp": 1, "mesh.seq": 4, "sample.guidance_high": 1.0}, {"temp": 1.46, "wire": 46},
+                  ("7.29", "2.92", "10.21", "0", "61", "", "")),
+}  # fmt: skip
+
+
+def measured(case: Case) -> dict[str, Any]:
+    """The plan of a case, in this process, with what is not in it: how much of the program overlaps."""
+    from wanjax import config, plan, topology
+
+    machine = topology.parse(case.topology)
+    topology.prepare(machine)
+    settings = plan.Settings(case.program, **({"param_dtype": "bfloat16"} if case.program == "sample" else {}))
+    started = time.process_time()
+    made = plan.plan(config.load(CONFIG, case.overrides), machine, settings)
+    return {**made, "processor_seconds": round(time.process_time() - started)}
+
+
+def figures(made: dict[str, Any]) -> dict[str, float]:
+    """By column, GB of one chip."""
+    long = [kernel for kernel in made["attention_kernels"] if kernel["keys"] >= made["tokens"]]
+    heads = made["tokens"] and sum(kernel["heads"] * kernel["count"] for kernel in long if kernel["way"] == "forward")
+    clips = made["clips"] * 40 / made["devices"]  # heads of a chip, as many as 40 for each clip and layer
+    return {
+        "state": made["argument_bytes"] / 1e9,
+        "temp": made["temp_bytes"] / 1e9,
+        "HBM": made["peak_bytes_per_device"] / 1e9,
+        "host": made["host_bytes"] / 1e9,
+        "wire": made["collective_bytes"] / 1e9,
+        "attention forwards": heads / clips,
+        "FLOPs executed / model": made["executed_flops"] / made["flops_per_step"],
+    }
+
+
+def line(title: str, of: str, values: list[str]) -> str:
+    return "| " + " | ".join([title, of, *values]) + " |"
+
+
+def table(made: dict[str, dict[str, Any]]) -> str:
+    out = ["| what | of | " + " | ".join(COLUMNS) + " |", "|" + "---|" * (len(COLUMNS) + 2)]
+    for name, plan_ in made.items():
+        case, found = CASES[name], figures(plan_)
+        out.append(line(f"{case.topology}, {case.title}", "wanjax", [f"{found[column]:.2f}" for column in COLUMNS]))
+        if case.limits:
+            limits = [f"≤ {case.limits[column]:g}" if column in case.limits else "" for column in COLUMNS]
+            out.append(line("", "target", limits))
+        if case.peer:
+            out.append(line("", "peer, quoted", list(case.peer)))
+    return "\n".join(out)
+
+
+def missed(made: dict[str, dict[str, Any]]) -> list[str]:
+    """Targets that are not met, each in a sentence."""
+    return [f"{name}: {column} is {figures(plan_)[column]:.2f}, the target is {most:g}"
+            for name, plan_ in made.items() for column, most in CASES[name].limits.items()
+            if figures(plan_)[column] > most]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default=",".join(CASES), help="some of these, with commas between")
+    parser.add_argument("--json", type=Path, default=None, help="receives the plans, case by case as they are made")
+    parser.add_argument("--one", choices=CASES, help=argparse.SUPPRESS)  # of a child process: prints its plan
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(measured(CASES[given.one])))
+        return
+    names = given.cases.split(",")
+    if unknown := sorted(set(names) - CASES.keys()):
+        parser.error(f"--cases {','.join(unknown)}: expected some of {', '.join(CASES)}")
+    made: dict[str, dict[str, Any]] = {}
+    for name in names:  # a process each: a compiler keeps what it took
+        command = [sys.executable, __file__, "--one", name]
+        child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if child.returncode:
+            sys.exit(f"error: {name} could not be compiled; the reason stands above")
+        made[name] = json.loads(child.stdout.splitlines()[-1])
+        if given.json:
+            given.json.write_text(json.dumps(made, indent=1) + "\n")
+    version = next(iter(made.values()))["versions"]
+    print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, "
+          + ", ".join(f"{name} {number}" for name, number in version.items()))  # fmt: skip
+    print(table(made))
+    print("\n".join(missed(made)) or "all targets are met")
+
+
+if __name__ == "__main__":
+    main()
