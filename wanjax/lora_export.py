@@ -32,7 +32,7 @@ def tensors(
         config: it was trained with.
         layout: "diffusers": names that ``load_lora_weights`` reads, of either expert, with alpha / rank in the second
             factor, since it finds a scale nowhere in a file's tensors; "comfyui": official names, with ``.alpha``
-            (ComfyUI, musubi-tuner and diffusers read it).
+            (ComfyUI and diffusers read it).
     """
     prefix, naming, ending_down, ending_up = NAMINGS[layout]
     scale = np.float32(config.scale if layout == "diffusers" else 1.0)
