@@ -44,8 +44,9 @@ def run(experiment: config_lib.Experiment, workdir: str, cluster: Cluster) -> No
     config_lib.validate(dataclasses.replace(experiment, mesh=mesh_config))
     mesh = partition.make_mesh(sizes)
     preflight.check_program(cluster, experiment, mesh, workdir)
-    with contextlib.ExitStack() as stack:
-        cluster.once("workdir", lambda: stack.enter_context(Workdir(workdir, experiment)), ERRORS)
+    place = Workdir(workdir, experiment)
+    with contextlib.ExitStack() as held:
+        cluster.once("workdir", lambda: held.enter_context(place), ERRORS)
         codec = codec_lib.open_codec(experiment.codec)
         config_lib.check_codec(experiment, codec.model)
         objectives = {name: objective_for(name, experiment, codec) for name in experiment.train.experts}
@@ -56,7 +57,7 @@ def run(experiment: config_lib.Experiment, workdir: str, cluster: Cluster) -> No
             report = preflight.time_all_reduce(mesh)
             _say(cluster, f"preflight: {cluster.processes} processes agree on program and data; {report}")
         for name, objective in objectives.items():
-            _train(name, experiment, mesh, objective, codec, cache, pathlib.Path(workdir) / name, cluster)
+            _train(name, experiment, mesh, objective, codec, cache, place.path / name, cluster)
 
 
 def _say(cluster: Cluster, message: str) -> None:
