@@ -59,7 +59,7 @@ def launch(arguments: Sequence[str], processes: int, logs: pathlib.Path) -> list
     out = []
     for i in range(processes):
         place = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={i}"]
-        with (logs / f"{i}.log").open("wb") as log:
+        with (logs / f"{i}.log").open("ab") as log:
             out.append(subprocess.Popen([*arguments, *(place if processes > 1 else [])], cwd=launching.ROOT,
                                         env=environment, stdout=log, stderr=subprocess.STDOUT))  # fmt: skip
     return out

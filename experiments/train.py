@@ -48,8 +48,8 @@ def run(experiment: config_lib.Experiment, workdir: str, cluster: Cluster, logs:
     mesh = partition.make_mesh(sizes)
     preflight.check_program(cluster, experiment, mesh, workdir)
     place = Workdir(workdir, experiment, logs)
-    with contextlib.ExitStack() as stack:
-        cluster.once("workdir", lambda: stack.enter_context(place), ERRORS)
+    with contextlib.ExitStack() as held:
+        cluster.once("workdir", lambda: held.enter_context(place), ERRORS)
         codec = codec_lib.open_codec(experiment.codec)
         config_lib.check_codec(experiment, codec.model)
         objectives = {name: objective_for(name, experiment, codec) for name in experiment.train.experts}

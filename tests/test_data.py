@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from tests.test_latent_cache import make_cache, make_clips
-from wanjax.data import make_loader, to_global, validation_batches
+from wanjax.data import make_loader, rows_of_process, to_global, validation_batches
 from wanjax.latent_cache import CacheError, Clip
 
 CLIPS = 20
@@ -122,6 +122,29 @@ def test_a_batch_becomes_global_arrays(cache_dir):
     arrays = to_global(batch, sharding, 8)
     assert all(a.sharding == sharding and len(a.addressable_shards) == 8 for a in arrays.values())
     assert equal(batch, {k: np.asarray(a) for k, a in arrays.items()})
+
+
+class Held:
+    """Stands for a sharding over several processes: the slices that this one's devices hold."""
+
+    def __init__(self, *parts):
+        self._parts = parts
+
+    def addressable_devices_indices_map(self, shape):
+        return {i: (part,) for i, part in enumerate(self._parts)}
+
+
+def test_a_process_has_the_rows_of_its_devices_wherever_they_lie():
+    assert rows_of_process(Held(slice(None)), 4) == (0, 1, 2, 3)
+    assert rows_of_process(Held(slice(2, 4), slice(2, 4)), 4) == (2, 3)  # devices that split tokens hold the same clips
+    assert rows_of_process(Held(slice(4, 6), slice(0, 2)), 8) == (0, 1, 4, 5)  # on a torus
+
+
+def test_rows_come_to_the_devices_that_hold_them(cache_dir):
+    batch = next(loader(cache_dir, batch=8))
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices())[[3, 6, 0, 1, 7, 2, 5, 4]].reshape(4, 2), ("data", "seq"))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    assert equal(batch, {k: np.asarray(a) for k, a in to_global(batch, sharding, 8).items()})
 
 
 def test_validation_batches_are_fixed_and_alternate_captions(cache_dir):
