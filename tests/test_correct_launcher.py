@@ -150,13 +150,20 @@ def sampled(monkeypatch):
     return asked
 
 
-def test_sampling_with_correction_writes_the_corrected_clip_and_says_so(sampled, tmp_path):
-    request = [sample.Line("dawn", 0)]
-    records = sample.sample("run", request, str(tmp_path / "clip.mp4"), correct=True)
+def test_sampling_with_correction_writes_the_corrected_clip_and_says_so(sampled, tmp_path, monkeypatch):
+    given, write = [], video.write
+
+    def keeps(path, frames, *more):
+        given.extend(frames)
+        write(path, given, *more)
+
+    monkeypatch.setattr(video, "write", keeps)
+    records = sample.sample("run", [sample.Line("dawn", 0)], str(tmp_path / "clip.mp4"), correct=True)
     stored = video.read(tmp_path / "clip.mp4")
     assert records[0]["settings"]["correct"] is True and stored.metadata["settings"] == records[0]["settings"]
-    video.write(tmp_path / "expected.mp4", correct(flickering(), fps=8.0), 8.0)
-    np.testing.assert_array_equal(stored.frames, video.read(tmp_path / "expected.mp4").frames)
+    # what goes into the file: a last bit that differs between two measurements has the encoder choose otherwise
+    expected, untouched = correct(flickering(), fps=8.0).astype(int), flickering().astype(int)
+    assert np.abs(np.stack(given) - expected).max() <= 1 < np.abs(untouched - expected).mean()
 
 
 def test_a_corrected_clip_is_not_an_uncorrected_one(sampled, tmp_path):
