@@ -1,19 +1,19 @@
 """Tokens shared by devices: every token attends to every other and to no padding, however devices share the work."""
 
 import functools
-import logging
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as fused
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec as P
 
 from tests.parity.dit_case import QUICK_COMPILE
 from wanjax import collectives, partition
 from wanjax.models import attention as module
-from wanjax.models import partial_attention, sequence
+from wanjax.models import sequence
 from wanjax.models.attention import attention, chosen
 from wanjax.models.sequence import Shards
 from wanjax.models.splash import SplashBlocks
@@ -22,13 +22,39 @@ BLOCKS = SplashBlocks(forward=(128, 128, 128), backward=(128, 256, 128))
 
 
 @pytest.fixture(autouse=True)
-def kernels_of_a_tpu_are_interpreted(monkeypatch):
-    """Under ``splash`` alone: the CPU passes for a TPU, whose kernel is run step by step."""
+def kernels_of_other_platforms_are_computed_here(monkeypatch):
+    """Under ``splash`` and ``cudnn`` alone: that of TPUs is run step by step, that of GPUs is the formula.
+
+    The formula takes and gives what cuDNN's documentation says, in the places where jax puts it.
+    """
     interpreted = functools.partial(splash_attention.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash_attention, "make_splash_mha", interpreted)
-    monkeypatch.setattr(
-        module, "chosen", lambda way, platform, *rest: chosen(way, "tpu" if way == "splash" else platform, *rest)
-    )
+    monkeypatch.setattr(module, "chosen", lambda way, *rest: way if way in ("splash", "cudnn") else chosen(way, *rest))
+
+    def logits(q, k, kv_seqlen, scale, mask_type):
+        found = scale * jnp.einsum("bknd,bkmd->bknm", q, k)
+        if mask_type == fused.MaskType.NO_MASK:
+            return found
+        return jnp.where(jnp.arange(k.shape[2]) < kv_seqlen[:, None, None, None], found, -jnp.inf)
+
+    def forward(q, k, v, *, q_seqlen, kv_seqlen, scale, mask_type, qkv_layout, return_residual):
+        assert qkv_layout == "BNTH" and return_residual and (q_seqlen is None or q_seqlen.shape == kv_seqlen.shape)
+        every = logits(q, k, kv_seqlen, scale, mask_type)
+        return jnp.einsum("bknm,bkmd->bknd", jax.nn.softmax(every), v), jax.nn.logsumexp(every, -1)
+
+    def backward(scale, seed, dropout_rate, variadic_args, mask_type, layout, sliding_window_length, is_training,
+                 return_residual, res, grad_output):  # fmt: skip
+        assert (layout, variadic_args, dropout_rate) == (fused.AttentionLayout.BNTH.value, (False, False), 0.0)
+        q, k, v, _, _, kv_seqlen, *_, statistics, out = res
+        assert len(res) == 12
+        weights = jnp.exp(logits(q, k, kv_seqlen, scale, mask_type) - statistics[..., None])
+        along = jnp.sum(out * grad_output, -1, keepdims=True)
+        d_logits = scale * weights * (jnp.einsum("bknd,bkmd->bknm", grad_output, v) - along)
+        d_q, d_k = jnp.einsum("bknm,bkmd->bknd", d_logits, k), jnp.einsum("bknm,bknd->bkmd", d_logits, q)
+        return d_q, d_k, jnp.einsum("bknm,bknd->bkmd", weights, grad_output), *(None,) * 7
+
+    monkeypatch.setattr(fused, "dot_product_attention", forward)
+    monkeypatch.setattr(fused, "_dot_product_attention_bwd_rule", backward)
 
 
 def _operands(tokens, heads, clips=2):
@@ -73,6 +99,8 @@ CASES = [
     ("blockwise", {"fsdp": 2, "seq": 2, "tensor": 2}, "ring", 301, 2),
     ("splash", {"fsdp": 2, "seq": 2, "tensor": 2}, "ring", 301, 2),
     ("splash", {"fsdp": 2, "seq": 4}, "heads", 301, 4),
+    ("cudnn", {"seq": 8}, "ring", 9, 2),
+    ("cudnn", {"fsdp": 2, "seq": 2, "tensor": 2}, "ring", 16, 2),
 ]
 
 
@@ -134,11 +162,14 @@ def test_heads_are_shared_as_far_as_they_divide(scheme, heads, seq, tensor, expe
     assert sequence.shared(scheme, heads, seq, tensor) == expected
 
 
-def test_a_kernel_without_float32_statistics_makes_no_ring(monkeypatch, caplog):
+def test_a_ring_calls_the_kernel_of_a_gpu(monkeypatch):
     monkeypatch.undo()
-    given = "gpu", jnp.bfloat16, (1, 4, 1024, 64), (1, 4, 1024, 64), BLOCKS
-    with pytest.raises(ValueError, match="'cudnn' cannot be put together .*16 bits: choose 'blockwise', or a seq that"):
-        partial_attention.kernel("cudnn", *given)
-    with caplog.at_level(logging.WARNING):
-        partial_attention.kernel("auto", *given)
-    assert "computed 'blockwise' and not by 'cudnn'" in caplog.text
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(module, "chosen", lambda way, _, *rest: chosen(way, "gpu", *rest))
+    for tokens in (2048, 2046):  # and with padding
+        run = _shared({"fsdp": 2, "seq": 4}, "ring", "auto", tokens, 4)
+        step = jax.jit(jax.grad(lambda *x, run=run: _loss(run(*x)), argnums=(0, 1, 2)))
+        shapes = [jax.ShapeDtypeStruct((2, tokens, 4, 64), jnp.bfloat16)] * 3
+        text = step.trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
+        # the first step, those of the loop and the last; forward the first is one of the loop
+        assert (text.count("__cudnn$fmhaSoftmax("), text.count("__cudnn$fmhaSoftmaxBackward(")) == (2, 3)

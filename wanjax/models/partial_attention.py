@@ -8,7 +8,6 @@ part (Dao et al. 2022, arXiv:2205.14135, appendix B.2).
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,10 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wanjax.models import attention, blockwise, splash
+from wanjax.models import attention, blockwise, cudnn, splash
 
 LOWEST = blockwise.LOWEST
-_log = logging.getLogger(__name__)
 
 
 class Kernel(NamedTuple):
@@ -31,8 +29,8 @@ class Kernel(NamedTuple):
 
     Attributes:
         forward: (q, k, v, valid) -> result in q's dtype, and statistics.
-        backward: (q, k, v, valid, statistics, along, d_out) -> gradients of q, k, v in their dtypes, where statistics
-            are those of all parts together, d_out the gradient of the result, and along its sum with the result over d.
+        backward: (q, k, v, out, statistics, d_out, valid) -> gradients of q, k, v in their dtypes, where ``out`` and
+            the statistics are those of all parts together, and ``d_out`` the gradient of the result.
     """
 
     forward: Callable[..., tuple[jax.Array, jax.Array]]
@@ -53,23 +51,18 @@ def kernel(
         splash_blocks: sizes that the TPU's kernel works with.
 
     Raises:
-        ValueError: "cudnn", whose statistics jax gives in 16 bits only; otherwise as
-            :func:`wanjax.models.attention.chosen`.
+        ValueError: as :func:`wanjax.models.attention.chosen`.
     """
     tokens_first = ((b, n, heads, d) for b, heads, n, d in (queries, keys))
     way = attention.chosen(implementation, platform, dtype, *tokens_first)
-    if way == "cudnn" and implementation != "auto":
-        raise ValueError("attention 'cudnn' cannot be put together from the parts of a ring, its statistics come in 16"
-                         " bits: choose 'blockwise', or a seq that divides the heads")  # fmt: skip
-    if way == "cudnn":
-        _log.warning("attention is computed 'blockwise' and not by 'cudnn', whose statistics come in 16 bits, because a"
-                     " ring puts it together from parts: a seq that divides the heads needs no ring")  # fmt: skip
     if way == "plain":
         return Kernel(_plain, _plain_gradient)
+    if way == "cudnn":
+        return Kernel(cudnn.forward, cudnn.backward)
     if way == "splash":
-        return Kernel(*(_of_heads(functools.partial(each, blocks=splash_blocks))
-                        for each in (splash.forward, splash.backward)))  # fmt: skip
-    return Kernel(_of_heads(blockwise.forward), _of_heads(blockwise.backward))
+        here, back = (functools.partial(each, blocks=splash_blocks) for each in (splash.forward, splash.backward))
+        return Kernel(_of_heads(here), _of_heads(_from_result(back)))
+    return Kernel(_of_heads(blockwise.forward), _of_heads(_from_result(blockwise.backward)))
 
 
 def merged(
@@ -93,12 +86,12 @@ def _plain(
 
 
 def _plain_gradient(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, statistics: jax.Array, along: jax.Array,
-    d_out: jax.Array,
+    q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, statistics: jax.Array, d_out: jax.Array,
+    valid: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     weights = jnp.exp(_logits(q, k, valid) - statistics[..., None])
-    d_logits = (weights * (product("bknd,bkmd->bknm", d_out, v) - along[..., None])).astype(q.dtype)
+    d_logits = (weights * (product("bknd,bkmd->bknm", d_out, v) - _along(out, d_out)[..., None])).astype(q.dtype)
     scale = 1.0 / math.sqrt(q.shape[-1])
     d_q, d_k = (scale * product(f"bknm,{other}", d_logits, x)
                 for other, x in (("bkmd->bknd", k), ("bknd->bkmd", q)))  # fmt: skip
@@ -113,13 +106,29 @@ def _logits(q: jax.Array, k: jax.Array, valid: jax.Array | None) -> jax.Array:
     return logits if valid is None else jnp.where(jnp.arange(k.shape[2]) < valid, logits, LOWEST)
 
 
+def _along(out: jax.Array, d_out: jax.Array) -> jax.Array:
+    """The sum over d of a result and its gradient, in float32."""
+    return jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+
+
+def _from_result(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that is given the result in the place of its sum with its gradient."""
+
+    def with_along(
+        q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, statistics: jax.Array, d_out: jax.Array,
+        valid: jax.Array | None,
+    ) -> Any:  # fmt: skip
+        return backward(q, k, v, statistics, _along(out, d_out), d_out, valid=valid)
+
+    return with_along
+
+
 def _of_heads(function: Callable[..., Any]) -> Callable[..., Any]:
     """From a function of [heads, N, ...] to one of [B, K, N, ...]: each head of a clip is one of its own."""
 
-    def of_clips(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, *more: jax.Array) -> Any:
-        clips = len(q)
-        first, second, third, *rest = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v, *more))
-        found = function(first, second, third, *rest, valid=valid)
-        return jax.tree.map(lambda x: x.reshape(clips, -1, *x.shape[1:]), found)
+    def of_clips(*given: Any) -> Any:
+        *arrays, valid = given
+        found = function(*(x.reshape(-1, *x.shape[2:]) for x in arrays), valid=valid)
+        return jax.tree.map(lambda x: x.reshape(len(arrays[0]), -1, *x.shape[1:]), found)
 
     return of_clips

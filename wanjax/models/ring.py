@@ -125,10 +125,9 @@ def _gradients(
     stays, is summed in float32.
     """
     valid = _valid(ring, q.shape[2])
-    along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
 
     def part(k: jax.Array, v: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return kernel.backward(q, k, v, valid(step), statistics, along, d_out)
+        return kernel.backward(q, k, v, out, statistics, d_out, valid(step))
 
     def pass_by(step: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         d_q, k, v, d_k, d_v = carry
