@@ -5,6 +5,8 @@
 #   make test     all tests
 #   make lint     ruff, and mypy on the public modules
 #   make parity   compares the networks with PyTorch's, live (installs PyTorch into an environment of its own)
+#   make plans    plans of the A14B pair on TPUs and GPUs that are not there (installs their compilers, 7 GB, likewise)
+#   make cluster  four processes against one, and a job under a SLURM of its own; by hand, results in benchmarks/results
 #   make setup    only the environment, .venv
 
 # the first Python on the PATH that is new enough; `make PYTHON=/path/to/python3.12 ...` chooses another
@@ -12,6 +14,7 @@ PYTHON ?= $(shell for p in python3 python python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := .venv/bin/python
 PARITY := .venv-parity/bin/python
+PLANS := .venv-plans/bin/python
 # a stage says what it does and when, in seconds since the start
 BEGAN := $(shell date +%s)
 say = @echo "== $$(($$(date +%s) - $(BEGAN))) s: $(1)"
@@ -20,7 +23,7 @@ DATA := runs/data
 DEMO := runs/demo
 SHOWCASE := runs/showcase
 
-.PHONY: setup demo showcase test lint parity
+.PHONY: setup demo showcase test lint parity plans cluster
 
 setup: .venv/.installed
 
@@ -29,6 +32,9 @@ setup: .venv/.installed
 
 .venv-parity/.installed: pyproject.toml setup.py constraints.txt
 	$(call environment,.venv-parity,test$(comma)parity)
+
+.venv-plans/.installed: pyproject.toml setup.py constraints.txt
+	$(call environment,.venv-plans,tpu$(comma)cuda12)
 
 comma := ,
 # the stamp comes last: an interrupted installation is gone on with
@@ -78,11 +84,18 @@ showcase: setup
 	$(call say,done: open $(SHOWCASE)/report.html)
 
 test: setup
-	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
+cluster: setup
+	$(RUN) -m benchmarks.cluster_processes --folder runs/cluster --result benchmarks/results/cluster_processes.md
+	$(RUN) -m benchmarks.cluster_slurm --folder runs/cluster --result benchmarks/results/cluster_slurm.md
+
 parity: .venv-parity/.installed
 	$(PARITY) -m pytest tests/parity
+
+plans: .venv-plans/.installed
+	$(PLANS) benchmarks/plans.py

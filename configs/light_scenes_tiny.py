@@ -42,6 +42,9 @@ def get_config() -> ml_collections.ConfigDict:
         name="muon", muon_rms=1.0, learning_rate=2e-3, warmup_steps=100, decay="cosine", final_fraction=0.05,
         b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, clip_norm=1.0, ema_decay=0.99,
     ))
+    config.lora = ml_collections.ConfigDict(dict(  # off; docs/lora.md
+        rank=0, alpha=16.0, targets=("blocks/*_attention/*/kernel", "blocks/ffn/*/kernel"), base_dtype="bfloat16",
+    ))
     config.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=-1, seq=1, tensor=1))
     config.train = ml_collections.ConfigDict(dict(
         expert="both", steps_high=2200, steps_low=800, boundary=0.5, shift=3.0, first_frame=0.0, accumulate=1,

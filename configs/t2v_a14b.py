@@ -47,6 +47,9 @@ def get_config(checkpoint: str = CHECKPOINT) -> ml_collections.ConfigDict:
         learning_rate=1e-5, warmup_steps=500, decay="constant", final_fraction=0.0, b1=0.9, b2=0.99, eps=1e-8,
         weight_decay=0.01, clip_norm=1.0, ema_decay=0.999,
     ))
+    config.lora = ml_collections.ConfigDict(dict(  # off; docs/lora.md
+        rank=0, alpha=16.0, targets=("blocks/*_attention/*/kernel", "blocks/ffn/*/kernel"), base_dtype="bfloat16",
+    ))
     config.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=-1, seq=1, tensor=1))
     config.train = ml_collections.ConfigDict(dict(
         expert="both", steps_high=10000, steps_low=10000, boundary=0.875, shift=12.0, first_frame=0.0, accumulate=1,

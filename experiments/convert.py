@@ -5,7 +5,8 @@
     python -m experiments.convert --verify --src wan_diffusers
 
 Of a run its EMA weights, or with ``--weights raw`` the others. ``--lora_high`` and ``--lora_low`` merge LoRA files into
-the experts on the way (docs/lora.md). The folder appears once it is whole, with a manifest (docs/checkpoints.md).
+the experts on the way, and ``--only lora`` writes what a run trained beside frozen weights as LoRA files
+(docs/lora.md). The folder appears once it is whole, with a manifest (docs/checkpoints.md).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from absl import app, flags
 from wanjax import checkpoint, hub, hub_names, manifest
 from wanjax.convert import convert as run
 from wanjax.hub_layouts import PARTS
+from wanjax.run_folder import local_folder
 
 __all__ = ["main", "run", "verify"]
 
@@ -48,8 +50,8 @@ def main(argv: list[str]) -> None:
             return
         if values.dst is None:
             raise ValueError("--dst: name the folder to write")
-        run(values.src, Path(values.dst), layout=values.layout, weights=values.weights, dtype=values.dtype,
-            fp8=values.fp8, loras=loras, only=values.only, pth=values.pth)
+        run(values.src, local_folder(values.dst, "--dst"), layout=values.layout, weights=values.weights,
+            dtype=values.dtype, fp8=values.fp8, loras=loras, only=values.only, pth=values.pth)
     except (ImportError, OSError, ValueError, checkpoint.CheckpointError) as error:
         sys.exit(f"error: {error}")
 
@@ -66,7 +68,8 @@ def entry() -> None:
     flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Which weights of a run.")
     flags.DEFINE_enum("dtype", None, list(hub.DTYPES), "What to store; as it is by default.")
     flags.DEFINE_bool("fp8", False, "With --layout comfyui: the transformers' matrices in 8 bits (fp8_scaled).")
-    flags.DEFINE_list("only", [], f"Parts to convert, among {', '.join(PARTS)}; all by default.")
+    flags.DEFINE_list("only", [], f"Parts to convert, among {', '.join(PARTS)}; all by default. lora: a "
+                      "run's factors, as files.")  # fmt: skip
     flags.DEFINE_bool("pth", False, "With --layout official: codec and text encoder as .pth, which takes PyTorch.")
     flags.DEFINE_bool("verify", False, "Check --src against its manifest, or the sums that the hub recorded.")
     flags.DEFINE_string("lora_high", None, "LoRA files to merge into the high-noise expert: file[:weight],...")

@@ -33,6 +33,7 @@ from PIL import Image
 from data_pipelines import light_scenes
 from wanjax import compare, evaluate, report, scoring
 from wanjax.clip_records import SAMPLES
+from wanjax.run_folder import local_folder
 
 _VIDEOS = flags.DEFINE_string("videos", None, "Glob of clips to measure (quote it; ** reaches folders below).")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run whose sampled clips (WORKDIR/samples/samples.jsonl) to measure.")
@@ -308,6 +309,8 @@ def main(argv: list[str]) -> None:
             if flags.FLAGS[flag.name].present:
                 raise app.UsageError(f"--{flag.name} says how to compare: give --against too")
     try:
+        for flag in (_VIDEOS, _WORKDIR, _AGAINST, _JSON, _REPORT, _SHEET):
+            local_folder(flag.value or "", f"--{flag.name}")
         code = run("python -m experiments.evaluate " + " ".join(sys.argv[1:]))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

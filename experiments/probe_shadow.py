@@ -24,7 +24,7 @@ import tqdm
 from absl import app, flags
 
 from data_pipelines import encode
-from wanjax import checkpoint, codec, config, data, text
+from wanjax import checkpoint, codec, config, data, text, warm_start
 from wanjax.first_frame import reads_image
 from wanjax.latent_cache import CacheError, LatentCache
 from wanjax.models.dit import WanDiT
@@ -108,7 +108,10 @@ def _families(source: encode.TFDSSource, settings: Settings) -> list[str]:
 def _probe(name: str, opened: checkpoint.Run, settings: Settings, shipped: codec.Codec, cache: LatentCache,
            families: list[str]) -> dict[str, Any]:
     """One expert's bins."""
-    experiment, (params, trained) = opened.config, opened.experts[name].read()
+    experiment, saved = opened.config, opened.experts[name]
+    params, trained = saved.read()
+    if experiment.lora.rank:
+        params = warm_start.weights_of(saved).read(None, "float32")
     length, cell, batch = experiment.text.length, experiment.data.visibility_cell, settings.batch
     model = WanDiT(experiment.model)
     span = experiment.train.timesteps(name)

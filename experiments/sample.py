@@ -49,6 +49,7 @@ from wanjax.light import correct as corrector
 from wanjax.models.rows.dit import dit_rows
 from wanjax.pipeline import open_pipeline
 from wanjax.prompt_file import Line, read_prompts
+from wanjax.run_folder import local_folder
 from wanjax.sample_config import SampleConfig
 from wanjax.sample_records import SIZES
 
@@ -177,7 +178,7 @@ def _pixels(line: Line) -> tuple[Any, Any]:
 
 def _targets(out: str, count: int) -> list[pathlib.Path]:
     """The file of every clip; folders are made."""
-    path = pathlib.Path(out)
+    path = local_folder(out, "--out")
     if path.suffix == ".mp4":
         if count > 1:
             raise ValueError(f"--out {out!r} is one file, but there are {count} prompts: give a folder")
@@ -242,6 +243,10 @@ def _with_loras(
         model = experts[name].model
         table = dit_rows(model.config)
         opened, records[name] = lora.read_files(named, table, expert=name)
+        if mode == "beside" and experts[name].changes:
+            raise ValueError(f"lora_{name}: the run's own LoRA is beside the {name}-noise expert's weights already: "
+                             "merge files into them (--lora_mode into), or write the run's as a file "
+                             "(experiments.convert --only lora) and give all to the weights it was trained beside")  # fmt: skip
         if mode == "beside":
             beside = lora_factors.factors(table, opened, mesh=model.mesh)
             experts[name] = dataclasses.replace(experts[name], changes=beside)

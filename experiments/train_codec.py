@@ -29,6 +29,7 @@ from wanjax.codec_training import CodecTrainingConfig
 from wanjax.light.luminance import LuminanceFit, cell_luminance, fit_luminance
 from wanjax.light.photometry import luminance, srgb_to_linear
 from wanjax.models.vae import VAEConfig, WanVAE
+from wanjax.run_folder import local_folder
 
 FLAGS = flags.FLAGS
 
@@ -248,7 +249,7 @@ def main(argv: list[str]) -> None:
         config, start = tiny_config(FLAGS.base_dim), None
         if FLAGS.init_from:
             config, start = start_from(find_codec(FLAGS.init_from))
-        run(Path(FLAGS.workdir), config, training, **sizes, start=start)
+        run(local_folder(FLAGS.workdir, "--workdir"), config, training, **sizes, start=start)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

@@ -20,6 +20,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from data_pipelines.light_scenes import LightScenesConfig, prepare
+from tests import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
@@ -45,7 +46,7 @@ def command(workdir: pathlib.Path, source: str, cache: pathlib.Path, *, config: 
 
 def launch(arguments: list[str], **kwargs: object) -> subprocess.Popen[str]:
     """Starts a launcher on one simulated device; it compiles quickly and computes slowly."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "XLA_FLAGS": xla_flags.QUICK, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             text=True, **kwargs)
 
@@ -72,6 +73,12 @@ def final_state(workdir: pathlib.Path, expert: str = "high") -> dict[str, np.nda
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
 
 
+def wait_for_step(process: subprocess.Popen[str], workdir: pathlib.Path, step: int) -> None:
+    """Returns when the run has logged so many lines, or has ended."""
+    while process.poll() is None and len(log(workdir)) < step:
+        time.sleep(0.02)
+
+
 def kill_and_resume(arguments: list[str], workdir: pathlib.Path, steps: int, kills: int, seed: int) -> list[int]:
     """Runs to the end with ``kills`` SIGKILLs at random steps; returns the steps at which they hit."""
     draw, hit = random.Random(seed), []
@@ -79,8 +86,7 @@ def kill_and_resume(arguments: list[str], workdir: pathlib.Path, steps: int, kil
         done = len(log(workdir))
         target = draw.randint(done + 1, max(done + 1, steps * (len(hit) + 1) // (kills + 1)))
         process = launch(arguments)
-        while process.poll() is None and len(log(workdir)) < target:
-            time.sleep(0.005)
+        wait_for_step(process, workdir, target)
         process.send_signal(signal.SIGKILL)
         output, _ = process.communicate()
         if process.returncode != -signal.SIGKILL:

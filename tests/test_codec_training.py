@@ -31,14 +31,6 @@ CONFIG = CodecTrainingConfig(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiling is most of these tests' time and speed is not what they are about."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def random_start(monkeypatch):
     """Runs begin from random weights: nothing to fit."""

@@ -8,7 +8,7 @@ import nbclient
 import nbformat
 import pytest
 
-from tests import launching
+from tests import launching, xla_flags
 
 NOTEBOOK = launching.ROOT / "experiments/colab/evaluate_checkpoint.ipynb"
 CAPTIONS = ["A room at sunset: light darkens and slides left.", "阴天:光照不变,镜头右摇。"]
@@ -38,7 +38,7 @@ def with_values(**values):
 def run(notebook, folder, monkeypatch):
     paths = [str(launching.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", xla_flags.QUICK)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     return "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
 

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from wanjax import collectives, partition
-from wanjax.collectives import HloError, axes_of, link_of, parse
+from wanjax.collectives import HloError, axes_of, link_of, parse, within
 
 SUM = """
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -117,22 +117,13 @@ def test_loops_are_multiplied_out():
     assert parse(text, 8).unknown_loops == 0
 
 
-def counting(limit, step):
-    """As a TPU's compiler writes the loop of a scan."""
-    return LOOP.replace("  %x = f32", f"""  %one = s32[]{{:T(128)}} constant({step})
-  %at = s32[]{{:T(128)}} get-tuple-element(%t), index=0
-  %i = s32[]{{:T(128)}} add(%at, %one)
-  %x = f32""").replace("  ROOT %less", f"""  %limit = s32[]{{:T(128)}} constant({limit})
-  %i = s32[]{{:T(128)}} get-tuple-element(%t), index=0
-  ROOT %less""")
-
-
-@pytest.mark.parametrize("limit,step,turns", [(40, 1, 40), (5, 2, 3)])
-def test_a_loop_that_counts_to_a_constant_has_a_known_length(limit, step, turns):
-    found = parse(counting(limit, step) + entry(WHILE), 8)
-    assert (found.unknown_loops, found.collectives[0].count, found.bytes) == (0, turns, turns * 224)
-    other = counting(limit, step).replace("direction=LT", "direction=NE")
-    assert parse(other + entry(WHILE), 8).unknown_loops == 1
+def test_what_stands_behind_a_kernel_is_read():
+    """Its metadata goes over several lines, of which one starts with the bracket that ends a computation elsewhere."""
+    kernel = """%k = f32[8]{0} custom-call(%p), custom_call_target="tpu_custom_call", attributes={kernel_metadata={
+"xprof_metadata":"{}"
+}}, metadata={op_name="kernel"}"""
+    text = entry(kernel, "%g = f32[64]{0} all-gather(%k), replica_groups=[1,8]<=[8], dimensions={0}")
+    assert only(text) == ("all-gather", "f32", 8, 1, 256, 224)
 
 
 def test_a_loop_of_unknown_length_counts_once_and_is_told():
@@ -188,6 +179,8 @@ def test_groups_say_axes_and_links():
     slices = [0, 0, 0, 0, 1, 1, 1, 1]
     assert link_of([(0, 1), (2, 3)], slices.__getitem__, "ici", "dcn") == "ici"
     assert link_of([(0, 1), (3, 4)], slices.__getitem__, "ici", "dcn") == "dcn"
+    for groups, members in (([(0, 1, 4, 5)], 2), ([(0, 4), (1, 2, 5, 6)], 1), ([()], 1)):
+        assert within(groups, slices.__getitem__) == members
 
 
 def test_a_compiled_program_sends_what_was_written():

@@ -1,10 +1,12 @@
 """Memory of a device, as the compiler states it or as the message says with which it refuses."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from wanjax import partition
+from wanjax import hlo, partition
 from wanjax.compiled_memory import CompileError, compile_with_memory, refused, text_of
 
 # libtpu 0.0.52, for one v5e
@@ -28,7 +30,7 @@ class _Refusing:
     def __init__(self, message):
         self.message = message
 
-    def compile(self):
+    def compile(self, options):
         raise jax.errors.JaxRuntimeError(self.message)
 
 
@@ -40,14 +42,19 @@ def test_a_refused_program_has_no_temporary_memory_and_another_error_is_passed_o
         compile_with_memory(_Refusing("INTERNAL: no such kernel"), {})
 
 
-def test_a_program_that_cannot_be_read_has_no_text():
-    assert "ENTRY" in text_of(jax.jit(lambda x: x + 1).lower(1.0).compile())
+def test_a_program_that_cannot_be_read_has_no_text_but_that_of_a_dump(tmp_path):
+    lowered = jax.jit(lambda x: x + 1).lower(1.0)
+    assert "ENTRY" in text_of(lowered.compile())
+    compiled, _ = compile_with_memory(lowered, {}, dump=tmp_path)
+    assert os.listdir(tmp_path)
 
     class Unreadable:
         def as_text(self):
             raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
 
     assert text_of(Unreadable()) is None
+    dumped = text_of(Unreadable(), tmp_path)
+    assert hlo.parse(dumped) == hlo.parse(compiled.as_text())
 
 
 def test_arguments_count_by_shards_and_a_donated_one_once():

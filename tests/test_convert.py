@@ -5,7 +5,6 @@ import filecmp
 import json
 import pathlib
 import shutil
-import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +16,10 @@ from tests.parity import dit_case
 from tests.test_hub import equal
 from tests.test_hub_names import hub as hub_here  # noqa: F401  a fixture
 from tests.test_sample import workdir  # noqa: F401  a fixture
-from wanjax import checkpoint, convert, hub, hub_orbax, hub_writing, manifest, partition, pipeline, warm_start
+from wanjax import checkpoint, convert, hub, hub_writing, manifest, partition, pipeline, warm_start
 from wanjax.family import MEMBERS, WAN21_STRIDES
 from wanjax.hub_layouts import INDEX, read_index
-from wanjax.hub_networks import ForeignWeights, rows_of
+from wanjax.hub_networks import rows_of
 from wanjax.models import rows
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.umt5 import UMT5Config, UMT5Encoder
@@ -416,52 +415,3 @@ def test_what_cannot_be_converted_is_named_and_nothing_is_left(release, tmp_path
     with pytest.raises(ValueError, match="'zip' is not one of"):
         convert.convert(folder, tmp_path / "out", layout="zip")
     assert not list(tmp_path.iterdir())
-
-
-def peak_of(run):
-    """Most bytes that numpy and Python held at once beyond what they held before."""
-    run()  # what is imported and kept once
-    tracemalloc.start()
-    run()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return peak
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    """A transformer of 37 MB: 4 MB in its largest stacked array, 0.5 MB in its largest tensor of a block."""
-    folder = tmp_path_factory.mktemp("large")
-    config = DiTConfig(width=256, heads=2, layers=8, ffn=512, freq_dim=32, text_dim=64)
-    hub.save_dit(folder / "diffusers", WanDiT(config), random_params(config, lambda row: "float32", 0))
-    return folder / "diffusers", max(int(np.prod(row.full_shape)) * 4 for row in rows_of(config))
-
-
-def test_a_conversion_holds_one_tensor_and_one_to_orbax_one_stacked_array(large, tmp_path, monkeypatch):
-    source, stacked = large
-    monkeypatch.setattr(hub_orbax, "_GROUP", 1_000_000)  # else all of it is small
-    counter = iter(range(100))
-    for layout, limit in (("official", 6_000_000), ("comfyui", 6_000_000), ("orbax", stacked + 6_000_000)):
-        peak = peak_of(lambda layout=layout: convert.convert(source, tmp_path / f"{next(counter)}", layout=layout))
-        assert peak < limit, layout
-
-
-def test_loading_holds_one_stacked_array_on_the_host(large, monkeypatch):
-    source, stacked = large
-    parts = []
-    part = ForeignWeights._part
-
-    def noted(self, row, index):
-        array = part(self, row, index)
-        parts.append(array.nbytes)
-        return array
-
-    monkeypatch.setattr(ForeignWeights, "_part", noted)
-    hub.load_dit(source)
-    assert max(parts) == stacked
-    parts.clear()
-    mesh = partition.make_mesh({"fsdp": 4, "tensor": 2})
-    _, params = hub.load_dit(source, mesh=mesh)
-    assert max(parts) == stacked // 8
-    own = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
-    assert sum(parts) <= own  # nothing is read that no device of this process holds

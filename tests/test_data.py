@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from tests.test_latent_cache import make_cache, make_clips
-from wanjax.data import make_loader, to_global, validation_batches
+from wanjax.data import make_loader, rows_of_process, to_global, validation_batches
 from wanjax.latent_cache import CacheError, Clip
 
 CLIPS = 20
@@ -108,7 +108,8 @@ def test_the_position_is_stored_with_the_state_by_orbax(cache_dir, tmp_path):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_global_batch(cache_dir, processes):
     whole = list(itertools.islice(loader(cache_dir), 8))
-    parts = [list(itertools.islice(loader(cache_dir, process_index=p, process_count=processes), 8))
+    size = len(next(loader(cache_dir))["latents"]) // processes
+    parts = [list(itertools.islice(loader(cache_dir, rows=range(p * size, (p + 1) * size)), 8))
              for p in range(processes)]
     for step, batch in enumerate(whole):
         joined = {k: np.concatenate([part[step][k] for part in parts]) for k in batch}
@@ -118,9 +119,32 @@ def test_processes_share_the_global_batch(cache_dir, processes):
 def test_a_batch_becomes_global_arrays(cache_dir):
     batch = next(loader(cache_dir, batch=8))
     sharding = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
-    arrays = to_global(batch, sharding)
+    arrays = to_global(batch, sharding, 8)
     assert all(a.sharding == sharding and len(a.addressable_shards) == 8 for a in arrays.values())
     assert equal(batch, {k: np.asarray(a) for k, a in arrays.items()})
+
+
+class Held:
+    """Stands for a sharding over several processes: the slices that this one's devices hold."""
+
+    def __init__(self, *parts):
+        self._parts = parts
+
+    def addressable_devices_indices_map(self, shape):
+        return {i: (part,) for i, part in enumerate(self._parts)}
+
+
+def test_a_process_has_the_rows_of_its_devices_wherever_they_lie():
+    assert rows_of_process(Held(slice(None)), 4) == (0, 1, 2, 3)
+    assert rows_of_process(Held(slice(2, 4), slice(2, 4)), 4) == (2, 3)  # devices that split tokens hold the same clips
+    assert rows_of_process(Held(slice(4, 6), slice(0, 2)), 8) == (0, 1, 4, 5)  # on a torus
+
+
+def test_rows_come_to_the_devices_that_hold_them(cache_dir):
+    batch = next(loader(cache_dir, batch=8))
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices())[[3, 6, 0, 1, 7, 2, 5, 4]].reshape(4, 2), ("data", "seq"))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    assert equal(batch, {k: np.asarray(a) for k, a in to_global(batch, sharding, 8).items()})
 
 
 def test_validation_batches_are_fixed_and_alternate_captions(cache_dir):
@@ -139,8 +163,8 @@ def test_a_caption_longer_than_the_text_length_is_named(cache_dir):
 
 
 def test_batches_that_cannot_be_made_are_refused(cache_dir):
-    with pytest.raises(ValueError, match="4 is not divisible by 3"):
-        loader(cache_dir, process_count=3)
+    with pytest.raises(ValueError, match=r"rows \(3, 4\) of a batch of 4"):
+        loader(cache_dir, rows=(3, 4))
     with pytest.raises(ValueError, match="20 clips"):
         loader(cache_dir, batch=21, repeat=False)
     with pytest.raises(ValueError, match="20 clips"):

@@ -70,11 +70,23 @@ def run(model, variables, **options):
 
 
 def all_changed(params, tree):
-    """Every parameter with its change, the stacked ones too."""
+    """Every parameter with its change, the stacked ones too: whole deltas and, by the formula, factors."""
     outside = {name: leaf for name, leaf in params.items() if name != "blocks"}
     rest = {name: change for name, change in tree.items() if name != "blocks"}
     blocks = jax.vmap(changes.changed)(params["blocks"], tree.get("blocks", {}))
-    return {**changes.changed(outside, rest), "blocks": blocks}
+    summed, low = {**changes.changed(outside, rest), "blocks": blocks}, changes.factors(tree)
+
+    def with_factors(row):
+        leaf, own = rows.pick(summed, row), low
+        for key in row.path:
+            own = own.get(key, {})
+        if not own:
+            return leaf
+        down, up = (np.asarray(own[part], np.float32) for part in ("down", "up"))
+        flat = down.reshape(*(down.shape[:1] if row.stacked else ()), -1, down.shape[-1])
+        return leaf.astype(jnp.float32) + (flat @ up).reshape(leaf.shape)
+
+    return rows.tree(ROWS, with_factors)
 
 
 def test_every_parameter_changes_as_merging_changes_it(params, files):

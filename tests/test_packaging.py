@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # import name -> name of the distribution, where they differ
 DISTRIBUTION = {"cv2": "opencv-python-headless", "PIL": "pillow", "orbax": "orbax-checkpoint", "absl": "absl-py",
-                "tensorboardX": "tensorboardx"}
+                "tensorboardX": "tensorboardx", "yaml": "pyyaml"}
 
 
 def normal(name):
@@ -63,7 +63,7 @@ def test_the_package_is_typed_and_has_a_version():
     assert re.fullmatch(r"\d+\.\d+\.\d+", wanjax.__version__)
 
 
-@pytest.mark.parametrize("target", ["setup", "demo", "test", "lint", "parity"])
+@pytest.mark.parametrize("target", ["setup", "demo", "test", "lint", "parity", "plans", "cluster"])
 def test_the_makefile_has_the_documented_targets(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 

@@ -73,6 +73,16 @@ def test_between_slices_runs_data_alone():
         partition.make_mesh({"fsdp": 8}, chips)
 
 
+def test_an_axis_of_the_torus_may_be_split():
+    """2 x 8 devices of 4 x 4: neighbours along both axes of the mesh are neighbours in a row or a column."""
+    chips = [_Chip(4 * y + x, (x, y, 0), 0) for y in range(4) for x in range(4)]
+    devices = partition.make_mesh({"fsdp": 2, "seq": 8}, chips).devices.reshape(2, 8)
+    assert {chip.id for chip in devices.flat} == set(range(16))
+    places = np.asarray([[chip.coords for chip in row] for row in devices])
+    assert ((places[0] != places[1]).sum(-1) == 1).all()  # fsdp changes one coordinate
+    assert all(len(np.unique(row, axis=0)) == 8 for row in places)
+
+
 def _torus(x, y, z):
     return [_Chip(4 * (4 * i + j) + k, (i, j, k), 0) for i in range(x) for j in range(y) for k in range(z)]
 

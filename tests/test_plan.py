@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 
 from experiments import plan as launcher
+from tests import xla_flags
+from wanjax import codec_work, hub, offload, plan_cache, programs, topology
 from wanjax import config as config_lib
-from wanjax import offload, plan_cache, programs, topology
+from wanjax.codec import find_codec
 from wanjax.compiled_memory import Memory
 from wanjax.config import ConfigError
 from wanjax.models import rows
 from wanjax.models.rows.dit import dit_rows
+from wanjax.models.rows.vae import vae_rows
 from wanjax.plan import PlanError, Settings, plan
 from wanjax.plan_table import table
 
@@ -28,7 +31,8 @@ SMALL = {"model.width": 32, "model.layers": 2, "model.ffn": 64, "data.batch": 8,
          "data.width": 32, "optimizer.name": "adamw"}  # fmt: skip
 CPU = topology.parse("cpu:8")
 KEYS = {"params", "chips", "devices", "mesh", "fits", "hbm_bytes_per_device", "peak_bytes_per_device", "argument_bytes",
-        "temp_bytes", "host_bytes", "flops_per_step", "collectives", "collective_bytes", "minimum_collective_bytes",
+        "temp_bytes", "host_bytes", "flops_per_step", "executed_flops", "attention_kernels", "collectives",
+        "collective_bytes", "minimum_collective_bytes",
         "compile_seconds", "estimate", "warnings"}  # fmt: skip
 
 
@@ -63,6 +67,12 @@ def test_a_step_gathers_every_block_twice_and_scatters_its_gradient(tiny):
     assert tiny["collective_bytes"] == sum(line["bytes"] for line in tiny["collectives"])
 
 
+def test_executed_operations_are_those_of_the_model_and_some_more(tiny):
+    """Muon multiplies matrices, too, and a block is computed again where the config says so."""
+    assert 1 <= tiny["executed_flops"] / tiny["flops_per_step"] < 2
+    assert tiny["attention_kernels"] == []  # a CPU has none
+
+
 def test_a_table_has_the_figures(tiny):
     text = table(tiny)
     for part in ("cpu:8: fits", f"{tiny['params']:,} parameters", "16 clips of 80 tokens", "mesh fsdp 8", "all-gather",
@@ -90,6 +100,25 @@ def test_two_passes_gather_twice_and_without_guidance_there_is_one():
         assert found["flops_per_step"] == passes * once["flops_per_step"]
     # what stands outside the blocks is gathered once
     assert once["minimum_collective_bytes"] < twice["minimum_collective_bytes"] < 2 * once["minimum_collective_bytes"]
+
+
+def test_the_codec_is_planned_over_rows_of_frames():
+    """Of 4 latent rows on 8 devices: encoding four clips at a time over the config's mesh, decoding one over all."""
+    apart = small(**{"mesh.fsdp": 4, "mesh.seq": 2})
+    encoding, decoding = plan(apart, CPU, Settings("encode")), plan(apart, CPU, Settings("decode"))
+    assert (encoding["clips"], encoding["mesh"]["seq"], decoding["clips"], decoding["mesh"]["seq"]) == (4, 2, 1, 8)
+    codec = hub.open_network(find_codec(apart.codec), "vae").config
+    assert encoding["flops_per_step"] == 4 * codec_work.clip_flops(codec, "encode", 3, 4, 4)
+    assert decoding["flops_per_step"] == codec_work.chunk_flops(codec, "decode", 4, 4)
+    for found in (encoding, decoding):
+        assert found["params"] == rows.count(vae_rows(codec)) and found["fits"]
+        assert {line["op"] for line in found["collectives"]} >= {"collective-permute", "all-gather"}
+        assert {tuple(line["axes"]) for line in found["collectives"]} == {("seq",)}
+        assert 0 < found["minimum_collective_bytes"] < found["collective_bytes"]
+    assert 0.7 < encoding["executed_flops"] / encoding["flops_per_step"] < 1  # zeros around a frame are left out
+    # half of the eight parts lie below the frame
+    assert 1 < decoding["executed_flops"] / decoding["flops_per_step"] < 2.1
+    assert "1 clips of 16 tokens" in table(decoding)
 
 
 def test_parameters_in_host_memory_are_the_host_s():
@@ -130,8 +159,27 @@ def test_the_step_is_the_one_that_trains():
     assert not any(leaf.donated for leaf in jax.tree.leaves(batch))
 
 
+def test_a_lora_is_planned_beside_weights_that_stay():
+    whole = programs.train(*programs.lay_out(small(**{"mesh.fsdp": 8}), jax.devices()))
+    rank = {"lora.rank": 4, "train.init_from": "anywhere", "mesh.fsdp": 8}
+    program = programs.train(*programs.lay_out(small(**rank), jax.devices()))
+    state, batch, _, decoder, base = program.lower().args_info[0]
+    assert all(leaf.donated for leaf in jax.tree.leaves(state))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(base)} == {"bfloat16"}
+    assert not any(leaf.donated for leaf in jax.tree.leaves(base))
+    assert rows.count(program.frozen) == rows.count(whole.rows) > 3 * rows.count(program.rows)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)) == rows.count(program.rows)
+    found = plan(small(**rank), CPU, Settings("train"))
+    assert (found["params"], found["frozen_params"]) == (rows.count((*program.rows, *program.frozen)),
+                                                        rows.count(program.frozen))  # fmt: skip
+    # of the gradients, those of factors alone travel
+    summed = sum(line["bytes"] for line in found["collectives"] if line["op"] in ("reduce-scatter", "all-reduce"))
+    assert 0 < summed < 2.1 * 4 * rows.count(program.rows) < 4 * rows.count(whole.rows)
+    assert rows.count(program.frozen) < found["minimum_collective_bytes"] < found["collective_bytes"]
+
+
 def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch):
-    monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments: (
+    monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments, dump: (
         None, Memory(30_000_000_000, 2_000_000_000, available=16_000_000_000)))  # fmt: skip
     training = plan(small(**{"model.remat": "dots", "data.batch": 16}), CPU, Settings("train"))
     assert not training["fits"] and training["collectives"] is training["estimate"] is None
@@ -155,7 +203,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch):
 
 
 def test_state_alone_that_is_too_large_wants_more_chips(monkeypatch):
-    monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments: (
+    monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments, dump: (
         None, Memory(30_000_000_000, 20_000_000_000, available=16_000_000_000)))  # fmt: skip
     found = plan(small(**{"mesh.data": 2}), CPU, Settings("train"))["warnings"][-1]
     assert "more chips, or chips with more" in found and "config.mesh.fsdp in the place of data" in found
@@ -165,9 +213,10 @@ def test_state_alone_that_is_too_large_wants_more_chips(monkeypatch):
 
 
 @pytest.mark.parametrize("settings,message", [
-    ({"program": "serve"}, "--program 'serve': expected one of train, sample"),
-    ({"program": "decode"}, "encode and decode cannot be planned yet"),
-    ({"program": "train", "clips": 4, "passes": "two"}, "--clips, --passes: only for --program sample"),
+    ({"program": "serve"}, "--program 'serve': expected one of train, sample, encode, decode"),
+    ({"program": "decode", "clips": 2}, "--clips: not of --program decode; clips are decoded one at a time"),
+    ({"program": "encode", "holding": "one"}, "--holding: not of --program encode; it takes --clips alone"),
+    ({"program": "train", "clips": 4, "passes": "two"}, "--clips, --passes: not of --program train; a training step"),
     ({"program": "sample", "holding": "both"}, "--holding 'both': expected one of one, blocks"),
     ({"program": "sample", "param_dtype": "int8"}, "--param_dtype 'int8': expected one of float32, bfloat16"),
     ({"program": "sample", "passes": "three"}, "--passes 'three': expected one of batched, two"),
@@ -214,7 +263,7 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_compiled(t
 
 def command(tmp_path, *arguments):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    environment["XLA_FLAGS"] = xla_flags.QUICK
     return subprocess.run([sys.executable, "-m", "experiments.plan", "--config", str(TINY), *map(str, arguments)],
                           cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)  # fmt: skip
 
@@ -231,6 +280,6 @@ def test_the_command_prints_a_table_and_writes_the_plan(tmp_path):
 
 
 def test_the_command_refuses_in_one_line(tmp_path):
-    done = command(tmp_path, "--program", "sample", "--topology", "h100:8x8")
+    done = command(tmp_path, "--program", "sample", "--topology", "h100:8x9")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.strip().startswith("error: --topology 'h100:8x8': GPUs cannot be planned for yet")
+    assert done.stderr.strip().startswith("error: --topology 'h100:8x9': expected h100:NxG")

@@ -2,9 +2,10 @@
 
 import pytest
 
+from wanjax.chips import CHIPS
 from wanjax.models.dit_config import REMAT
 from wanjax.roofline import estimate, executed
-from wanjax.topology import CHIPS, parse
+from wanjax.topology import parse
 
 NOTHING = dict(model_flops=1.0, matmul_flops=0.0, attention_flops=0.0, memory_bytes=0.0, sent={})
 
@@ -30,6 +31,12 @@ def test_a_line_sends_one_way_and_slices_send_slowly():
     line = estimate(parse("v6e:4x4"), **{**NOTHING, "sent": {"ici": round(chip.link)}})
     far = estimate(parse("2*v6e:16x16"), **{**NOTHING, "sent": {"dcn": round(chip.network), "ici": round(chip.link)}})
     assert (line.network_seconds, far.network_seconds) == (pytest.approx(1.0), pytest.approx(1.5))
+
+
+def test_a_node_of_gpus_sends_through_its_switch_and_its_adapters():
+    chip = CHIPS["h100"]
+    sent = {"nvlink": round(chip.link), "network": round(chip.network)}
+    assert estimate(parse("h100:8x8"), **{**NOTHING, "sent": sent}).network_seconds == pytest.approx(2.0)
 
 
 def test_a_chip_of_two_devices_shares_its_rates():

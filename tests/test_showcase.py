@@ -8,14 +8,14 @@ import sys
 import pytest
 
 from data_pipelines import light_scenes
-from tests import launching
+from tests import launching, xla_flags
 
 SCENARIOS = list(light_scenes.SCENARIOS.values())
 
 
 def finish(module, *arguments):
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device
+    environment = {**os.environ, "XLA_FLAGS": xla_flags.QUICK}  # one device
     done = subprocess.run(command, cwd=launching.ROOT, env=environment, capture_output=True, text=True, timeout=600,
                           check=False)
     assert done.returncode == 0, done.stdout + done.stderr

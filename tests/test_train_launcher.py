@@ -2,7 +2,6 @@
 import dataclasses
 import json
 import signal
-import time
 
 import jax
 import numpy as np
@@ -12,8 +11,11 @@ from experiments import train
 from tests import launching
 from wanjax import codec, config, hub
 from wanjax.light.luminance import LuminanceFit
+from wanjax.models.dit import WanDiT
 from wanjax.models.vae import WAN22, WanVAE
 from wanjax.pipeline import open_pipeline
+
+BOTH = {"train.steps_high": 40, "train.steps_low": 6, "train.preview_every": 20, "sample.steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +31,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, source, cache):
     workdir = tmp_path_factory.mktemp("run")
-    code, output = launching.finish(launching.command(workdir, source, cache, **{
-        "train.steps_high": 40, "train.steps_low": 6, "train.preview_every": 6}))
+    code, output = launching.finish(launching.command(workdir, source, cache, **BOTH))
     assert code == 0, output
     return workdir
 
@@ -47,29 +48,22 @@ def test_both_experts_are_trained_validated_and_shown(whole):
 
 def test_a_finished_run_is_left_as_it_is(whole, source, cache):
     before = (whole / "high/metrics.jsonl").read_bytes()
-    code, output = launching.finish(launching.command(whole, source, cache, **{
-        "train.steps_high": 40, "train.steps_low": 6, "train.preview_every": 6}))
+    code, output = launching.finish(launching.command(whole, source, cache, **BOTH))
     assert code == 0 and "all 40 steps are done" in output and "all 6 steps are done" in output
     assert (whole / "high/metrics.jsonl").read_bytes() == before
 
 
-def test_a_killed_run_ends_with_the_same_bits(whole, source, cache, tmp_path):
-    arguments = launching.command(tmp_path, source, cache, **{
-        "train.expert": "high", "train.steps_high": 40, "train.preview_every": 6})
-    launching.kill_and_resume(arguments, tmp_path, 40, kills=2, seed=1)
-    launching.check_same(tmp_path, whole, 40)
-
-
-def test_sigterm_saves_and_exits_with_0(source, cache, tmp_path):
-    process = launching.launch(launching.command(tmp_path, source, cache, **{
-        "train.expert": "high", "train.steps_high": 100000, "train.checkpoint_every": 100000}))
-    while process.poll() is None and len(launching.log(tmp_path)) < 3:
-        time.sleep(0.02)
+def test_a_run_that_is_told_to_stop_and_one_that_is_killed_end_with_the_same_bits(whole, source, cache, tmp_path):
+    arguments = launching.command(tmp_path, source, cache, **BOTH, **{"train.expert": "high"})
+    process = launching.launch([*arguments, "--config.train.checkpoint_every=1000"])
+    launching.wait_for_step(process, tmp_path, 3)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     steps = [line["step"] for line in launching.log(tmp_path)]
     assert process.returncode == 0 and "its state is saved" in output
-    assert [int(p.name) for p in (tmp_path / "high/checkpoints").iterdir()] == [steps[-1]]
+    assert steps[-1] < 40 and [int(p.name) for p in (tmp_path / "high/checkpoints").iterdir()] == [steps[-1]]
+    launching.kill_and_resume(arguments, tmp_path, 40, kills=1, seed=1)
+    launching.check_same(tmp_path, whole, 40)
 
 
 @pytest.mark.parametrize(("overrides", "words"), [
@@ -110,7 +104,7 @@ RELEASED = {  # without what lies beside a published checkpoint
 }
 CUT_DOWN = {
     **{name: {"data.train_clips": 0} for name in ("showcase", "showcase_ci", "showcase_overnight")},
-    **dict.fromkeys(("t2v_a14b", "i2v_a14b", "ti2v_5b", "t2v_14b", "t2v_1_3b"), RELEASED),
+    **dict.fromkeys(("t2v_a14b", "t2v_a14b_lora", "i2v_a14b", "ti2v_5b", "t2v_14b", "t2v_1_3b"), RELEASED),
 }
 
 
@@ -133,10 +127,16 @@ def test_a_config_whose_step_is_not_taken_is_another_one_but_for_numbers(name):
     "name", sorted({p.stem for p in (launching.ROOT / "configs").glob("[!_]*.py")} - {*ALIKE, "light_scenes_tiny"})
 )
 def test_every_config_takes_a_step(name, source, tmp_path):
+    adapts = name == "t2v_a14b_lora"  # weights that have to be there
     experiment = config.load(launching.ROOT / f"configs/{name}.py")
     expert = "low" if experiment.train.boundary else "high"
     overrides = {"train.expert": expert, f"train.steps_{expert}": 1, **CUT_DOWN[name]}
     terms = {"loss/velocity"}
+    if adapts:
+        shape = {field: launching.SMALL[f"model.{field}"] for field in ("width", "heads", "layers", "ffn")}
+        frozen = WanDiT(dataclasses.replace(experiment.model, **shape, text_dim=64, dtype="float32"))
+        hub.save_dit(tmp_path / "transformer_2", frozen, frozen.init(jax.random.key(0))["params"])
+        overrides |= {"train.init_from": tmp_path, "train.preview_every": 1}
     if name == "ti2v_5b":
         overrides["train.preview_every"] = 1
     if experiment.codec_strides == (4, 16, 16):  # whose cells the terms of light and shadow have to know
@@ -153,7 +153,9 @@ def test_every_config_takes_a_step(name, source, tmp_path):
     assert [line["step"] for line in steps] == [1] and terms <= set(steps[0])
     if "train.preview_every" in overrides:
         assert list((tmp_path / f"run/{expert}/preview").glob("*.png"))
-    assert open_pipeline(tmp_path / "run").kind == {"i2v_a14b": "i2v", "ti2v_5b": "ti2v"}.get(name, "t2v")
+    opened = open_pipeline(tmp_path / "run")
+    assert bool(opened.experts[expert].changes) == adapts
+    assert opened.kind == {"i2v_a14b": "i2v", "ti2v_5b": "ti2v"}.get(name, "t2v")
 
 
 def test_a_run_continues_the_weights_of_another(whole, source, cache, tmp_path):

@@ -51,6 +51,9 @@ def test_split_is_unsplit_within_1e_5(name, split, variables):
     np.testing.assert_allclose(many.apply(variables[name], video), latents, atol=1e-5, rtol=0)
     decoded = np.asarray(alone.apply(variables[name], latents, method="decode"))
     np.testing.assert_allclose(many.apply(variables[name], latents, method="decode"), decoded, atol=1e-5, rtol=0)
+    if split == EVEN:
+        chunked = many.apply(variables[name], video, method="encode_chunked")
+        np.testing.assert_allclose(chunked, latents, atol=1e-5, rtol=0)
     if clips == 1:  # in chunks the same lines run with what was kept
         streamed = joined(many.stream(variables[name], video, method="encode"))
         np.testing.assert_allclose(streamed, latents, atol=1e-5, rtol=0)
@@ -60,31 +63,33 @@ def test_split_is_unsplit_within_1e_5(name, split, variables):
 @pytest.mark.parametrize("name", CODECS)
 def test_constants_and_ramps_keep_every_frames_brightness(name, variables):
     """Whole, in chunks, and split over 8 devices in chunks: frame means within 1e-4."""
-    config, rows = CODECS[name], 8
+    config, (sizes, _, rows) = CODECS[name], SPLITS[UNEVEN]
     levels = np.stack([np.full(FRAMES, 0.3), np.linspace(-0.6, 0.6, FRAMES)]).astype(np.float32)
     shape = (2, FRAMES, rows * config.strides[1], COLUMNS * config.strides[2], 3)
-    video = np.broadcast_to(levels[:, :, None, None, None], shape)
-    alone, many = WanVAE(config), WanVAE(config, partition.make_mesh({"seq": 8}))
+    videos = np.broadcast_to(levels[:, :, None, None, None], shape)[:, None]  # one after the other, as the clips above
+    alone, many = WanVAE(config), WanVAE(config, partition.make_mesh(sizes))
 
     def through(suffix: str) -> np.ndarray:
-        latents = np.asarray(alone.apply(variables[name], video, method="encode" + suffix))
-        return np.asarray(alone.apply(variables[name], latents, method="decode" + suffix)).mean((2, 3, 4))
+        latents = [np.asarray(alone.apply(variables[name], video, method="encode" + suffix)) for video in videos]
+        decoded = [alone.apply(variables[name], one, method="decode" + suffix) for one in latents]
+        return np.concatenate(decoded).mean((2, 3, 4))
 
     whole = through("")
     assert np.abs(np.diff(whole[1])).min() > 1e-2  # else the means would not tell one frame from the next
     np.testing.assert_allclose(through("_chunked"), whole, atol=1e-4, rtol=0)
-    latents = np.asarray(many.apply(variables[name], video, method="encode_chunked"))
-    split = joined(many.stream(variables[name], latents))
+    latents = [joined(many.stream(variables[name], video, method="encode")) for video in videos]
+    split = np.concatenate([joined(many.stream(variables[name], one)) for one in latents])
     np.testing.assert_allclose(split.mean((2, 3, 4)), whole, atol=1e-4, rtol=0)
 
 
 def test_every_part_of_the_frame_looks_at_every_other(variables):
     """A pixel of the last row changes what the first device decodes: attention is not cut at the parts' edges."""
-    config, mesh = CODECS["wan2.1"], partition.make_mesh({"seq": 8})
-    latents = vae_case.latents(1, (11, COLUMNS), config.z_dim)
+    config, (sizes, _, rows) = CODECS["wan2.1"], SPLITS[UNEVEN]
+    latents = vae_case.latents(1 + (FRAMES - 1) // 4, (rows, COLUMNS), config.z_dim)
     changed = latents.copy()
     changed[:, :, -1] += 3.0
-    before, after = (np.asarray(WanVAE(config, mesh).apply(variables["wan2.1"], z, method="decode"))
+    before, after = (np.asarray(WanVAE(config, partition.make_mesh(sizes)).apply(variables["wan2.1"], z,
+                                                                                 method="decode"))
                      for z in (latents, changed))
     assert np.abs(before - after)[:, :, :8].max() > 1e-4
 

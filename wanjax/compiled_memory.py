@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
 import re
 from typing import Any
 
@@ -42,17 +43,21 @@ class Memory:
     available: int | None = None
 
 
-def compile_with_memory(lowered: jax.stages.Lowered, arguments: Any) -> tuple[jax.stages.Compiled | None, Memory]:
+def compile_with_memory(
+    lowered: jax.stages.Lowered, arguments: Any, *, dump: pathlib.Path | None = None
+) -> tuple[jax.stages.Compiled | None, Memory]:
     """The program, None where it does not fit; and its memory.
 
     Args:
         lowered: to be compiled.
         arguments: its large arguments: tree of ``jax.ShapeDtypeStruct`` with shardings.
+        dump: an empty folder into which the compiler writes the program's text, for :func:`text_of`.
     Raises: CompileError.
     """
     near, away = _shards(arguments)
+    options: dict[str, str | bool] = {"xla_dump_to": str(dump), "xla_dump_hlo_as_text": True} if dump else {}
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(options or None)
     except jax.errors.JaxRuntimeError as error:
         stated = refused(str(error))
         if stated is None:
@@ -71,13 +76,31 @@ def compile_with_memory(lowered: jax.stages.Lowered, arguments: Any) -> tuple[ja
     )
 
 
-def text_of(compiled: jax.stages.Compiled) -> str | None:
-    """The compiled program's text; None where this jaxlib cannot read what the compiler wrote, as with libtpu 0.0.52's
-    programs for tpu7x and jaxlib 0.10.2."""
+def text_of(compiled: jax.stages.Compiled, dump: pathlib.Path | None = None) -> str | None:
+    """The compiled program's text.
+
+    Args:
+        compiled: the program.
+        dump: the folder that it was compiled with, if any: what lies there is taken.
+    Returns: None where this jaxlib cannot read what the compiler wrote, as with libtpu 0.0.52's programs for tpu7x and
+    jaxlib 0.10.2, and there is no dump.
+    """
+    dumped = sorted(dump.glob("*after_optimizations.txt"), key=lambda file: file.stat().st_size) if dump else []
+    if dumped:  # helpers of the program, if any, are smaller
+        return dumped[-1].read_text()
     try:
         return compiled.as_text()
     except jax.errors.JaxRuntimeError:
         return None
+
+
+def argument_bytes(arguments: Any) -> int:
+    """Of one device, in its own memory.
+
+    Args:
+        arguments: tree of ``jax.ShapeDtypeStruct`` with shardings.
+    """
+    return _shards(arguments)[0]
 
 
 def refused(message: str) -> tuple[int, int] | None:

@@ -21,11 +21,14 @@ import ml_collections
 
 from wanjax.data import DataConfig
 from wanjax.first_frame import image_channels, reads_image
+from wanjax.lora_config import LoraConfig
 from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.models.rows.dit import dit_rows
 from wanjax.models.shadow_head import ShadowHead
 from wanjax.models.vae import WanVAE
 from wanjax.objectives import ObjectiveConfig
 from wanjax.optim import OptimizerConfig
+from wanjax.run_folder import is_remote
 from wanjax.sample_config import SampleConfig
 from wanjax.text import TextConfig
 from wanjax.train_config import TrainConfig
@@ -74,6 +77,7 @@ class Experiment:
       text, data, objective, optimizer, mesh, train, sample: see their classes.
       codec_strides: frames, rows and columns of pixels per latent, so that sizes are checked before the codec is there:
         (4, 8, 8) for Wan2.1's, (4, 16, 16) for Wan2.2's. Another codec is refused when it is opened (``check_codec``).
+      lora: trains factors of some matrices instead of the experts themselves, if its rank is above 0.
     """
 
     name: str
@@ -88,6 +92,7 @@ class Experiment:
     train: TrainConfig
     sample: SampleConfig
     codec_strides: tuple[int, int, int] = (4, 8, 8)
+    lora: LoraConfig = LoraConfig()
 
     @property
     def visibility_cells(self) -> int:
@@ -205,7 +210,7 @@ def validate(experiment: Experiment) -> None:
         raise ConfigError(f"config.codec_strides = {experiment.codec_strides}: expected frames, rows and columns of "
                           "pixels per latent, (4, 8, 8) for Wan2.1's codec or (4, 16, 16) for Wan2.2's")
     problems = [*_data_problems(experiment), *_model_problems(experiment), *_train_problems(experiment),
-                *_objective_problems(experiment)]
+                *_objective_problems(experiment), *_lora_problems(experiment)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -239,6 +244,9 @@ def _data_problems(e: Experiment) -> list[str]:
             near = max(stride, value // stride * stride)
             out.append(f"config.data.{name} = {value}: expected a multiple of {stride} (codec stride {codec} × patch "
                        f"{patch}); use {near} or {near + stride}")
+    if is_remote(d.cache_dir):
+        out.append(f"config.data.cache_dir = {d.cache_dir!r} lies on an object store, where latents are not read "
+                   "from: give a folder of a file system")
     if not 0.0 <= d.caption_dropout < 1.0:
         out.append(f"config.data.caption_dropout = {d.caption_dropout}: expected a probability in [0, 1)")
     if d.visibility_cell < 1 or down % d.visibility_cell or across % d.visibility_cell:
@@ -305,6 +313,23 @@ def _train_problems(e: Experiment) -> list[str]:
     if e.objective.light.orders and max(e.objective.light.orders) >= latent_frames:
         out.append(f"config.objective.light.orders = {e.objective.light.orders}: {e.data.frames} frames have "
                    f"{latent_frames} latent frames, too few for that difference")
+    return out
+
+
+def _lora_problems(e: Experiment) -> list[str]:
+    out: list[str] = []
+    if not e.lora.rank:
+        return out
+    try:
+        e.lora.adapted(dit_rows(e.model))
+    except ValueError as error:
+        out.append(f"config.lora.{error}")
+    if not e.train.init_from:
+        out.append(f"config.lora.rank = {e.lora.rank}, but config.train.init_from is empty: name the weights that the "
+                   "factors are beside, or set the rank to 0")
+    if e.optimizer.name != "adamw":
+        out.append(f"config.optimizer.name = {e.optimizer.name!r} with config.lora.rank = {e.lora.rank}: Muon "
+                   "orthogonalises the update of a whole matrix, not of its factors; set it to 'adamw'")
     return out
 
 

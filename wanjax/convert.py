@@ -10,12 +10,11 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wanjax import checkpoint, hub, hub_names, hub_writing, lora, manifest
+from wanjax import checkpoint, hub, hub_names, hub_writing, lora, manifest, warm_start
 from wanjax.expert_boundary import BOUNDARIES
 from wanjax.family import MEMBERS, member_like
 from wanjax.hub_layouts import (
@@ -31,8 +30,11 @@ from wanjax.hub_layouts import (
 )
 from wanjax.hub_networks import CastWeights, Network
 from wanjax.hub_opening import holds_float8
+from wanjax.lora_conversion import LORA, write_loras
 from wanjax.models import rows as row_table
 from wanjax.models.dit import WanDiT
+from wanjax.run_folder import is_remote, run_folder
+from wanjax.unfinished import UNFINISHED, beside
 from wanjax.weight_files import SUFFIXES
 
 SIDE = ("tokenizer", "scheduler")  # parts that are files to copy
@@ -46,7 +48,6 @@ _CLASSES = {
     "tokenizer": ["transformers", "T5TokenizerFast"],
     "scheduler": ["diffusers", "UniPCMultistepScheduler"],
 }
-_UNFINISHED = ".unfinished"  # marks a folder that a conversion was interrupted in
 _VOCABULARY = "spiece.model"
 _LUMINANCE = "luminance.json"  # of a codec, docs/light.md
 _RESERVE = 64 << 20  # bytes; headers, indexes and what a file system needs for itself
@@ -96,7 +97,7 @@ def convert(
 
     Args:
         src: a pipeline's root in any layout, one network's folder or file, the name of either on the Hugging Face Hub,
-            or a run's workdir (its transformers).
+            or a run's workdir (its transformers), which may be ``gs://...``.
         dst: folder to write.
         layout: "diffusers", "official", "comfyui" or "orbax".
         weights: "ema" or "raw", of a run.
@@ -104,7 +105,9 @@ def convert(
         fp8: with "comfyui": the matrices of the transformers' blocks in 8 bits.
         loras: "high" or "low" -> what :func:`wanjax.lora.parse` takes, merged into that expert, which is then held in
             memory as a whole.
-        only: parts to convert; empty is all of them.
+        only: parts to convert; empty is all of them. "lora": of a run that trained one, the factors alone, a file for
+            each expert, under the names of "diffusers" or "comfyui"; without it they are merged into the weights that
+            they were trained beside.
         pth: with "official": the codec and the text encoder as ``.pth``, through PyTorch.
         say: where lines of progress go.
 
@@ -120,12 +123,18 @@ def convert(
         raise ValueError(f"--dtype {dtype!r} is not one of {', '.join(hub.DTYPES)}")
     if fp8 and layout != "comfyui":
         raise ValueError(f"--fp8 is of --layout comfyui alone; {layout} keeps the weights' own type")
-    if unknown := sorted(set(only) - set(PARTS)):
-        raise ValueError(f"--only {unknown[0]}: the parts are {', '.join(PARTS)}")
+    if unknown := sorted(set(only) - {*PARTS, LORA}):
+        raise ValueError(f"--only {unknown[0]}: the parts are {', '.join((*PARTS, LORA))}")
+    if LORA in only:
+        given = {"--lora_high or --lora_low": loras, "--fp8": fp8, "--pth": pth, "other parts": set(only) - {LORA}}
+        if any(given.values()):
+            raise ValueError(f"--only {LORA} writes the factors alone: leave out "
+                             f"{', '.join(name for name, value in given.items() if value)}")  # fmt: skip
+        return write_loras(pathlib.Path(src), dst, layout, weights, dtype, say)
     files = {_EXPERT_PARTS[name]: lora.parse(text) for name, text in (loras or {}).items()}
     if dst.exists():
         raise FileExistsError(f"--dst {dst} exists: remove it or name another")
-    place = hub_names.resolve(src, parts=tuple(only) or None)
+    place = run_folder(src) if is_remote(src) else hub_names.resolve(src, parts=tuple(only) or None)
     contents = open_contents(place, weights=weights, wide=dtype is not None, fp8=fp8, only=only)
     for name, part in _EXPERT_PARTS.items():
         if part in files and part not in contents.networks:
@@ -149,14 +158,14 @@ def convert(
         hub_writing.check_pth(stored[part], layout)
     _check_room(stored, contents.files, dst, fp8)
     say(contents.said)
-    with _beside(dst) as part_folder:
+    with beside(dst) as part_folder:
         for part, network in contents.networks.items():
             if part in files:
                 network = _merged(part, network, files[part], say)
             where = _write(contents, part, _cast(network, dtype), part_folder, layout, fp8, part in as_pth, say)
             say(f"{part}: {row_table.count(network.rows)} parameters in {where}")
         _write_rest(contents, part_folder, layout, say)
-        (part_folder / _UNFINISHED).unlink()
+        (part_folder / UNFINISHED).unlink()
         merged = {part: [[str(file), weight] for file, weight in of] for part, of in files.items()}
         manifest.write(part_folder, layout=layout, source=str(src), dtype=dtype, fp8=fp8, loras=merged)
         part_folder.rename(dst)
@@ -173,7 +182,7 @@ def open_contents(
 
     Raises: as :func:`convert`.
     """
-    if checkpoint.is_run(src):
+    if is_remote(src) or checkpoint.is_run(src):
         contents = _of_run(src, weights)
     elif weights == "raw":
         raise ValueError(f"--weights raw: the release {src} has one set of weights; leave the flag out")
@@ -190,7 +199,8 @@ def open_contents(
 def _of_run(src: pathlib.Path, weights: str) -> Contents:
     run = checkpoint.open_run(src, weights)
     networks = {
-        _EXPERT_PARTS[name]: hub.network_of(WanDiT(run.config.model), saved.read()[0])
+        _EXPERT_PARTS[name]: hub.network_of(
+            WanDiT(run.config.model), warm_start.weights_of(saved).read(None, "float32"))
         for name, saved in run.experts.items()
     }
     return Contents(networks, tuple(networks), experts=True, run=True, said=run.description)
@@ -277,21 +287,6 @@ def _check_room(
             f"--dst {dst} takes {needed / 1e9:.2f} GB, and {parent} has {free / 1e9:.2f} GB left: make room, take "
             "another disk, or convert parts with --only"
         )
-
-
-@contextmanager
-def _beside(dst: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside ``dst`` that is gone afterwards, unless it has been renamed."""
-    part = dst.with_name(dst.name + ".part")
-    if part.exists() and not (part / _UNFINISHED).is_file():
-        raise FileExistsError(f"{part} exists and was not left by a conversion: remove it or name another --dst")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    (part / _UNFINISHED).touch()
-    try:
-        yield part
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write(

@@ -2,7 +2,7 @@
 
 The order is a pure function of the seed: every epoch is shuffled anew, and for every clip of every epoch one of its
 captions is picked, or none. The global batch of step k is the same for any number of processes; each process
-reads only its own rows of it.
+reads only the rows of it that its devices hold.
 """
 
 from __future__ import annotations
@@ -69,14 +69,13 @@ def make_loader(
     null_text: np.ndarray,
     visibility_cell: int = 0,
     image: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     repeat: bool = True,
 ) -> grain.DatasetIterator[Batch]:
     """An iterator over shuffled batches.
 
     ``next()`` gives ``{"latents": [b, F, h, w, C], "text": [b, L, E]}``, float32, text zero-padded to ``text_length``
-    (= L), b = batch / process_count: rows process_index·b … of the global batch. ``get_state()`` and ``set_state()``
+    (= L), b = the number of ``rows``. ``get_state()`` and ``set_state()``
     (and orbax, which stores the iterator as a checkpointable) keep the position: restored, the iterator gives
     bit-identical batches. With a ``visibility_cell`` also ``"visibility"`` [b, F, H/cell, W/cell] float32 in [0, 1],
     with ``image`` also ``"image"`` [b, F, h, w, C] float32.
@@ -91,29 +90,27 @@ def make_loader(
       null_text: embedding [n, E] of the empty caption (``LatentCache.null_text``).
       visibility_cell: pixels along a side of the visibility's cells; 0: no visibility is given.
       image: whether image latents are given.
-      process_index: which of the ``process_count`` groups of rows this process holds.
+      rows: of the global batch that this process reads, all by default (``rows_of_process``).
       repeat: without end, over epochs; else one epoch, leaving out the last clips that do not fill a batch.
 
     Raises:
       CacheError: naming the damaged file, or the caption that is longer than ``text_length``; also from ``next()``.
         If visibility is asked for and the cache has none, or in other cells; if image latents are and it has none.
-      ValueError: if the batch cannot be divided among the processes or is larger than one epoch (no repeat).
+      ValueError: if the batch has not all of the rows, or is larger than one epoch (no repeat).
     """
-    if batch % process_count:
-        raise ValueError(f"batch = {batch} is not divisible by {process_count} processes")
     cache = LatentCache(cache_dir)
     clips, captions = cache.split(split), cache.manifest.captions
     if not repeat and batch > len(clips):
         raise ValueError(f"batch = {batch} is larger than split {split!r} of {cache_dir}, which has {len(clips)} clips")
     read = _Reader(cache, clips, text_length, null_text, visibility_cell, image)
-    rows = _rows(batch, process_index, process_count)
+    own = _rows(batch, rows)
 
     def pick(clip: int, rng: np.random.Generator) -> _Pick:
         dropped, caption = rng.random() < caption_dropout, int(rng.integers(len(captions)))
         return _Pick(int(clip), None if dropped else caption)
 
     picks = grain.MapDataset.range(len(clips)).seed(seed).shuffle().repeat(None if repeat else 1).random_map(pick)
-    batches = picks.batch(batch, drop_remainder=True, batch_fn=lambda chosen: read([chosen[row] for row in rows]))
+    batches = picks.batch(batch, drop_remainder=True, batch_fn=lambda chosen: read([chosen[row] for row in own]))
     # a batch is one element: few are kept ready, since at full size each has hundreds of megabytes
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(batches.to_iter_dataset(options))
@@ -128,8 +125,7 @@ def validation_batches(
     limit: int | None = None,
     visibility_cell: int = 0,
     image: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> list[Batch]:
     """The same batches at every call: clips in their order, caption i mod (number of captions) for clip i, no dropout.
 
@@ -139,10 +135,8 @@ def validation_batches(
 
     Raises:
       CacheError: for a damaged file or a caption longer than ``text_length``.
-      ValueError: if the split does not fill one batch, or the batch cannot be divided among the processes.
+      ValueError: if the split does not fill one batch, or the batch has not all of the rows.
     """
-    if batch % process_count:
-        raise ValueError(f"batch = {batch} is not divisible by {process_count} processes")
     cache = LatentCache(cache_dir)
     clips, captions = cache.split(split), cache.manifest.captions
     count = len(clips) if limit is None else min(limit, len(clips))
@@ -150,21 +144,41 @@ def validation_batches(
         raise ValueError(f"split {split!r} of {cache_dir} has {len(clips)} clips, of which {count} are asked for: too "
                          f"few for one batch of {batch}. Make the batch smaller or the split larger")
     read = _Reader(cache, clips, text_length, cache.null_text, visibility_cell, image)
-    rows = _rows(batch, process_index, process_count)
-    return [read([_Pick(start + row, (start + row) % len(captions)) for row in rows])
+    own = _rows(batch, rows)
+    return [read([_Pick(start + row, (start + row) % len(captions)) for row in own])
             for start in range(0, count - batch + 1, batch)]
 
 
-def to_global(batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
-    """Arrays over all processes' devices from this process's rows; ``sharding`` splits axis 0."""
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+def rows_of_process(sharding: jax.sharding.Sharding, batch: int) -> tuple[int, ...]:
+    """Rows of a global batch that this process's devices hold, in their order; ``sharding`` splits axis 0.
+
+    Where ``seq`` or ``tensor`` reach over processes, several processes hold the same rows; where the mesh follows a
+    torus, those of one process need not lie side by side.
+    """
+    held = sharding.addressable_devices_indices_map((batch,)).values()
+    return tuple(sorted({row for (part,) in held for row in range(batch)[part]}))
 
 
-def _rows(batch: int, process_index: int, process_count: int) -> range:
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index = {process_index}: expected 0 … {process_count - 1}")
-    size = batch // process_count
-    return range(process_index * size, (process_index + 1) * size)
+def to_global(batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding, clips: int) -> dict[str, jax.Array]:
+    """Arrays [clips, ...] over all processes' devices from this process's rows of them (``rows_of_process``)."""
+    place = {row: i for i, row in enumerate(rows_of_process(sharding, clips))}
+
+    def array(own: np.ndarray) -> jax.Array:
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            wanted = range(clips)[index[0]]
+            return own[place[wanted[0]] : place[wanted[-1]] + 1]
+
+        return jax.make_array_from_callback((clips, *own.shape[1:]), sharding, shard)
+
+    return {name: array(own) for name, own in batch.items()}
+
+
+def _rows(batch: int, rows: Sequence[int] | None) -> Sequence[int]:
+    if rows is None:
+        return range(batch)
+    if not rows or min(rows) < 0 or max(rows) >= batch:
+        raise ValueError(f"rows {tuple(rows)} of a batch of {batch}: expected some of 0 … {batch - 1}")
+    return rows
 
 
 class _Reader:

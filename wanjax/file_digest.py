@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pathlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
+
+from etils import epath
 
 _ENDS = 64 * 1024  # bytes at either end: headers, and the check sums at the end of torch.save's archives
 _SAMPLES, _SAMPLE = 256, 1024  # samples in between, and the bytes of each
@@ -27,7 +28,7 @@ def sampled_digest(files: Iterable[tuple[str, str | os.PathLike[str]]]) -> str:
         FileNotFoundError: a path is not there.
         ValueError: two files of one name.
     """
-    named = sorted((name, pathlib.Path(path)) for name, path in files)
+    named = sorted((name, epath.Path(path)) for name, path in files)
     if twice := sorted({a for (a, _), (b, _) in zip(named, named[1:], strict=False) if a == b}):
         raise ValueError(f"several files are called {', '.join(twice)}: a digest needs a name for each")
     digest = hashlib.sha256()

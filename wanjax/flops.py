@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from wanjax.models.dit_config import DiTConfig
+from wanjax.models.rows import Row
 
 
 def forward(config: DiTConfig, tokens: int, text_tokens: int) -> int:
@@ -40,3 +44,18 @@ def training(config: DiTConfig, tokens: int, text_tokens: int) -> int:
     al. 2022, PaLM, appendix B). Nor are the shadow head, a decoder in the objective, and the optimizer.
     """
     return 3 * forward(config, tokens, text_tokens)
+
+
+def lora_training(config: DiTConfig, tokens: int, text_tokens: int, factors: Sequence[Row]) -> int:
+    """As :func:`training`, where the network is frozen and ``factors`` of its matrices are trained.
+
+    A frozen matrix has one product in the backward pass, the gradient of its input, and attention two. The factors of
+    the blocks count three times their forward products, those of cross-attention's keys and values of the text; others
+    are left out, as their matrices are.
+    """
+    beside = 0
+    for row in factors:
+        if row.stacked:
+            of_text = row.path[1] == "cross_attention" and row.path[2] in ("k", "v")
+            beside += 2 * math.prod(row.full_shape) * (text_tokens if of_text else tokens)
+    return 2 * matmul(config, tokens, text_tokens) + 3 * attention(config, tokens, text_tokens) + 3 * beside

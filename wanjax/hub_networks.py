@@ -163,7 +163,7 @@ class ForeignWeights:
     def placed(self, rows: tuple[Row, ...], shardings: list[Sharding] | None) -> list[jax.Array]:
         if shardings is None:
             whole = (slice(None),)
-            return [jnp.asarray(self._part(row, whole * len(row.full_shape))) for row in rows]
+            return [jax.device_put(self._part(row, whole * len(row.full_shape))) for row in rows]
         return [
             jax.make_array_from_callback(row.full_shape, place, functools.partial(self._part, row))
             for row, place in zip(rows, shardings, strict=True)

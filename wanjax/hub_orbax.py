@@ -6,9 +6,7 @@ own: what a device needs is read without the rest, and a damaged file names its 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import pathlib
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,11 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging as absl_logging
 from jax.sharding import Sharding
 from orbax.checkpoint import v1 as ocp
 
-from wanjax import hub_configs, manifest
+from wanjax import array_files, hub_configs, manifest
 from wanjax.hub_layouts import ORBAX_PARAMS
 from wanjax.hub_networks import Index, Network, most_common, rows_of
 from wanjax.hub_opening import config_from, read_config
@@ -31,7 +28,6 @@ from wanjax.models.rows import Row
 from wanjax.models.umt5 import UMT5Config
 from wanjax.models.vae_config import VAEConfig
 
-_CHUNK = 32 << 20  # bytes; of one file. orbax holds several while it writes them
 _GROUP = 256 << 20  # bytes; small rows are read and written together up to here
 _CLASSES = {"WanTransformer3DModel": "transformer", "AutoencoderKLWan": "vae"}  # the third has none in its config
 
@@ -89,7 +85,7 @@ class OrbaxWeights:
         context.pytree.loading.partial_load = True
         context.memory.read_concurrent_bytes = _GROUP if len(group) > 1 else None
         try:
-            with context, _quiet():
+            with context, array_files.quiet():
                 tree = ocp.load(self._folder, row_table.tree(group, wanted))
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{self._folder} cannot be read ({str(error).strip()[:300]}): convert it again") from error
@@ -139,7 +135,7 @@ def write_network(network: Network, folder: pathlib.Path, *, source: str) -> Non
     for left in folder.glob(f"{ORBAX_PARAMS}.*"):  # of an interrupted write; orbax would go on from it
         shutil.rmtree(left)
     (folder / "config.json").write_text(json.dumps(_json(network), indent=2) + "\n", encoding="utf-8")
-    with _saving(), _quiet():
+    with _saving(), array_files.quiet():
         for group in _groups(network.rows, network.dtype_of):
             ocp.partial.save(path, row_table.tree(group, network.stacked))
         ocp.partial.finalize(path)
@@ -171,29 +167,23 @@ def _groups(rows: Iterable[Row], dtype_of: Any) -> Iterator[list[Row]]:
         yield group
 
 
-@contextlib.contextmanager
-def _saving() -> Iterator[None]:
-    context = ocp.Context()
-    saving = context.array.saving
-    saving.use_compression = False
-    saving.use_ocdbt = False  # its database writes chunks through a copy of the whole array
-    saving.scoped_storage_options_creator = _storage
+def _saving() -> ocp.Context:
+    context = array_files.context()
+    context.array.saving.scoped_storage_options_creator = _storage
     context.memory.deepcopy_host_arrays = False  # nobody changes them meanwhile
-    with context:
-        yield
+    return context
 
 
 def _storage(path: Any, array: np.ndarray) -> ocp.options.ArrayOptions.Saving.StorageOptions | None:
-    """Large arrays are split at their first axis, which is that of layers, and further up to the size of a chunk."""
-    if array.nbytes <= _CHUNK:
+    """Large arrays are split at their first axis first, which is that of layers."""
+    if array.nbytes <= array_files.PIECE or array.ndim <= 2:
         return None
-    layers = (0,) if array.ndim > 2 else None
-    return ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=_CHUNK, shard_axes=layers)
+    return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=(0,))
 
 
 def _metadata(folder: pathlib.Path) -> dict[tuple[str, ...], Any]:
     try:
-        with _quiet():
+        with array_files.quiet():
             tree = ocp.metadata(folder.absolute() / ORBAX_PARAMS).metadata
     except (OSError, ValueError, KeyError, TypeError) as error:
         place = folder / ORBAX_PARAMS
@@ -213,22 +203,3 @@ def _check(rows: Sequence[Row], found: dict[tuple[str, ...], Any], folder: pathl
     ]
     if problems:
         raise ValueError(f"{folder}: the orbax checkpoint does not fit config.json:\n  " + "\n  ".join(problems[:40]))
-
-
-class _Expected(logging.Filter):
-    """Drops orbax's diary, and its warnings that there is no OCDBT database: these checkpoints do without."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        expected = ("Skipping merge of OCDBT", "TensorStore data files not found")
-        return record.levelno > logging.INFO and not any(text in message for text in expected)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    logger, expected = absl_logging.get_absl_logger(), _Expected()
-    logger.addFilter(expected)
-    try:
-        yield
-    finally:
-        logger.removeFilter(expected)

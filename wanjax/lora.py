@@ -69,18 +69,18 @@ class Whole:
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """A LoRA file whose every tensor has found its place; its arrays are read when they are merged.
+    """A LoRA whose every tensor has found its place; its arrays are read when they are merged.
 
     Attributes:
-        file: where it lies.
+        file: where it lies, or the run that it was trained in.
         sha256: of its bytes, hexadecimal.
-        tensors: the open file.
+        tensors: the open file, or what would be in it.
         changes: what it does, for each tensor of the network that it changes.
     """
 
     file: pathlib.Path
     sha256: str
-    tensors: TensorReader
+    tensors: Mapping[str, np.ndarray]
     changes: Mapping[Place, tuple[Factors | Whole, ...]]
 
     def read(self, name: str) -> np.ndarray:

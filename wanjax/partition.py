@@ -64,14 +64,19 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if devices[0].platform == "tpu":
         slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+        try:
+            return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+        except NotImplementedError:  # no product of whole axes of the torus: part of one, which is a line and no ring
+            split = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+            return Mesh(split, AXES, axis_types=types)
     if shape[0] % slices:
         raise ValueError(
             f"mesh axis data of size {shape[0]}: the devices lie in {slices} slices, and data alone may run from slice"
             f" to slice; make it a multiple of {slices}"
         )
     within, between = (shape[0] // slices, *shape[1:]), (slices, *(1,) * (len(AXES) - 1))
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), AXES, axis_types=types)
+    hybrid = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+    return Mesh(hybrid, AXES, axis_types=types)
 
 
 def over_torus(mesh: Mesh, *axes: str) -> tuple[Mesh, dict[str, tuple[str, ...]]]:

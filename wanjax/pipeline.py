@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import pathlib
-from typing import Any
 
 import jax
 
-from wanjax import checkpoint, codec, conditions, family, hub, partition
+from wanjax import checkpoint, codec, conditions, family, hub, lora_factors, partition, warm_start
 from wanjax.experts import Expert
 from wanjax.generate import Pipeline
 from wanjax.hub_layouts import INDEX, read_index
 from wanjax.hub_names import resolve
 from wanjax.models.dit import DiTConfig, WanDiT
+from wanjax.models.rows.dit import dit_rows
 from wanjax.models.vae import WanVAE
 from wanjax.prompt_embeddings import PromptEmbedder
+from wanjax.run_folder import is_remote
 from wanjax.text import SEEDED
 
 WAN_TEXT_LENGTH = 512
@@ -34,10 +34,11 @@ def open_pipeline(
     """Opens a checkpoint of any kind that can be sampled from. Experts and text encoder are read when they are needed.
 
     Args:
-        path: a workdir of `experiments.train`, one expert's folder in it or the folder of one of its steps; or the
-            root of a pipeline in the diffusers layout (the folder of model_index.json) or in Wan's own (that of
-            high_noise_model/, low_noise_model/, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/), in
-            ComfyUI's or in ours; or such a pipeline's name on the Hugging Face Hub, see `wanjax.hub_names`.
+        path: a workdir of `experiments.train`, one expert's folder in it or the folder of one of its steps, which may
+            be `gs://...`; or the root of a pipeline in the diffusers layout (the folder of model_index.json) or in
+            Wan's own (that of high_noise_model/, low_noise_model/, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth,
+            google/umt5-xxl/), in ComfyUI's or in ours; or such a pipeline's name on the Hugging Face Hub, see
+            `wanjax.hub_names`.
         weights: "ema" (averaged over training) or "raw", of a run. A released checkpoint has one set of weights.
         mesh: devices to spread the experts and the text encoder over; None is one device.
         text_cache: folder in which embeddings of prompts are kept, see `wanjax.prompt_embeddings`; None keeps none.
@@ -46,6 +47,8 @@ def open_pipeline(
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights = {weights!r}: expected 'ema' or 'raw'")
+    if is_remote(path):
+        return _open_run(path, weights, mesh, text_cache)
     root = resolve(path, parts=PARTS)
     if root.is_file():
         raise ValueError(f"checkpoint {str(path)!r} is a file: give a run's workdir or a pipeline's root folder")
@@ -58,7 +61,7 @@ def open_pipeline(
 
 
 def _open_run(
-    root: pathlib.Path, weights: str, mesh: jax.sharding.Mesh | None, text_cache: pathlib.Path | None
+    root: str | os.PathLike[str], weights: str, mesh: jax.sharding.Mesh | None, text_cache: pathlib.Path | None
 ) -> Pipeline:
     run = checkpoint.open_run(root, weights)
     config, model = run.config, WanDiT(run.config.model, mesh)
@@ -66,8 +69,7 @@ def _open_run(
     # embeddings of a seeded encoder are made faster than read
     cache = None if config.text.encoder == SEEDED else text_cache
     return Pipeline(
-        experts={name: Expert(model, functools.partial(_read_saved, saved), saved.fingerprint, "float32")
-                 for name, saved in run.experts.items()},
+        experts={name: _saved_expert(model, saved) for name, saved in run.experts.items()},
         vae=over_rows(video_codec.model, mesh),
         vae_params=video_codec.params,
         vae_fingerprint=video_codec.fingerprint,
@@ -82,8 +84,14 @@ def _open_run(
     )  # fmt: skip
 
 
-def _read_saved(saved: checkpoint.SavedExpert, places: Any) -> Any:
-    return saved.read(places)[0]
+def _saved_expert(model: WanDiT, saved: checkpoint.SavedExpert) -> Expert:
+    """As it was trained: a LoRA beside the weights that it was trained beside, in their dtype."""
+    weights = warm_start.weights_of(saved)
+    if not saved.config.lora.rank:
+        return Expert(model, lambda places: weights.read(places, "float32"), weights.fingerprint, "float32")
+    base, dtype = warm_start.base_of(saved), saved.config.lora.base_dtype
+    beside = lora_factors.factors(dit_rows(model.config), [(warm_start.lora_of(saved), 1.0)], mesh=model.mesh)
+    return Expert(model, lambda places: base.read(places, dtype), weights.fingerprint, dtype, beside)
 
 
 def _open_released(

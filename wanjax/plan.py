@@ -8,18 +8,29 @@ from __future__ import annotations
 import collections
 import dataclasses
 import importlib.metadata
+import pathlib
+import tempfile
 import time
 from typing import Any
 
-from wanjax import collectives, flops, programs, roofline, topology, traffic
+from jax.sharding import Mesh
+
+from wanjax import collectives, executed, hlo, programs, roofline, topology
 from wanjax.compiled_memory import Memory, compile_with_memory, text_of
-from wanjax.config import Experiment
+from wanjax.config import Experiment, to_dict
 from wanjax.models import rows
 from wanjax.models.dit_config import DTYPES
+from wanjax.plan_remedies import remedies
 from wanjax.programs import Program
 from wanjax.topology import Topology
 
 NOTE = "an estimate from the maker's rates: a lower bound on the time, at which nothing has run"
+
+
+# settings that a program takes, and how many clips it works on
+_TAKEN = {"train": (), "sample": ("clips", "holding", "passes", "param_dtype"), "encode": ("clips",), "decode": ()}
+_CLIPS = {"train": "a training step takes config.data.batch clips", "encode": "it takes --clips alone",
+          "decode": "clips are decoded one at a time", "sample": ""}  # fmt: skip
 
 
 class PlanError(ValueError):
@@ -32,7 +43,8 @@ class Settings:
 
     Attributes:
         program: one of :data:`wanjax.programs.PROGRAMS`.
-        clips, holding, passes, param_dtype: of sampling, see :func:`wanjax.programs.sample`; None: its default.
+        clips: of sampling and encoding, at a time; None: one for each part of the mesh that clips are split over.
+        holding, passes, param_dtype: of sampling, see :func:`wanjax.programs.sample`; None: its default.
     """
 
     program: str
@@ -43,13 +55,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.program not in programs.PROGRAMS:
-            raise PlanError(f"--program {self.program!r}: expected one of {', '.join(programs.PROGRAMS)}; the codec's "
-                            "encode and decode cannot be planned yet")  # fmt: skip
+            raise PlanError(f"--program {self.program!r}: expected one of {', '.join(programs.PROGRAMS)}")
         names = ("clips", "holding", "passes", "param_dtype")
-        given = [f"--{name}" for name in names if getattr(self, name) is not None]
-        if given and self.program != "sample":
-            raise PlanError(f"{', '.join(given)}: only for --program sample; a training step takes config.data.batch "
-                            "clips")  # fmt: skip
+        given = [name for name in names if getattr(self, name) is not None]
+        wrong = [f"--{name}" for name in given if name not in _TAKEN[self.program]]
+        if wrong:
+            raise PlanError(f"{', '.join(wrong)}: not of --program {self.program}; {_CLIPS[self.program]}")
         for name, known in (("holding", programs.HOLDING), ("passes", programs.PASSES), ("param_dtype", DTYPES)):
             if getattr(self, name) not in (None, *known):
                 raise PlanError(f"--{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
@@ -58,7 +69,7 @@ class Settings:
 def versions() -> dict[str, str]:
     """Of what a plan depends on beside this library."""
     found = {}
-    for name in ("jax", "jaxlib", "flax", "optax", "libtpu"):
+    for name in ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -74,27 +85,29 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         CompileError: the compiler refuses for another reason than memory.
     """
     experiment, mesh = programs.lay_out(experiment, topology.devices(machine))
-    if settings.program == "train":
-        program = programs.train(experiment, mesh)
-    else:
-        program = programs.sample(experiment, mesh, clips=settings.clips, holding=settings.holding or "one",
-                                  passes=settings.passes or "batched", param_dtype=settings.param_dtype)  # fmt: skip
+    program = plan_program(experiment, mesh, settings)
+    mesh = program.mesh
     started = time.perf_counter()
-    compiled, memory = compile_with_memory(program.lower(), program.arguments)
-    seconds = time.perf_counter() - started
+    lowered = program.lower()
+    with tempfile.TemporaryDirectory() as folder:
+        dump = pathlib.Path(folder) if machine.chip and machine.chip.dumped else None
+        compiled, memory = compile_with_memory(lowered, program.arguments, dump=dump)
+        seconds = time.perf_counter() - started
+        text = None if compiled is None else text_of(compiled, dump)
     limit = memory.available or machine.hbm_bytes()
-    found, lines, estimate = None, None, None
-    text = None if compiled is None else text_of(compiled)
+    found, lines, estimate, work = None, None, None, None
     if text is not None:
-        found = collectives.parse(text, mesh.size)
-        slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
-        lines = _lines(found, dict(mesh.shape), slices)
-        estimate = _estimate(experiment, machine, program, memory, lines)
+        module = hlo.parse(text)
+        found, work = collectives.of(module, mesh.size), executed.count(module)
+        lines = _lines(found, dict(mesh.shape), machine, [machine.domain(device) for device in mesh.devices.flat])
+        estimate = _estimate(machine, program, memory, lines, work)
     result: dict[str, Any] = {
         "program": settings.program,
         "config": experiment.name,
+        "experiment": to_dict(experiment),
         "topology": machine.name,
-        "params": rows.count(program.rows),
+        "params": rows.count(program.rows) + rows.count(program.frozen),
+        "frozen_params": rows.count(program.frozen),
         "chips": machine.chips,
         "devices": machine.devices,
         "hosts": machine.hosts,
@@ -109,53 +122,74 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         "host_bytes": memory.host,
         "flops_per_step": program.flops,
         "flops_formula": program.formula,
+        "executed_flops": work and work.flops * mesh.size,
+        "attention_kernels": work and [dataclasses.asdict(kernel) for kernel in work.kernels],
         "collectives": lines,
         "collective_bytes": found and found.bytes,
-        "minimum_collective_bytes": traffic.minimum(experiment.model, program.rows, mesh, program.work),
+        "minimum_collective_bytes": program.minimum,
         "compile_seconds": round(seconds, 1),
         "estimate": estimate,
         "versions": versions(),
     }
-    result["warnings"] = [*program.warnings, *_warnings(machine, found, compiled is None)]
+    result["warnings"] = [*program.warnings, *_warnings(machine, found, work, compiled is None)]
     if not result["fits"]:
-        result["warnings"].append(_too_much(experiment, result, settings, memory, program))
+        result["warnings"].append(
+            remedies(experiment, result, memory, forwards=program.work.forwards, holding=settings.holding or "one",
+                     passes=settings.passes or "batched")
+        )  # fmt: skip
     return result
 
 
-def _lines(found: collectives.Found, mesh: dict[str, int], slices: list[int]) -> list[dict[str, Any]]:
+def plan_program(experiment: Experiment, mesh: Mesh, settings: Settings) -> Program:
+    """What is to be compiled."""
+    if settings.program == "train":
+        return programs.train(experiment, mesh)
+    if settings.program == "encode":
+        return programs.encode(experiment, mesh, clips=settings.clips)
+    if settings.program == "decode":
+        return programs.decode(experiment, mesh)
+    return programs.sample(experiment, mesh, clips=settings.clips, holding=settings.holding or "one",
+                           passes=settings.passes or "batched", param_dtype=settings.param_dtype)  # fmt: skip
+
+
+def _lines(found: collectives.Found, mesh: dict[str, int], machine: Topology, domains: list[int]
+           ) -> list[dict[str, Any]]:
     """One entry for all operations of one kind along the same axes, most bytes first."""
     merged: dict[tuple[Any, ...], list[int]] = {}
     for each in found.collectives:
-        link = collectives.link_of(each.groups, slices.__getitem__, "ici", "dcn")
-        kind = (each.op, each.dtype, collectives.axes_of(each.groups, mesh), each.group, link)
+        link = collectives.link_of(each.groups, domains.__getitem__, *machine.links)
+        within = collectives.within(each.groups, domains.__getitem__)
+        kind = (each.op, each.dtype, collectives.axes_of(each.groups, mesh), each.group, link, within)
         total = merged.setdefault(kind, [0, 0])
         total[0] += each.count
         total[1] += each.bytes
-    lines = [{"op": op, "dtype": dtype, "axes": list(axes), "group": group, "count": count, "bytes": size, "link": link}
-             for (op, dtype, axes, group, link), (count, size) in merged.items()]  # fmt: skip
+    lines = [{"op": op, "dtype": dtype, "axes": list(axes), "group": group, "count": count, "bytes": size, "link": link,
+              "within": within}
+             for (op, dtype, axes, group, link, within), (count, size) in merged.items()]  # fmt: skip
     return sorted(lines, key=lambda line: -line["bytes"])
 
 
 def _estimate(
-    experiment: Experiment, machine: Topology, program: Program, memory: Memory, lines: list[dict[str, Any]]
+    machine: Topology, program: Program, memory: Memory, lines: list[dict[str, Any]], work: executed.Work
 ) -> dict[str, Any] | None:
-    work, model, sent = program.work, experiment.model, collections.Counter[str]()
+    sent, (near, _) = collections.Counter[str](), machine.links
     for line in lines:
-        sent[line["link"]] += line["bytes"]
-    matmul, attention = roofline.executed(model.remat, train=work.train)
-    calls, size = work.clips * work.forwards, (work.tokens, work.text_tokens)
+        # the members of a group in one slice or node share what leaves it
+        sent[line["link"]] += line["bytes"] if line["link"] == near else line["bytes"] / line["within"]
     found = roofline.estimate(
         machine,
         model_flops=program.flops,
-        matmul_flops=calls * matmul * flops.matmul(model, *size),
-        attention_flops=calls * attention * flops.attention(model, *size),
-        memory_bytes=memory.arguments + memory.results + 2 * (memory.temporary or 0) + 2 * sent.total(),
+        matmul_flops=machine.devices * work.products,
+        attention_flops=machine.devices * work.attention,
+        memory_bytes=memory.arguments + memory.results + 2 * (memory.temporary or 0)
+        + 2 * sum(line["bytes"] for line in lines),
         sent=dict(sent),
     )
     return None if found is None else {**dataclasses.asdict(found), "note": NOTE}
 
 
-def _warnings(machine: Topology, found: collectives.Found | None, refused: bool) -> list[str]:
+def _warnings(machine: Topology, found: collectives.Found | None, work: executed.Work | None, refused: bool
+              ) -> list[str]:
     out = []
     if machine.chip is None:
         out.append("simulated devices share this machine's memory, have no stated rates, and their compiler is not a "
@@ -168,39 +202,9 @@ def _warnings(machine: Topology, found: collectives.Found | None, refused: bool)
     elif found.unknown_loops:
         out.append(f"{found.unknown_loops} loops that send have no known number of turns and are counted once: "
                    "bytes are too few")  # fmt: skip
+    if work and work.unknown_loops:
+        out.append(f"{work.unknown_loops} loops with matrix products have no known number of turns and are counted "
+                   "once: operations are too few")  # fmt: skip
+    if work and work.unknown_calls:
+        out.append(f"what these kernels compute is not known and not counted: {', '.join(work.unknown_calls)}")
     return out
-
-
-def _too_much(
-    experiment: Experiment, result: dict[str, Any], settings: Settings, memory: Memory, program: Program
-) -> str:
-    """By how much it does not fit, and what changes that, the cheapest first."""
-    over, mesh, out = memory.peak - result["hbm_bytes_per_device"], result["mesh"], []
-    state_alone = memory.arguments > result["hbm_bytes_per_device"]
-    shards, heads = mesh["data"] * mesh["fsdp"], experiment.model.heads
-    if settings.program == "train":
-        if experiment.model.remat != "full":
-            out.append("config.model.remat=full")
-        if result["clips"] > shards * experiment.train.accumulate:
-            out.append(f"config.train.accumulate={result['clips'] // shards} or a smaller config.data.batch")
-    else:
-        if (settings.holding or "one") == "one" and memory.arguments > over:
-            out.append("--holding blocks")
-        if (settings.passes or "batched") == "batched" and program.work.forwards > 1:
-            out.append("--passes two")
-        if result["clips"] > shards:
-            out.append(f"--clips {shards}")
-    if mesh["data"] > 1:
-        out.append("config.mesh.fsdp in the place of data, which holds copies of the parameters")
-    rings = experiment.model.sequence != "heads"
-    larger = [n for n in range(2 * mesh["seq"], result["devices"] + 1)
-              if result["devices"] % n == 0 and (rings or heads % n == 0)]  # fmt: skip
-    if larger and not state_alone:
-        out.append(f"config.mesh.seq={larger[0]}, which splits tokens" +
-                   (f" (and config.data.batch a multiple of {result['devices'] // larger[0]})"
-                    if settings.program == "train" else ""))  # fmt: skip
-    elif not state_alone:
-        out.append("more chips, and a larger config.mesh.seq over them")
-    out.append("more chips, or chips with more memory" if state_alone else "shorter or smaller clips")
-    return f"does not fit: {over / 1e9:.2f} GB too much on each device; what helps: {'; '.join(out)}"
-

@@ -32,7 +32,7 @@ def key(experiment: Experiment, machine: Topology, settings: Settings) -> str:
     }
     digest.update(json.dumps(asked, sort_keys=True).encode())
     library = pathlib.Path(__file__).parent
-    for file in sorted(library.rglob("*.py")):
+    for file in (*sorted(library.rglob("*.py")), *sorted((library / "assets" / "gpus").iterdir())):
         digest.update(file.relative_to(library).as_posix().encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:32]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from wanjax.plan_search import Search, short
+
 
 def table(plan: dict[str, Any]) -> str:
     """What :func:`wanjax.plan.plan` found, in lines; sizes in GB = 1e9 bytes, per device."""
@@ -14,6 +16,7 @@ def table(plan: dict[str, Any]) -> str:
         _row("machine", f"{plan['chips']} chips, {plan['devices']} devices, {plan['hosts']} hosts; mesh {mesh}"),
         _row("work", f"{plan['params']:,} parameters; {plan['clips']} clips of {plan['tokens']:,} tokens; "
                      f"{plan['flops_per_step']:.3g} operations a step = {plan['flops_formula']}"),
+        *_executed(plan),
         _row("memory", f"{_gb(plan['peak_bytes_per_device'])} of {_gb(plan['hbm_bytes_per_device'])} per device: "
                        f"arguments {_gb(plan['argument_bytes'])}, temporary {_gb(plan['temp_bytes'])}; "
                        f"of the host {_gb(plan['host_bytes'])}"),
@@ -34,6 +37,41 @@ def table(plan: dict[str, Any]) -> str:
     compilers = ", ".join(f"{name} {number}" for name, number in plan["versions"].items())
     lines.append(_row("compiled", f"in {plan['compile_seconds']} s by {compilers}"))
     return "\n".join([*lines, *(f"warning: {warning}" for warning in plan["warnings"])])
+
+
+def search_table(found: Search) -> str:
+    """The plans of a search, a line each; sizes in GB = 1e9 bytes, per device, time in seconds per clip."""
+    head = f"{'':>3} {'fits':<5}{'s/clip':>9}{'MFU':>6}{'memory':>9}{'host':>8}{'sent':>9}  limited by  choice"
+    lines = [head]
+    for number, plan in enumerate(found.plans, start=1):
+        seconds, peak = plan["seconds_per_clip"], plan["peak_bytes_per_device"] / 1e9
+        time = "–" if seconds is None else f"{seconds:.3g}"
+        mfu = f"{plan['estimate']['mfu']:.0%}" if plan["estimate"] else "–"
+        sent = "–" if plan["collective_bytes"] is None else f"{plan['collective_bytes'] / 1e9:.2f}"
+        lines.append(f"{number:>3} {'yes' if plan['fits'] else 'NO':<5}{time:>9}{mfu:>6}{peak:>9.2f}"
+                     f"{plan['host_bytes'] / 1e9:>8.2f}{sent:>9}  {limit(plan):<12}{short(plan['overrides'])}")
+    lines += [f"refused: {short(overrides)}: {reason}" for overrides, reason in found.refused]
+    lines.append(f"left out: {found.too_large} choices that are too large by formula, {found.not_tried} whose lower "
+                 "bound on the time is no better than that of the last that was tried")  # fmt: skip
+    return "\n".join(lines)
+
+
+def limit(plan: dict[str, Any]) -> str:
+    """What its estimate says the time of a step is."""
+    if not (estimate := plan["estimate"]):
+        return "–"
+    shares = {"computing": estimate["matmul_seconds"] + estimate["attention_seconds"],
+              "memory": estimate["memory_seconds"], "network": estimate["network_seconds"]}  # fmt: skip
+    return max(shares, key=lambda name: shares[name])
+
+
+def _executed(plan: dict[str, Any]) -> list[str]:
+    if not plan["executed_flops"]:
+        return []
+    share = plan["executed_flops"] / plan["flops_per_step"]
+    lines = [_row("executed", f"{plan['executed_flops']:.3g} operations, {share:.2f} × the model's own")]
+    return lines + [_row("", f"attention {each['way']} of {each['queries']:,} queries and {each['keys']:,} keys, "
+                             f"{each['heads']} heads: {each['count']} kernels") for each in plan["attention_kernels"]]
 
 
 def _row(name: str, text: str) -> str:

@@ -1,6 +1,7 @@
 """Sample grids during training: each expert is shown doing its own job."""
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +21,8 @@ COLUMNS = 5  # frames shown per clip
 
 def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, np.ndarray], config: SampleConfig,
                  *, seed: int, clips: int = 4, first_frame: float = 0.0) -> Callable[[Any], np.ndarray]:
-    """``preview(params) -> image [clips·H, 5·W, 3]`` uint8, a row of five frames per clip, without guidance.
+    """``preview(variables) -> image [clips·H, 5·W, 3]`` uint8, a row of five frames per clip, without guidance;
+    ``variables`` are what the model is applied with.
 
     The high-noise expert starts from noise, runs to the boundary, and its clean estimate there is shown; a single
     expert, of boundary 0, runs to the end. The low-noise expert starts from held-out clips noised to the boundary and
@@ -34,8 +36,8 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
     """
     ways = 1 if model.mesh is None else math.prod(model.mesh.shape[axis] for axis in partition.BATCH)
     made = -(-clips // ways) * ways
-    x0, text = (jnp.asarray(batch[k][:made]) for k in ("latents", "text"))
-    image = jnp.asarray(batch["image"][:made]) if reads_image(model.config) else None
+    x0, text = (np.asarray(batch[k][:made]) for k in ("latents", "text"))
+    image = np.asarray(batch["image"][:made]) if reads_image(model.config) else None
     given = share(model.config, first_frame, min(clips, len(x0)), len(x0))
     f, h, w = x0.shape[1:4]
     shown, grid = condition(model.config, x0, given, image), model.config.grid((f, h, w))
@@ -47,13 +49,16 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
     timesteps = jnp.asarray(solver.timesteps, jnp.float32)
     sigma = float(solver.sigmas[edge])
 
-    @jax.jit
-    def run(params: Any, codec_params: Any) -> jax.Array:
+    # every process looks at the whole picture
+    whole = None if model.mesh is None else partition.replicated(model.mesh)
+
+    @functools.partial(jax.jit, out_shardings=whole)
+    def run(variables: Any, codec_params: Any) -> jax.Array:
         x = shown.start(noise if expert == "high" else rectified_flow.add_noise(x0, noise, jnp.full(len(x0), sigma)))
 
         def velocity(x, timestep):
             times = shown.timesteps(timestep, len(x0), grid)
-            return model.apply({"params": params}, shown.network_input(x), times, text)
+            return model.apply(variables, shown.network_input(x), times, text)
 
         def body(i, carry):
             x, history = carry
@@ -66,8 +71,8 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
             x = shown.after_step(jnp.asarray(clean))
         return codec.model.apply({"params": codec_params}, x, method="decode")
 
-    def preview(params: Any) -> np.ndarray:
-        video = np.asarray(run(params, codec.params))[:clips]
+    def preview(variables: Any) -> np.ndarray:
+        video = np.asarray(run(variables, codec.params))[:clips]
         frames = np.linspace(0, video.shape[1] - 1, min(COLUMNS, video.shape[1])).astype(int)
         pixels = np.clip((video[:, frames] + 1.0) * 127.5 + 0.5, 0, 255).astype(np.uint8)
         b, t, h, w, _ = pixels.shape

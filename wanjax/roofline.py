@@ -1,4 +1,4 @@
-"""How long a step takes at least on a TPU: work over the rates that the maker states. An estimate, no measurement.
+"""How long a step takes at least: work over the rates that the maker states. An estimate, no measurement.
 
 The roofline model (Williams, Waterman and Patterson, 2009): of computing, reading memory and sending, which can go on
 at the same time, the slowest decides. No rate is ever reached in full, so real steps are slower.
@@ -20,10 +20,12 @@ class Estimate:
     """Seconds of one step at the stated rates.
 
     Attributes:
-        matmul_seconds: products with parameters, those of recomputation included.
-        attention_seconds: products of attention, likewise.
+        matmul_seconds: matrix products and convolutions, those of recomputation included, and those of attention where
+            it has no kernel.
+        attention_seconds: attention's kernels, likewise.
         memory_seconds: arguments and results once, temporary memory and what arrives twice (written and read).
-        network_seconds: bytes sent, one axis of the torus at a time, in both its directions where it is a ring.
+        network_seconds: bytes sent, within slices and nodes and between them one after the other; of a torus one axis
+            at a time, in both its directions where it is a ring.
         step_seconds: the longest of computing, memory and network, as if they overlapped entirely.
         mfu: the model's own work (without recomputation) over what the devices could do in that time.
     """
@@ -36,20 +38,21 @@ class Estimate:
     mfu: float
 
 
-def executed(remat: str, *, train: bool) -> tuple[int, int]:
+def executed(remat: str, *, train: bool, frozen: bool = False) -> tuple[int, int]:
     """How many forward passes' work one step is: products with parameters, and attention.
 
-    A backward pass is two forward passes; recomputation adds one of what is made again.
+    A backward pass is two forward passes, of products with ``frozen`` parameters one; recomputation adds one of what is
+    made again.
     """
     if not train:
         return 1, 1
     matmul, attention = _AGAIN.get(remat, (1, 1))
-    return 3 + matmul, 3 + attention
+    return 3 - frozen + matmul, 3 + attention
 
 
 def estimate(
     topology: Topology, *, model_flops: float, matmul_flops: float, attention_flops: float, memory_bytes: float,
-    sent: dict[str, int],
+    sent: dict[str, float],
 ) -> Estimate | None:  # fmt: skip
     """Of a step; None for simulated devices, which have no stated rates.
 
@@ -58,7 +61,8 @@ def estimate(
         model_flops: of the step over all devices, without recomputation.
         matmul_flops, attention_flops: what is executed over all devices.
         memory_bytes: read and written by one device.
-        sent: bytes that one device sends, by link: "ici" within a slice, "dcn" between slices.
+        sent: bytes that one device sends, by link, of :attr:`wanjax.topology.Topology.links`; between slices or nodes,
+            its share of what all members of a group in one of them send out.
     """
     chip = topology.chip
     if chip is None:
@@ -66,8 +70,9 @@ def estimate(
     rate = chip.flops / chip.devices
     matmul, attention = (flops / topology.devices / rate for flops in (matmul_flops, attention_flops))
     memory = memory_bytes / (chip.hbm_bandwidth / chip.devices)
-    long = [ring for ring, size in zip(topology.rings, topology.shape, strict=True) if size > 1]
-    speeds = {"ici": chip.link * (2 if all(long) else 1), "dcn": chip.network}
+    near, far = topology.links
+    long = [ring for ring, size in zip(topology.rings, topology.shape, strict=False) if size > 1]
+    speeds = {near: chip.link * (2 if chip.torus and all(long) else 1), far: chip.network}
     network = sum(size / (speeds[link] / chip.devices) for link, size in sent.items())
     step = max(matmul + attention, memory, network)
     return Estimate(matmul, attention, memory, network, step, model_flops / (topology.devices * rate * step))

@@ -160,6 +160,23 @@ class RunLog:
                               "are untouched. Free disk space and launch again: it goes on from the newest") from error
 
 
+class SilentLog:
+    """Stands for a RunLog in a process that leaves writing to another: takes everything and keeps nothing.
+
+    Attributes:
+      folder: of the log that the other process writes; what profiles this process goes there, too.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = pathlib.Path(folder)
+
+    def cut(self, step: int) -> None: ...
+    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def validation(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def throughput(self, step: int, figures: Mapping[str, float]) -> None: ...
+    def image(self, step: int, image: np.ndarray) -> None: ...
+
+
 def _cut(path: pathlib.Path, step: int) -> TextIO:
     """Opens a file of JSON lines for writing after ``step``; lines past it, or torn by a crash, are dropped."""
     kept = []

@@ -12,8 +12,8 @@ next step is counted with the whole of its wait for data. What still runs beside
 a checkpoint in the background, is in their time.
 
 **MFU**, model FLOPs utilization (Chowdhery et al. 2022, PaLM, appendix B): model FLOPs per step
-(:func:`wanjax.flops.training` × clips) / (mean seconds per step × dense bfloat16 peak of all devices), whatever dtype
-the model computes in.
+(:func:`wanjax.flops.training` or ``lora_training`` × clips) / (mean seconds per step × dense bfloat16 peak of all
+devices), whatever dtype the model computes in.
 
 **Waiting for data.** ``data_wait`` is the share of time that the host spent on getting batches and putting them on the
 devices. As long as a step is in flight meanwhile, it costs nothing. ``data_stall`` is the share of those waits at whose
@@ -31,12 +31,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from wanjax import flops
+from wanjax.chips import GPUS, TPUS
+from wanjax.lora_config import LoraConfig
 from wanjax.models.dit_config import DiTConfig
-from wanjax.topology import CHIPS
+from wanjax.models.rows.dit import dit_rows
 
 # dense bfloat16 FLOP/s by jax.Device.device_kind, exactly: a part of a card (MIG) has another name and no entry.
 # TPU: the planner's table. GPU: NVIDIA's data sheets of A100, H100 and H200, half of what they give with sparsity.
-_TPU = {name: chip.flops / chip.devices for name, chip in CHIPS.items()}
+_TPU = {name: chip.flops / chip.devices for name, chip in TPUS.items()}
 PEAK = {
     "TPU v4": _TPU["v4"],
     "TPU v5 lite": _TPU["v5e"], "TPU v5e": _TPU["v5e"],
@@ -45,7 +47,7 @@ PEAK = {
     "TPU7x": _TPU["tpu7x"],
     "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA A100-PCIE-40GB": 312e12, "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989.5e12, "NVIDIA H100 PCIe": 756.5e12, "NVIDIA H100 NVL": 835.5e12,
+    "NVIDIA H100 80GB HBM3": GPUS["h100"].flops, "NVIDIA H100 PCIe": 756.5e12, "NVIDIA H100 NVL": 835.5e12,
     "NVIDIA H200": 989.5e12, "NVIDIA H200 NVL": 835.5e12,
 }  # fmt: skip
 # data_stall, and seconds of it in the window, from which the input pipeline is named in a warning
@@ -81,11 +83,14 @@ class Work:
     peak: float | None
 
 
-def work_of(config: DiTConfig, batch: Mapping[str, Any], devices: Iterable[Device]) -> Work:
-    """Of a step on a global batch {"latents": [B,F,h,w,C], "text": [B,L,E]}."""
+def work_of(config: DiTConfig, batch: Mapping[str, Any], devices: Iterable[Device], lora: LoraConfig | None = None
+            ) -> Work:
+    """Of a step on a global batch {"latents": [B,F,h,w,C], "text": [B,L,E]}, of the network or of its factors."""
     clips, f, h, w = batch["latents"].shape[:4]
-    tokens = int(np.prod(config.grid((f, h, w))))
-    return Work(clips * tokens, clips * flops.training(config, tokens, batch["text"].shape[1]), peak(devices))
+    tokens, text = int(np.prod(config.grid((f, h, w)))), batch["text"].shape[1]
+    own = (flops.lora_training(config, tokens, text, lora.rows(dit_rows(config))) if lora and lora.rank
+           else flops.training(config, tokens, text))
+    return Work(clips * tokens, clips * own, peak(devices))
 
 
 class StepClock:

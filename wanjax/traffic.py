@@ -37,7 +37,10 @@ class Work:
     train: bool = False
 
 
-def minimum(config: DiTConfig, rows: Sequence[Row], mesh: Mesh, work: Work) -> int:
+def minimum(
+    config: DiTConfig, rows: Sequence[Row], mesh: Mesh, work: Work, frozen: Sequence[Row] = (),
+    frozen_dtype: str = "float32",
+) -> int:  # fmt: skip
     """Bytes that one device sends in a step, with ring algorithms.
 
     A parameter that is split n ways is gathered, (n − 1) / n of it: that of a block for every use, in a forward and in
@@ -55,19 +58,22 @@ def minimum(config: DiTConfig, rows: Sequence[Row], mesh: Mesh, work: Work) -> i
         rows: of all that is trained or applied.
         mesh: where it lies.
         work: how much there is to do.
+        frozen, frozen_dtype: of what is gathered and has no gradient.
     """
     total, sizes = 0.0, dict(mesh.shape)
-    for row in rows:
+    for row in (*rows, *frozen):
+        trained = work.train and row not in frozen
+        held = frozen_dtype if row in frozen else config.param_dtype
         axes = ("layers", *row.axes) if row.stacked else row.axes
         spec = partition.spec(mesh, axes, row.full_shape)
         used = {name for entry in spec if entry for name in ((entry,) if isinstance(entry, str) else entry)}
         split = math.prod(sizes[name] for name in used - {"tensor"})
         own = math.prod(row.full_shape) / (sizes["tensor"] if "tensor" in used else 1)
-        wire = own * (_bytes(config.dtype) if len(row.shape) > 1 else _bytes(config.param_dtype))
-        uses = work.micro * (work.gathers + 2 * work.train) if row.stacked else 1 + work.train
+        wire = own * (_bytes(config.dtype) if len(row.shape) > 1 else _bytes(held))
+        uses = work.micro * (work.gathers + work.train + trained) if row.stacked else 1 + trained
         total += uses * wire * (split - 1) / split
         copies = math.prod(sizes[name] for name in ("data", "fsdp", "seq") if name not in used)
-        if work.train:
+        if trained:
             total += 2 * own / split * _bytes(config.param_dtype) * (copies - 1) / copies
     s, t = sizes["seq"], sizes["tensor"]
     clips = work.clips * work.forwards / (sizes["data"] * sizes["fsdp"])

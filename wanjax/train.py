@@ -10,9 +10,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -23,6 +21,7 @@ import optax
 from wanjax import compiler_options, optim, partition, rectified_flow
 from wanjax.first_frame import condition, draw, exact, share
 from wanjax.input_watch import InputWatch
+from wanjax.lora_config import LoraConfig
 from wanjax.models import rows
 from wanjax.models.dit import WanDiT
 from wanjax.models.rows.dit import dit_rows
@@ -31,6 +30,7 @@ from wanjax.models.shadow_head import ShadowHead
 from wanjax.objectives import Objective, Prediction
 from wanjax.optim import OptimizerConfig
 from wanjax.profiler_window import ProfilerWindow
+from wanjax.stop import stop_requests
 from wanjax.throughput import StepClock, work_of
 from wanjax.train_config import EXPERTS, TrainConfig
 
@@ -38,8 +38,9 @@ from wanjax.train_config import EXPERTS, TrainConfig
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "ema", "opt_state"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: int32 scalar; params, ema: the transformer's tree in float32, with the shadow head's beside it where one is
-    trained, ema None where no average is kept; opt_state: of the optax chain."""
+    """step: int32 scalar; params, ema: what is trained, in float32: the transformer's tree or factors of its matrices,
+    with the shadow head's beside it where one is trained, ema None where no average is kept; opt_state: of the optax
+    chain."""
 
     step: jax.Array
     params: Any
@@ -52,6 +53,9 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
+FULL = LoraConfig()  # the network itself is trained
+
+
 class Diverged(FloatingPointError):
     """A loss term or the gradient is not finite; says which, at which step, and what is safe."""
 
@@ -60,16 +64,17 @@ class Stopped(Exception):
     """The run was asked to stop; its state is saved."""
 
 
-def network_rows(model: WanDiT, head: ShadowHead | None = None) -> tuple[rows.Row, ...]:
+def network_rows(model: WanDiT, head: ShadowHead | None = None, lora: LoraConfig = FULL) -> tuple[rows.Row, ...]:
     """Rows of everything that is trained."""
-    return (*dit_rows(model.config), *(head.rows if head else ()))
+    own = lora.rows(dit_rows(model.config)) if lora.rank else dit_rows(model.config)
+    return (*own, *(head.rows if head else ()))
 
 
 def state_shapes(model: WanDiT, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh,
-                 params_dtype: str = "float32", head: ShadowHead | None = None, *, averaged: bool = True
-                 ) -> TrainState:
+                 params_dtype: str = "float32", head: ShadowHead | None = None, *, averaged: bool = True,
+                 lora: LoraConfig = FULL) -> TrainState:
     """Shapes, dtypes and shardings of the state, without allocating anything; ``averaged``: with an EMA."""
-    table = network_rows(model, head)
+    table = network_rows(model, head, lora)
     params = rows.shapes(table, params_dtype)
     params_sharding = rows.shardings(table, mesh)
     shapes = jax.eval_shape(functools.partial(_first_state, optimizer, averaged), params)
@@ -85,18 +90,22 @@ def state_shapes(model: WanDiT, optimizer: optax.GradientTransformation, mesh: j
 
 
 def init_state(model: WanDiT, optimizer: optax.GradientTransformation, shapes: TrainState, key: jax.Array,
-               params: Any | None = None, head: ShadowHead | None = None) -> TrainState:
+               params: Any | None = None, head: ShadowHead | None = None, lora: LoraConfig = FULL) -> TrainState:
     """The first state, made where it will live.
 
-    ``params`` continues given weights of the transformer instead of random ones; the head always starts anew.
+    ``params`` continues given weights of the transformer instead of random ones; the head and factors always start
+    anew.
     """
     shardings, averaged = jax.tree.map(lambda x: x.sharding, shapes), shapes.ema is not None
 
     def beside(k: jax.Array) -> dict[str, Any]:
         return {SHADOW_HEAD: head.init(jax.random.fold_in(k, 1))} if head else {}
 
+    def own(k: jax.Array) -> dict[str, Any]:
+        return lora.init(k, dit_rows(model.config)) if lora.rank else model.init(k)["params"]
+
     if params is None:
-        return jax.jit(lambda k: _first_state(optimizer, averaged, {**model.init(k)["params"], **beside(k)}),
+        return jax.jit(lambda k: _first_state(optimizer, averaged, {**own(k), **beside(k)}),
                        out_shardings=shardings)(key)
     params = {**params, **beside(key)}
     params = jax.tree.map(lambda p, x: jax.device_put(jnp.asarray(p, x.dtype), x.sharding), params, shapes.params)
@@ -109,47 +118,56 @@ def _first_state(optimizer: optax.GradientTransformation, averaged: bool, params
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 
 
-def decay_mask(model: WanDiT, head: ShadowHead | None = None) -> Any:
-    """True for matrices: the tensors that weight decay applies to."""
+def decay_mask(model: WanDiT, head: ShadowHead | None = None, lora: LoraConfig = FULL) -> Any:
+    """True for matrices, factors among them: the tensors that weight decay applies to."""
     return jax.tree.map(lambda axes: len([a for a in axes if a != "layers"]) >= 2,
-                        rows.logical_axes(network_rows(model, head)), is_leaf=lambda x: isinstance(x, tuple))
+                        rows.logical_axes(network_rows(model, head, lora)), is_leaf=lambda x: isinstance(x, tuple))
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, model: WanDiT, head: ShadowHead | None = None
-                   ) -> optax.GradientTransformation:
-    """The optimizer of a transformer and its head; see :func:`wanjax.optim.make_optimizer`."""
-    axes = rows.logical_axes(network_rows(model, head))
+def make_optimizer(config: OptimizerConfig, steps: int, model: WanDiT, head: ShadowHead | None = None,
+                   lora: LoraConfig = FULL) -> optax.GradientTransformation:
+    """The optimizer of what is trained of a transformer and its head; see :func:`wanjax.optim.make_optimizer`."""
+    axes = rows.logical_axes(network_rows(model, head, lora))
     stacked = jax.tree_util.tree_map_with_path(
         lambda path, a: a[0] == "layers" and len(a) == 3 and path[-1].key == "kernel", axes,
         is_leaf=lambda x: isinstance(x, tuple))
-    return optim.make_optimizer(config, steps, decay_mask(model, head), stacked)
+    return optim.make_optimizer(config, steps, decay_mask(model, head, lora), stacked)
+
+
+def variables_of(params: Any, base: Any = None, lora: LoraConfig = FULL) -> dict[str, Any]:
+    """What the transformer is applied with: what is trained, or with ``lora`` the frozen weights ``base`` and it."""
+    if not lora.rank:
+        return {"params": params}
+    return {"params": base, "lora": lora.changes({k: v for k, v in params.items() if k != SHADOW_HEAD})}
 
 
 def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.GradientTransformation, *,
                     timesteps: tuple[float, float], shift: float, accumulate: int, ema_decay: float,
-                    first_frame: float = 0.0, head: ShadowHead | None = None
+                    first_frame: float = 0.0, head: ShadowHead | None = None, lora: LoraConfig = FULL
                     ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """One optimizer step: ``step(state, {"latents": [B,F,h,w,C], "text": [B,L,E]}, key, ...) -> (state, metrics)``.
 
-    Pure; jit it with the state donated. ``decoder_params`` come last where the objective has a decoder; with a ``head``
-    the batch holds "visibility" too, and "image" for a transformer that reads image latents. Metrics are float32
-    scalars: the objective's, and ``grad_norm``.
+    Pure; jit it with the state donated. After the key come ``decoder_params`` where the objective has a decoder, else
+    None, and with ``lora`` the frozen weights ``base``, which are not the state's. With a ``head`` the batch holds
+    "visibility" too, and "image" for a transformer that reads image latents. Metrics are float32 scalars: the
+    objective's, and ``grad_norm``.
 
     A clip is given its first frame with probability ``first_frame``. That latent frame is then clean and counts as
     predicted exactly: it has no loss, and differences over time are taken from it.
     """
 
-    def loss(params: Any, step: jax.Array, decoder_params: Any, x0: jax.Array, text: jax.Array, noise: jax.Array,
-             timestep: jax.Array, visibility: jax.Array | None, given: jax.Array | None, image: jax.Array | None
-             ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(params: Any, base: Any, step: jax.Array, decoder_params: Any, x0: jax.Array, text: jax.Array,
+             noise: jax.Array, timestep: jax.Array, visibility: jax.Array | None, given: jax.Array | None,
+             image: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
         sigma = timestep / 1000.0
         noised = jnp.asarray(rectified_flow.add_noise(x0, noise, sigma))
         target = jnp.asarray(rectified_flow.velocity_target(x0, noise))
         latents, times = _shown(model, noised, timestep, x0, given, image)
+        variables = variables_of(params, base, lora)
         if head is None:
-            velocity, logits = model.apply({"params": params}, latents, times, text), None
+            velocity, logits = model.apply(variables, latents, times, text), None
         else:
-            velocity, states = model.apply_with_taps({"params": params}, latents, times, text, taps=head.taps)
+            velocity, states = model.apply_with_taps(variables, latents, times, text, taps=head.taps)
             f, h, w = x0.shape[1:4]
             logits = head.apply(params[SHADOW_HEAD], states, (f, h, w))
         velocity = exact(velocity, target, given)
@@ -157,8 +175,8 @@ def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.Gradie
 
     value_and_grad = jax.value_and_grad(lambda *args: loss(*args), has_aux=True)
 
-    def step_fn(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array, decoder_params: Any = None
-                ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step_fn(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array, decoder_params: Any = None,
+                base: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
         x0, text, visibility, image = batch["latents"], batch["text"], batch.get("visibility"), batch.get("image")
         noise_key, time_key, given_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
         noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
@@ -166,11 +184,11 @@ def make_train_step(model: WanDiT, objective: Objective, optimizer: optax.Gradie
                                                    high=timesteps[1])
         given = draw(model.config, first_frame, given_key, x0.shape[0])
         if accumulate == 1:
-            (_, metrics), grads = value_and_grad(state.params, state.step, decoder_params, x0, text, noise, timestep,
-                                                 visibility, given, image)
+            (_, metrics), grads = value_and_grad(state.params, base, state.step, decoder_params, x0, text, noise,
+                                                 timestep, visibility, given, image)
         else:
             def micro(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, dict[str, jax.Array]]:
-                (_, metrics), grads = value_and_grad(state.params, state.step, decoder_params, *part)
+                (_, metrics), grads = value_and_grad(state.params, base, state.step, decoder_params, *part)
                 return jax.tree.map(jnp.add, total, grads), metrics
 
             # interleaved, so that every device's own clips are split, and none moves
@@ -203,15 +221,16 @@ def jit_train_step(step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
 
 def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int, first_frame: float = 0.0
                     ) -> Callable[..., jax.Array]:
-    """``validate(params, batch, key) -> [bins]`` velocity loss at the centre of equal-width noise bins, fixed noise.
+    """``validate(variables, batch, key) -> [bins]`` velocity loss at the centre of equal-width noise bins, fixed noise.
 
     The first clips of a batch are given their first frame, as large a share of it as ``first_frame`` says.
     """
     low, high = timesteps
     centres = low + (np.arange(bins) + 0.5) * (high - low) / bins
 
-    @jax.jit
-    def validate(params: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
+    # every process reads all bins
+    @functools.partial(jax.jit, out_shardings=None if model.mesh is None else partition.replicated(model.mesh))
+    def validate(variables: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
         x0 = batch["latents"]
         noise = jax.random.normal(key, x0.shape, jnp.float32)
         target = jnp.asarray(rectified_flow.velocity_target(x0, noise))
@@ -221,7 +240,7 @@ def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int,
             t = jnp.full((x0.shape[0],), timestep)
             noised = jnp.asarray(rectified_flow.add_noise(x0, noise, t / 1000.0))
             latents, times = _shown(model, noised, t, x0, given, batch.get("image"))
-            velocity = model.apply({"params": params}, latents, times, batch["text"])
+            velocity = model.apply(variables, latents, times, batch["text"])
             return jnp.mean(jnp.square(exact(velocity, target, given) - target))
 
         return jax.lax.map(one, jnp.asarray(centres, jnp.float32))
@@ -261,13 +280,15 @@ class Expert:
       objective, optimizer_config, config: what to minimise, how, and what the loop does.
       mesh: over which the state and the batches lie.
       seed: of parameters and noise.
-      params: weights to continue, or None; a function, so that nothing is read when a checkpoint is restored.
+      params: weights to continue, or None; a function, so that nothing is read when a checkpoint is restored. With
+        ``lora`` the frozen weights, in the dtype and place in which they are held, which are always read.
       batches: endless; ``get_state``/``set_state`` give and take its position.
       validation: held-out batches, in a fixed order.
-      preview: the weights that are shown -> an image [*, *, 3] uint8, or None.
+      preview: what the model is applied with, with the weights that are shown -> an image [*, *, 3] uint8, or None.
       to_global: a batch of this process's rows -> arrays over the mesh.
       head: trained along where the objective has the shadow term; the batches then hold "visibility". For a model that
         reads image latents they hold "image".
+      lora: which factors are trained instead of the model's own weights, if any.
     """
 
     name: str
@@ -283,6 +304,7 @@ class Expert:
     preview: Callable[[Any], np.ndarray] | None
     to_global: Callable[[Mapping[str, np.ndarray]], Mapping[str, jax.Array]]
     head: ShadowHead | None = None
+    lora: LoraConfig = FULL
 
 
 def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step: Callable[[], None] | None = None
@@ -291,19 +313,20 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
 
     Raises:
       Diverged: when a loss term or the gradient norm is not finite; the last checkpoint is untouched.
-      Stopped: after SIGTERM or SIGINT, when the step is finished and its state saved.
+      Stopped: after SIGTERM or SIGINT to any process, when the step is finished and its state saved.
     """
     config, steps, span = expert.config, expert.config.steps(expert.name), expert.config.timesteps(expert.name)
-    optimizer = make_optimizer(expert.optimizer_config, steps, expert.model, expert.head)
+    optimizer = make_optimizer(expert.optimizer_config, steps, expert.model, expert.head, expert.lora)
     shapes = state_shapes(expert.model, optimizer, expert.mesh, head=expert.head,
-                          averaged=expert.optimizer_config.averaged)
+                          averaged=expert.optimizer_config.averaged, lora=expert.lora)
     key = jax.random.fold_in(jax.random.key(expert.seed), EXPERTS.index(expert.name))
     init_key, step_key, validation_key = jax.random.split(key, 3)
 
     restored = checkpoints.restore(shapes)
+    base = expert.params() if expert.lora.rank and expert.params else None
     if restored is None:
-        state = init_state(expert.model, optimizer, shapes, init_key, expert.params() if expert.params else None,
-                           expert.head)
+        start = expert.params() if expert.params and base is None else None
+        state = init_state(expert.model, optimizer, shapes, init_key, start, expert.head, expert.lora)
     else:
         state, position = restored
         expert.batches.set_state(position)
@@ -317,7 +340,7 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
         if objective.names not in programs:
             step_fn = make_train_step(expert.model, objective, optimizer, timesteps=span, shift=config.shift,
                                       accumulate=config.accumulate, ema_decay=expert.optimizer_config.ema_decay,
-                                      first_frame=config.first_frame, head=expert.head)
+                                      first_frame=config.first_frame, head=expert.head, lora=expert.lora)
             programs[objective.names] = jit_train_step(step_fn, shapes)
         return programs[objective.names]
 
@@ -340,7 +363,7 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
                 profiler.stop()
 
     waiting: tuple[int, dict[str, jax.Array]] | None = None
-    with _stop_signal() as stop, profiler, InputWatch(title, config.batch_timeout) as watch:
+    with stop_requests() as stopping_after, profiler, InputWatch(title, config.batch_timeout) as watch:
         for step in range(done + 1, steps + 1):
             if profiler.begins(step):
                 with clock.apart("profile"):
@@ -351,11 +374,11 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
             train_step = program(step)
             with (clock.apart("compile") if len(programs) > known else contextlib.nullcontext(),
                   jax.profiler.StepTraceAnnotation("train", step_num=step)):
-                state, metrics = train_step(state, batch, step_key, decoder_params)
+                state, metrics = train_step(state, batch, step_key, decoder_params, base)
             if waiting:  # read one step late, so that the device never waits for the log
                 read(*waiting)
             waiting = (step, metrics)
-            last, stopping = step == steps, stop.is_set()
+            last, stopping = step == steps, stopping_after(step)
             save = last or stopping or step % config.checkpoint_every == 0
             check = last or step % config.validate_every == 0
             preview = expert.preview and config.preview_every and (last or step % config.preview_every == 0)
@@ -364,16 +387,18 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
                 waiting = None
             if check:
                 with clock.apart("validation"):
-                    log.validation(step, _validation_metrics(validate, state.shown, expert, validation_key, span))
+                    shown = variables_of(state.shown, base, expert.lora)
+                    log.validation(step, _validation_metrics(validate, shown, expert, validation_key, span))
             if preview and expert.preview:
                 with clock.apart("preview"):
-                    log.image(step, expert.preview(state.shown))
+                    log.image(step, expert.preview(variables_of(state.shown, base, expert.lora)))
             if save:
                 with clock.apart("checkpoint"):
                     checkpoints.save(step, state, expert.batches.get_state())
                 log.throughput(step, clock.save())
             if last or stopping or clock.due:
-                log.throughput(clock.step, clock.window(work_of(expert.model.config, batch, expert.mesh.devices.flat)))
+                log.throughput(clock.step, clock.window(work_of(expert.model.config, batch, expert.mesh.devices.flat,
+                                                          expert.lora)))
             if on_step:
                 on_step()
             if stopping:
@@ -395,26 +420,11 @@ def _finite(name: str, step: int, metrics: Mapping[str, jax.Array], saved: int |
     return values
 
 
-def _validation_metrics(validate: Callable[..., jax.Array], params: Any, expert: Expert, key: jax.Array,
+def _validation_metrics(validate: Callable[..., jax.Array], variables: Any, expert: Expert, key: jax.Array,
                         span: tuple[float, float]) -> dict[str, float]:
-    losses = np.mean([np.asarray(validate(params, expert.to_global(batch), jax.random.fold_in(key, i)))
+    losses = np.mean([np.asarray(validate(variables, expert.to_global(batch), jax.random.fold_in(key, i)))
                       for i, batch in enumerate(expert.validation)], axis=0)
     edges = np.linspace(*span, len(losses) + 1)
     bins = {f"validation/velocity/{a:.0f}-{b:.0f}": float(v)
             for a, b, v in zip(edges[:-1], edges[1:], losses, strict=True)}
     return {"validation/velocity": float(losses.mean()), **bins}
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """Sets an event on SIGTERM or SIGINT instead of dying in the middle of a step."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # signals reach the main thread only
-        return
-    old = {s: signal.signal(s, lambda *_: event.set()) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield event
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)

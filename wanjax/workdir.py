@@ -8,6 +8,7 @@ import pathlib
 from types import TracebackType
 
 from wanjax import config as config_lib
+from wanjax.run_folder import is_remote, local_folder, run_folder
 
 # what may differ between two launches that continue one run
 FREE = ("config.train.log_every", "config.train.checkpoint_every", "config.train.keep", "config.train.validate_every",
@@ -25,22 +26,41 @@ class WorkdirError(RuntimeError):
 class Workdir:
     """Holds the lock on a run's folder and its resolved config (``config.json``).
 
+    Args:
+      path: of the run; ``gs://...`` for an object store.
+      experiment: that is run.
+      logs: folder of this machine for what grows line by line; None is ``path``. The lock lies there, so that of two
+        machines with one ``gs://`` path nothing keeps the second from writing, too.
+
+    Attributes:
+      path, logs: as given.
+
+    Raises:
+      FolderError: if checkpoints cannot be written to ``path``, or logs not to ``logs``.
+      WorkdirError: for an object store without ``logs``.
+
     Raises on entering:
       WorkdirError: if another process trains in the folder, if it holds a run of another config, or if it cannot be
         written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], experiment: config_lib.Experiment):
-        self.path, self._experiment = pathlib.Path(path), experiment
+    def __init__(self, path: str | os.PathLike[str], experiment: config_lib.Experiment,
+                 logs: str | os.PathLike[str] | None = None):
+        self.path, self._experiment = run_folder(path), experiment
+        if logs is None and is_remote(path):
+            raise WorkdirError(f"--workdir {os.fspath(path)!r} lies on an object store, where files cannot grow line "
+                               "by line: give --logs, too, a folder of this machine for metrics, previews and profiles")
+        self.logs = pathlib.Path(self.path) if logs is None else local_folder(logs, "--logs")
         self._lock: int | None = None
 
     def __enter__(self) -> Workdir:
         try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.logs / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise WorkdirError(f"--workdir {str(self.path)!r} cannot be written ({error.strerror}): give another "
-                               "folder") from error
+            raise WorkdirError(f"--workdir {str(self.path)!r} cannot be written ({error.strerror or error}): give "
+                               "another folder") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -75,4 +95,4 @@ class Workdir:
                                    " to start from its weights")
         temporary = file.with_suffix(".tmp")
         temporary.write_text(json.dumps(new, indent=1) + "\n")
-        os.replace(temporary, file)
+        temporary.replace(file)

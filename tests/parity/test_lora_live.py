@@ -16,8 +16,9 @@ import peft
 import torch
 
 from tests.parity import dit, dit_case
-from wanjax import lora
-from wanjax.models.dit import DiTConfig
+from wanjax import lora, lora_export, train
+from wanjax.lora_config import LoraConfig
+from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows import export_tensors
 from wanjax.models.rows.dit import dit_rows
 
@@ -165,3 +166,33 @@ def test_several_files_with_weights_on_the_low_noise_expert(tmp_path):
     merged, _ = lora.merge_files(params, ROWS, [(files[0], 0.7), (files[1], -0.4)])
     assert same(merged, model, export_tensors(ROWS, params)) > len(BLOCKS)
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in high.state_dict().items())
+
+
+OWN = {"diffusers": ("blocks/*_attention/*/kernel", "blocks/ffn/*/kernel", "head/projection/kernel",
+                     "text_embedding/in/kernel", "time_projection/kernel", "patch_embedding/kernel"),
+       "comfyui": ("blocks/*_attention/*/kernel", "blocks/ffn/*/kernel")}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", OWN)
+def test_a_lora_that_was_trained_here_is_the_same_network_there(tmp_path, layout):
+    """Kept beside the weights by peft, as it is here: the velocity is that of training."""
+    params, model = network()
+    settings = LoraConfig(rank=3, alpha=5.0, targets=OWN[layout])
+    rng = np.random.default_rng(2)
+    factors = jax.tree.map(lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32),
+                           settings.init(jax.random.key(0), ROWS))  # fmt: skip
+    save_file(lora_export.tensors(factors, ROWS, settings, layout), tmp_path / "own.safetensors")
+    given = dit_case.inputs(CONFIG)
+    inputs = given["latents"], given["timestep"], given["text"]
+
+    def theirs():
+        with torch.no_grad():
+            latents, timestep, text = map(torch.from_numpy, inputs)
+            return model(latents.permute(0, 4, 1, 2, 3), timestep, text).sample.permute(0, 2, 3, 4, 1).numpy()
+
+    model.condition_embedder.timesteps_proj = dit.ExactSinusoid(CONFIG.freq_dim)
+    before = theirs()
+    whole(model).load_lora_weights(str(tmp_path / "own.safetensors"))
+    ours = WanDiT(CONFIG).apply(train.variables_of(factors, params, settings), *inputs)
+    assert np.abs(theirs() - before).max() > 0.1
+    np.testing.assert_allclose(ours, theirs(), rtol=0, atol=2e-5)

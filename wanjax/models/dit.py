@@ -153,17 +153,18 @@ def _forward(
     padding = ((0, 0), (0, sequence.padded(tokens, seq) - tokens), (0, 0))  # cut off again behind the head
     params, changes = dict(variables["params"]), dict(variables.get("lora", {}))
     blocks, block_changes = params.pop("blocks"), changes.pop("blocks", {})
-    params = lora.changed(params, changes)
-    outside = {name: params[name] for name in _OUTSIDE}
+    params, factors = lora.changed(params, changes), lora.factors(changes)
+    outside = {"params": {name: params[name] for name in _OUTSIDE},
+               "lora": {name: factors[name] for name in _OUTSIDE if name in factors}}  # fmt: skip
     patches = jnp.pad(_patchify(jnp.asarray(latents), c.patch), padding)
     timestep = jnp.pad(timestep, padding[:2]) if timestep.shape[1] > 1 else timestep
     patches, timestep, text = _over_clips(model, patches), _over_clips(model, timestep), _over_clips(model, text)
-    embedded = Embeddings(c, model.mesh).apply({"params": outside}, patches, timestep, text)
+    embedded = Embeddings(c, model.mesh).apply(outside, patches, timestep, text)
     x, text, time, projected = cast(tuple[jax.Array, jax.Array, jax.Array, jax.Array], embedded)
     text, time, projected = _over_clips(model, text), _over_clips(model, time), _over_clips(model, projected)
     angles = tuple(jnp.pad(table, padding[1:]) for table in rope.tables(grid, c.head_dim))
     x, states = stack.run(c, model.mesh, taps, blocks, block_changes, x, text, projected, angles, tokens)
-    out = cast(jax.Array, Head(c).apply({"params": params["head"]}, x, time))
+    out = cast(jax.Array, Head(c).apply({"params": params["head"], "lora": factors.get("head", {})}, x, time))
     return _unpatchify(out[:, :tokens], grid, c.patch), None if states is None else states[:, :, :tokens]
 
 

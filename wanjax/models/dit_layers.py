@@ -1,4 +1,7 @@
-"""The parts of the diffusion transformer as Linen modules: embeddings, block, head."""
+"""The parts of the diffusion transformer as Linen modules: embeddings, block, head.
+
+Each linear layer adds what the collection ``lora``, if given, has for its kernel (:mod:`wanjax.models.lora`).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from wanjax import partition
-from wanjax.models import rope
+from wanjax.models import lora, rope
 from wanjax.models.attention import attention
 from wanjax.models.dit_config import DiTConfig
 from wanjax.models.sequence import Shards
@@ -38,10 +41,20 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return wide.astype(x.dtype) * weight.astype(x.dtype)
 
 
+class _Linear(nn.Dense):
+    """A linear layer, and what factors of low rank in the collection ``lora`` add to it, where there are any."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = super().__call__(x)
+        if self.has_variable("lora", "kernel"):
+            y = y + lora.product(x, self.get_variable("lora", "kernel"), y.dtype)
+        return y
+
+
 def _dense(
     config: DiTConfig, features: int, name: str | None = None, *, dtype: str | None = None, init: Any = _xavier
 ) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype or config.dtype, param_dtype=config.param_dtype, kernel_init=init, name=name)
+    return _Linear(features, dtype=dtype or config.dtype, param_dtype=config.param_dtype, kernel_init=init, name=name)
 
 
 class _Attention(nn.Module):
@@ -210,6 +223,8 @@ class _PatchEmbedding(nn.Module):
         kernel = self.param("kernel", flat, (*c.patch, c.in_channels, c.width), c.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (c.width,), c.param_dtype)
         x = jnp.dot(patches.astype(c.dtype), kernel.reshape(-1, c.width).astype(c.dtype))
+        if self.has_variable("lora", "kernel"):
+            x = x + lora.product(patches, self.get_variable("lora", "kernel"), x.dtype)
         return x.astype(jnp.float32) + bias.astype(jnp.float32)
 
 

@@ -69,13 +69,15 @@ def run(
         lambda names, w: _manual_part(partition.spec(mesh, names, w.shape), parts, manual),
         axes, blocks, is_leaf=lambda node: isinstance(node, tuple),
     )  # fmt: skip
+    beside = lora.specs(specs, changes, stacked=True)
     batch = tuple(part for axis in partition.BATCH for part in parts[axis] if part in manual) or None
     seq = "seq" if "seq" in manual else None
     shards = None if seq is None else Shards.of(config.sequence, config.heads, mesh, tokens)
     per_shard = jax.shard_map(
-        lambda b, c, *args: _scan(config, taps, b, c, *args, mesh=torus, shards=shards, specs=specs, manual=manual),
+        lambda b, c, *args: _scan(config, taps, b, c, *args, mesh=torus, shards=shards, specs=(specs, beside),
+                                  manual=manual),
         mesh=torus,
-        in_specs=(specs, lora.specs(specs, changes, stacked=True), P(batch, seq), P(batch),
+        in_specs=(specs, beside, P(batch, seq), P(batch),
                   P(batch, seq if time.shape[1] > 1 else None), P(seq)),
         out_specs=(P(batch, seq), P(None, batch, seq) if taps else None),
         axis_names=set(manual),
@@ -101,18 +103,21 @@ def _scan(
     config: DiTConfig, taps: tuple[int, ...], blocks: Any, changes: Any, x: jax.Array, text: jax.Array,
     time: jax.Array, angles: Any, *, mesh: Mesh | None, shards: Shards | None, specs: Any, manual: tuple[str, ...],
 ) -> tuple[jax.Array, jax.Array | None]:  # fmt: skip
-    """The stack on one shard; ``specs`` says how the stacked parameters are sharded over ``manual`` axes."""
+    """The stack on one shard; ``specs``: how stacked parameters and changes are sharded over ``manual`` axes."""
     block = Block(config, shards, mesh)
     # what waits on the host waits in the compute dtype; the stream from block to block stays in float32
     rounded = config.remat == "offload" and config.dtype != "float32"
 
     def body(x: jax.Array, at: Any) -> jax.Array:
         own, change = at
-        own = lora.changed(own, change)  # on the shards: a gather rounds to the compute dtype
+        own, factors = lora.changed(own, change), lora.factors(change)  # on the shards: a gather rounds
         if manual:
-            own = jax.tree_util.tree_map_with_path(functools.partial(_gather, config, manual), own, specs)
+            gather = functools.partial(_gather, config, manual)
+            own = jax.tree_util.tree_map_with_path(gather, own, specs[0])
+            factors = jax.tree_util.tree_map_with_path(gather, factors, lora.factors(specs[1]))
         read = _rounded(config.dtype, x) if rounded else checkpoint_name(x, _INPUT)
-        out = _block(block, own, read, text, time, angles, stored=config.dtype if rounded else None)
+        out = _block(block, {"params": own, "lora": factors}, read, text, time, angles,
+                     stored=config.dtype if rounded else None)  # fmt: skip
         return x + (out - read) if rounded else out
 
     if config.remat != "none":
@@ -135,43 +140,48 @@ def _scan(
 
 
 def _block(
-    block: Block, own: Any, x: jax.Array, text: jax.Array, time: jax.Array, angles: Any, *, stored: str | None
-) -> jax.Array:
-    """The block, in chunks of tokens where its config says so."""
+    block: Block, variables: dict[str, Any], x: jax.Array, text: jax.Array, time: jax.Array, angles: Any, *,
+    stored: str | None,
+) -> jax.Array:  # fmt: skip
+    """The block, in chunks of tokens where its config says so; ``variables``: its parameters, and factors beside."""
     size = block.config.chunk_tokens
     if not 0 < size < x.shape[1]:
-        return cast(jax.Array, block.apply({"params": own}, x, text, time, angles))
+        return cast(jax.Array, block.apply(variables, x, text, time, angles))
     per_token = time.shape[1] > 1  # else it belongs to all tokens of a clip
 
-    def part(method: str, parameters: Any, *given: Any) -> Any:
-        return block.apply({"params": parameters}, *given, method=method)
+    def part(method: str, variables: Any, *given: Any) -> Any:
+        return block.apply(variables, *given, method=method)
 
     def before(whole: Any, tokens: Any, tables: Any) -> Any:
-        parameters, time = whole
+        variables, time = whole
         cos, sin = tables
-        return part("before", parameters, tokens[0], *tokens[1:] or (time,), (cos[0], sin[0]))
+        return part("before", variables, tokens[0], *tokens[1:] or (time,), (cos[0], sin[0]))
 
     def after(whole: Any, tokens: Any, _: Any) -> Any:
-        parameters, time, text = whole
-        return part("after", parameters, *tokens[:2], text, *tokens[2:] or (time,))
+        variables, time, text = whole
+        return part("after", variables, *tokens[:2], text, *tokens[2:] or (time,))
 
     shared, each = (None, (time,)) if per_token else (time, ())
-    own_attention, other = own["self_attention"], own["cross_attention"]
     norms = ("norm_q", "norm_k")
-    first = {"modulation": own["modulation"], "self_attention": _only(own_attention, "q", "k", "v", *norms)}
-    last = _only(own, "modulation", "cross_norm", "ffn")
-    last |= {"self_attention": _only(own_attention, "o", *norms), "cross_attention": _only(other, "q", "o", *norms)}
+    first = _only(variables, modulation=(), self_attention=("q", "k", "v", *norms))
+    last = _only(variables, modulation=(), cross_norm=(), ffn=(), self_attention=("o", *norms),
+                 cross_attention=("q", "o", *norms))  # fmt: skip
     tables = tuple(table[None] for table in angles)
     qkv = chunks.over_tokens(before, size, (first, shared), (x, *each), tables, stored=stored)
     attended = block.attend(*qkv)
-    of_text = {"modulation": own["modulation"], "cross_attention": _only(other, "k", "v", *norms)}
-    keys_and_values = part("text", of_text, text)
+    keys_and_values = part("text", _only(variables, modulation=(), cross_attention=("k", "v", *norms)), text)
     return cast(jax.Array, chunks.over_tokens(after, size, (last, shared, keys_and_values), (x, attended, *each),
                                               stored=stored))  # fmt: skip
 
 
-def _only(parameters: Any, *names: str) -> dict[str, Any]:
-    return {name: parameters[name] for name in names}
+def _only(variables: Mapping[str, Any], **names: tuple[str, ...]) -> dict[str, Any]:
+    """Of each collection those of a block's modules that are named, and of them what is named, or all."""
+
+    def of(tree: Any, inner: tuple[str, ...]) -> Any:
+        return {name: tree[name] for name in inner if name in tree} if inner else tree
+
+    return {kind: {name: of(tree[name], inner) for name, inner in names.items() if name in tree}
+            for kind, tree in variables.items()}  # fmt: skip
 
 
 def _as_kept(dtype: str, x: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wanjax import partition
-from wanjax.models.rows import Row, tree
+from wanjax.models.rows import Row, shapes, tree
 from wanjax.models.rows.vae import vae_rows
 from wanjax.models.vae_config import WAN22, VAEConfig, decoder_plan, encoder_plan, stages
 from wanjax.models.vae_layers import Memory, Params, causal_conv, head, middle, patchify, run_stage, unpatchify
@@ -125,6 +125,23 @@ class WanVAE:
         ends = range(1, x.shape[1] + 1, STREAMS[method])
         return self._stream(variables["params"], (x[:, max(end - STREAMS[method], 0) : end] for end in ends), method)
 
+    def lowered(self, x: jax.ShapeDtypeStruct, *, method: str = "decode") -> jax.stages.Lowered:
+        """The program of every later chunk of :meth:`stream`, ready to be compiled; nothing is allocated.
+
+        Args:
+            x: ``[B, 4, H, W, 3]`` for "encode", ``[B, 1, h, w, C]`` for "decode".
+            method: "decode" or "encode".
+        """
+        first = jax.ShapeDtypeStruct((x.shape[0], 1, *x.shape[2:]), x.dtype)
+        self._check(first.shape, x.dtype, method)
+        params = shapes(vae_rows(self.config), self._dtype(method))
+        _, kept = jax.eval_shape(partial(_piece, self, method), params, first, None)
+        if self.mesh is not None:
+            place = placement(self.mesh, self._rows(x.shape[2], method))
+            params = _placed(params, partition.replicated(self.mesh))
+            x, kept = _placed((x, kept), place)
+        return _piece.lower(self, method, params, x, kept)
+
     def _stream(self, params: Params, chunks: Iterable[Any], method: str) -> Iterator[jax.Array]:
         params = _cast(params, self._dtype(method))  # once, not with every chunk
         if self.mesh is not None:
@@ -225,6 +242,10 @@ def _piece(model: WanVAE, method: str, params: Params, x: jax.Array, kept: _Kept
         return _chunk(model, method, split, params, x, kept)
 
     return over_parts(model.mesh, model._rows(x.shape[2], method), chunk, params, x, kept)
+
+
+def _placed(tree: Any, place: jax.sharding.Sharding) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
 
 
 def _cast(params: Params, dtype: jnp.dtype) -> Params:

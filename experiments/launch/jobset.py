@@ -1,0 +1,176 @@
+"""A JobSet manifest for GKE that trains a config on the machine of its plan, and starts again what was interrupted.
+
+    python -m experiments.launch.jobset --config configs/t2v_a14b.py --plan plan.json --workdir /runs/a14b \\
+        --claim runs:/runs --image REGISTRY/wanjax:TAG --out job.yaml --config.data.cache_dir=/runs/cache
+
+One pod for each host, with all of its chips. The plan has to be of this config and to fit. Needs JobSet 0.10 or newer
+in the cluster, and a volume that all pods share (``--claim``): ``kubectl apply -f job.yaml``.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments.launch import planned
+from experiments.launch.planned import GPUS, STOPPED, WRONG, LaunchError, Machine
+from wanjax import config as config_lib
+
+# Labels of GKE's nodes, by the planner's names.
+# Source: docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus, .../how-to/gpus
+ACCELERATORS = {
+    "v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice",
+    "tpu7x": "tpu7x", "h100": "nvidia-h100-80gb",
+}  # fmt: skip
+NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+CONTAINER = "train"
+
+
+def manifest(machine: Machine, command: list[str], *, name: str, image: str, claim: str, mount: str, grace: int,
+             max_restarts: int) -> list[dict[str, Any]]:  # fmt: skip
+    """The objects to apply: a JobSet, and for GPUs what JAX's detection may read of it.
+
+    Args:
+        machine: of the plan.
+        command: that trains, with every path below ``mount``.
+        name: of the JobSet.
+        image: the container's, with wanjax and the extra of the machine: tpu, or cuda12 and k8s.
+        claim, mount: persistent volume claim, and where all pods see it.
+        grace: seconds that a pod has to save its state when it is to go.
+        max_restarts: after failures; those after a request to stop do not count against it.
+    Raises:
+        LaunchError: a machine that is none of GKE's, or a name that Kubernetes does not take.
+    """
+    if machine.kind not in ACCELERATORS:
+        raise LaunchError(f"the plan is for {machine.topology}: a JobSet is made for {', '.join(ACCELERATORS)}")
+    if not NAME.fullmatch(name) or len(name) > 40:
+        raise LaunchError(f"--name {name!r}: expected up to 40 letters a-z, digits and hyphens, a letter first")
+    gpu = machine.kind in GPUS
+    pods = machine.hosts // machine.slices
+    container = {
+        "name": CONTAINER, "image": image, "command": command,
+        "env": [{"name": "JAX_PLATFORMS", "value": "cuda,cpu" if gpu else "tpu,cpu"},
+                {"name": "PYTHONUNBUFFERED", "value": "1"}],
+        "resources": {"limits": {"nvidia.com/gpu" if gpu else "google.com/tpu": machine.chips_per_host}},
+        "volumeMounts": [{"name": "runs", "mountPath": mount}],
+    }  # fmt: skip
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never", "terminationGracePeriodSeconds": grace,
+        "nodeSelector": {"cloud.google.com/gke-accelerator" if gpu else "cloud.google.com/gke-tpu-accelerator":
+                         ACCELERATORS[machine.kind]},
+        "containers": [container],
+        "volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": claim}}],
+    }  # fmt: skip
+    metadata: dict[str, Any] = {"name": name}
+    if gpu:
+        pod["serviceAccountName"] = name
+        # NCCL's shared memory; a pod has 64 MB by default
+        pod["volumes"].append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+        container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})
+    else:
+        pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] = machine.shape
+        if pods > 1:  # a slice is a node pool
+            metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    exits = [{"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": list(codes)}}
+             for codes in (WRONG, (STOPPED,))]  # fmt: skip
+    job = {"parallelism": pods, "completions": pods, "completionMode": "Indexed", "backoffLimit": 0,
+           "podFailurePolicy": {"rules": exits}, "template": {"spec": pod}}  # fmt: skip
+    # a Job that a rule of its pods has failed says "... failed with exit code 75 matching FailJob rule ..."
+    rules = [
+        {"name": "stopped", "action": "RestartJobSetAndIgnoreMaxRestarts", "onJobFailureReasons": ["PodFailurePolicy"],
+         "onJobFailureMessagePatterns": [rf"exit code {STOPPED}\b"]},
+        {"name": "wrong", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]},
+    ]  # fmt: skip
+    jobset = {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata,
+        "spec": {"failurePolicy": {"maxRestarts": max_restarts, "rules": rules},
+                 "replicatedJobs": [{"name": "hosts", "replicas": machine.slices, "template": {"spec": job}}]},
+    }  # fmt: skip
+    return [*(_rights(name) if gpu else []), jobset]
+
+
+def _rights(name: str) -> list[dict[str, Any]]:
+    """An account that may read its pods, Jobs and services: JAX finds the other processes there."""
+    rbac, subject = "rbac.authorization.k8s.io", {"kind": "ServiceAccount", "name": name}
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}},
+        {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": {"name": name}, "rules": [
+            {"apiGroups": [""], "resources": ["pods", "services"], "verbs": ["get", "list"]},
+            {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "list"]}]},
+        {"apiVersion": f"{rbac}/v1", "kind": "RoleBinding", "metadata": {"name": name}, "subjects": [subject],
+         "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name}},
+    ]  # fmt: skip
+
+
+def check_paths(experiment: config_lib.Experiment, workdir: str, mount: str) -> None:
+    """Refuses folders that pods do not share.
+
+    Raises:
+        LaunchError: naming them.
+    """
+    paths = {"--workdir": workdir, "config.data.cache_dir": experiment.data.cache_dir,
+             "config.data.data_dir": experiment.data.data_dir}  # fmt: skip
+    outside = [f"{name} = {path!r}" for name, path in paths.items() if not PurePosixPath(path).is_relative_to(mount)]
+    if outside:
+        raise LaunchError(f"{', '.join(outside)}: not below the volume that all pods see at {mount}; put it there")
+
+
+def make(given: ConfigDict, file: str) -> str:
+    """The manifest that the flags ask for, YAML.
+
+    Raises:
+        LaunchError, ConfigError: it cannot be made.
+    """
+    flag = flags.FLAGS
+    experiment = config_lib.from_config_dict(given)
+    machine = planned.agreed(experiment, planned.read_plan(flag.plan))
+    claim, _, mount = flag.claim.partition(":")
+    if not claim or not mount.startswith("/"):
+        raise LaunchError(f"--claim {flag.claim!r}: expected NAME:/path of a persistent volume claim")
+    check_paths(experiment, flag.workdir, mount)
+    name = flag.name or re.sub(r"[^a-z0-9]+", "-", experiment.name.lower()).strip("-")
+    objects = manifest(machine, planned.command(flag.python, file, given, machine, flag.workdir), name=name,
+                       image=flag.image, claim=claim, mount=mount, grace=flag.grace,
+                       max_restarts=flag.max_restarts)  # fmt: skip
+    head = (f"# {shlex.join(['python', '-m', 'experiments.launch.jobset', *sys.argv[1:]])}\n"
+            f"# {machine.topology}, {machine.hosts} hosts of {machine.chips_per_host} chips, mesh "
+            f"{' × '.join(f'{axis} {size}' for axis, size in machine.mesh.items())}; planned: {machine.memory}\n")
+    return head + yaml.safe_dump_all(objects, sort_keys=False, width=120)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --")
+    flag = flags.FLAGS
+    try:
+        planned.write(flag.out, make(flag.config, flag["config"].config_filename))
+    except (LaunchError, config_lib.ConfigError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{flag.out}: start it with kubectl apply -f {flag.out}", flush=True)
+
+
+def entry() -> None:
+    """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
+    config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
+    flags.DEFINE_string("plan", None, "JSON of experiments.plan --program train.")
+    flags.DEFINE_string("workdir", None, "Folder of the run, below the mount of --claim.")
+    flags.DEFINE_string("claim", None, "NAME:/path of the persistent volume claim that all pods share.")
+    flags.DEFINE_string("image", None, "Container image with wanjax.")
+    flags.DEFINE_string("out", None, "File that receives the manifest.")
+    flags.DEFINE_string("name", "", "Of the JobSet; by default the config's.")
+    flags.DEFINE_string("python", "python", "The image's interpreter.")
+    flags.DEFINE_integer("grace", 300, "Seconds that a pod has to save its state when it is to go.")
+    flags.DEFINE_integer("max_restarts", 10, "How often the JobSet is started again after failures.")
+    flags.mark_flags_as_required(["config", "plan", "workdir", "claim", "image", "out"])
+    app.run(main)
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,143 @@
+"""An sbatch script that trains a config on the machine of its plan, and starts again what was interrupted.
+
+    python -m experiments.launch.slurm --config configs/t2v_a14b.py --plan plan.json --workdir runs/a14b \\
+        --out job.sbatch --sbatch=--time=24:00:00 --sbatch=--partition=gpu --config.mesh.fsdp=16
+
+One task for each GPU, as JAX's detection of SLURM expects. The plan has to be of this config and to fit. The job is
+submitted in the folder that the config's paths start from: ``sbatch job.sbatch``.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments.launch import planned
+from experiments.launch.planned import GPUS, STOPPED, WRONG, LaunchError, Machine
+from wanjax import config as config_lib
+
+# seconds between the first task's end and the end of all: a lost one is named before that
+WAIT = 120
+# what is settled here and must not be asked for again
+SETTLED = ("--nodes", "-N", "--ntasks", "-n", "--gpus", "-G", "--gres", "--requeue", "--no-requeue", "--signal",
+           "--open-mode")  # fmt: skip
+
+
+def script(experiment: config_lib.Experiment, machine: Machine, command: list[str], *, made_by: str,
+           options: list[str], image: str, mounts: list[str], grace: int, max_restarts: int) -> str:  # fmt: skip
+    """The script's text.
+
+    Args:
+        experiment: the config.
+        machine: of its plan.
+        command: that trains.
+        made_by: a line that says how to make it again.
+        options: of sbatch, beside those that follow from the plan.
+        image: container that tasks run in (pyxis and enroot); "" for none.
+        mounts: host folders that the container sees under the same path.
+        grace: seconds before the time limit at which the tasks are asked to stop.
+        max_restarts: after failures; those after a request to stop do not count against it.
+    Raises:
+        LaunchError: a machine that SLURM does not start, or options that say what the plan says.
+    """
+    if machine.kind not in ("cpu", *GPUS):
+        raise LaunchError(f"the plan is for {machine.topology}: TPUs are started by experiments.launch.jobset")
+    for option in options:
+        if option.partition("=")[0] in SETTLED or option.startswith("--ntasks-per"):
+            raise LaunchError(f"--sbatch={option}: that follows from the plan; plan another machine")
+        if not option.startswith("-"):
+            raise LaunchError(f"--sbatch={option!r}: expected an option of sbatch, such as --time=24:00:00")
+    gpu = machine.kind in GPUS
+    settled = [f"--job-name={experiment.name}", f"--nodes={machine.hosts}",
+               f"--ntasks-per-node={machine.chips_per_host}",
+               *([f"--gpus-per-node={machine.chips_per_host}"] if gpu else []),
+               "--requeue", "--open-mode=append", "--output=%x-%j.log", f"--signal=TERM@{grace}"]  # fmt: skip
+    if gpu:
+        environment = "export JAX_PLATFORMS=cuda,cpu"
+    else:
+        environment = "export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=1"
+    steps = ["srun", "--kill-on-bad-exit=0", f"--wait={WAIT}", "--label", "--unbuffered"]
+    # each task takes the GPU of its local number, so all tasks have to see all of them
+    steps += ["--gpu-bind=none"] if gpu else []
+    if image:
+        steps += [f"--container-image={image}", f"--container-mounts={','.join(f'{m}:{m}' for m in mounts)}"]
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# {made_by}",
+        f"# {machine.topology}, {machine.hosts} hosts of {machine.chips_per_host}, mesh "
+        f"{' × '.join(f'{axis} {size}' for axis, size in machine.mesh.items())}; planned: {machine.memory}",
+        *(f"#SBATCH {option}" for option in [*settled, *options]),
+        "set -u",
+        environment,
+        "export PYTHONUNBUFFERED=1",
+        "",
+        "code=0",
+        f"{shlex.join(steps)} \\",
+        f"    {shlex.join(command)} || code=$?",
+        "",
+        "case $code in",
+        "  0) exit 0 ;;",
+        f"  {STOPPED}) why='was asked to stop, its state saved' ;;",
+        f"  {'|'.join(map(str, WRONG))}) echo \"exit code $code: an error that would come again, the job ends\" >&2; "
+        "exit $code ;;",
+        "  *)",
+        "    why=\"was interrupted, exit code $code\"",
+        f"    if [ \"${{SLURM_RESTART_COUNT:-0}}\" -ge {max_restarts} ]; then",
+        f"      echo \"$why, and the job was started again {max_restarts} times: it ends\" >&2; exit $code",
+        "    fi ;;",
+        "esac",
+        "echo \"$why: the job goes on from its newest checkpoint\" >&2",
+        "scontrol requeue \"$SLURM_JOB_ID\"",
+        "exit $code",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def make(given: ConfigDict, file: str) -> str:
+    """The script that the flags ask for.
+
+    Raises:
+        LaunchError, ConfigError: it cannot be made.
+    """
+    flag = flags.FLAGS
+    experiment = config_lib.from_config_dict(given)
+    machine = planned.agreed(experiment, planned.read_plan(flag.plan))
+    mounts = [flag.workdir, experiment.data.cache_dir, experiment.data.data_dir]
+    return script(experiment, machine, planned.command(flag.python, file, given, machine, flag.workdir),
+                  made_by=shlex.join(["python", "-m", "experiments.launch.slurm", *sys.argv[1:]]),
+                  options=flag.sbatch, image=flag.image, mounts=list(dict.fromkeys(mounts)), grace=flag.grace,
+                  max_restarts=flag.max_restarts)  # fmt: skip
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --")
+    flag = flags.FLAGS
+    try:
+        text = make(flag.config, flag["config"].config_filename)
+        planned.write(flag.out, text, executable=True)
+    except (LaunchError, config_lib.ConfigError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{flag.out}: submit it with sbatch {flag.out}", flush=True)
+
+
+def entry() -> None:
+    """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
+    config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
+    flags.DEFINE_string("plan", None, "JSON of experiments.plan --program train.")
+    flags.DEFINE_string("workdir", None, "Folder of the run, which all nodes see.")
+    flags.DEFINE_string("out", None, "File that receives the script.")
+    flags.DEFINE_string("python", "python", "The job's interpreter.")
+    flags.DEFINE_string("image", "", "Container that tasks run in (pyxis); none by default.")
+    flags.DEFINE_multi_string("sbatch", [], "An option of sbatch, such as --sbatch=--time=24:00:00; may be repeated.")
+    flags.DEFINE_integer("grace", 300, "Seconds before the time limit at which the run is asked to stop.")
+    flags.DEFINE_integer("max_restarts", 10, "How often the job is started again after failures.")
+    flags.mark_flags_as_required(["config", "plan", "workdir", "out"])
+    app.run(main)
+
+
+if __name__ == "__main__":
+    entry()

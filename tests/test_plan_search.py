@@ -1,0 +1,134 @@
+"""Searching for a plan: what is tried, in which order, what is left out, and what is shown."""
+
+import dataclasses
+import pathlib
+import xml.etree.ElementTree
+
+import jax
+import pytest
+
+from wanjax import config as config_lib
+from wanjax import plan_search, topology
+from wanjax.compiled_memory import CompileError
+from wanjax.models.dit_config import REMAT
+from wanjax.plan import PlanError, Settings, plan
+from wanjax.plan_chart import chart
+from wanjax.plan_search import Search, choices, meshes, search, short
+from wanjax.plan_table import search_table
+
+TINY = pathlib.Path(__file__).parents[1] / "configs/light_scenes_tiny.py"
+SMALL = {"model.width": 32, "model.layers": 2, "model.ffn": 64, "data.batch": 8, "data.frames": 9, "data.height": 32,
+         "data.width": 32, "optimizer.name": "adamw"}  # fmt: skip
+CPU = topology.parse("cpu:8")
+TRAIN = Settings("train")
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return config_lib.load(TINY, SMALL)
+
+
+def test_every_mesh_is_thought_of_once():
+    found = list(meshes(8))
+    assert len(found) == len({tuple(sizes.values()) for sizes in found}) == 20  # 2³ over four axes
+    assert {"data": 2, "fsdp": 2, "seq": 2, "tensor": 1} in found
+
+
+def test_what_can_be_chosen_goes_with_the_config(experiment):
+    found = choices(experiment, CPU, TRAIN, jax.devices())
+    named = {short(choice.overrides) for choice in found}
+    assert "fsdp 8, remat full" in named and "fsdp 4, seq 2, remat none" in named
+    assert not any("seq 4" in name for name in named)  # two heads
+    assert len(found) == len(REMAT) * len({name.split(", remat")[0] for name in named})
+    sampling = choices(experiment, CPU, Settings("sample", holding="blocks"), jax.devices())
+    assert {choice.settings.holding for choice in sampling} == {"blocks"}  # as asked for
+    assert {choice.settings.passes for choice in sampling} == {"batched", "two"}
+    with pytest.raises(PlanError, match="nothing is chosen for --program decode; expected one of train, sample"):
+        choices(experiment, CPU, Settings("decode"), jax.devices())
+    alone = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch=3))
+    with pytest.raises(PlanError, match="no mesh of 8 devices goes with this config: config.data.batch = 3"):
+        choices(alone, CPU, TRAIN, jax.devices())
+
+
+@pytest.fixture(scope="module")
+def tiny(experiment):
+    """Three plans of the tiny config, made by the planner itself."""
+    return search(experiment, CPU, TRAIN, jax.devices(), lambda chosen, own: plan(chosen, CPU, own), tries=2,
+                  refusals=(CompileError,))  # fmt: skip
+
+
+def test_plans_of_simulated_devices_go_by_what_they_send(tiny, experiment):
+    assert len(tiny.plans) == 2 and tiny.not_tried > 0 and tiny.refused == ()
+    sent = [each["collective_bytes"] for each in tiny.plans]
+    assert sent == sorted(sent) and all(each["fits"] for each in tiny.plans)
+    bounds = {short(choice.overrides): choice for choice in choices(experiment, CPU, TRAIN, jax.devices())}
+    for each in tiny.plans:
+        choice = bounds[short(each["overrides"])]
+        assert choice.memory < each["peak_bytes_per_device"]
+        assert choice.experiment.model.remat == each["overrides"]["config.model.remat"]
+        assert each["mesh"] == {axis: each["overrides"][f"config.mesh.{axis}"] for axis in each["mesh"]}
+
+
+def made(seconds, fits=True, memory=10):
+    estimate = {"step_seconds": seconds, "matmul_seconds": seconds, "attention_seconds": 0.0, "memory_seconds": 0.1,
+                "network_seconds": 2 * seconds, "mfu": 0.5}  # fmt: skip
+    return {"fits": fits, "estimate": estimate, "clips": 8, "collective_bytes": 10**9, "host_bytes": 0,
+            "peak_bytes_per_device": memory * 10**9, "hbm_bytes_per_device": 16 * 10**9}  # fmt: skip
+
+
+@pytest.fixture
+def five(monkeypatch, experiment):
+    """Choices with bounds of 1 to 5 seconds, of which the third is too large."""
+    bounds = [(1.0, 0), (2.0, 0), (3.0, 10**15), (4.0, 0), (5.0, 0)]
+    known = [plan_search.Choice(experiment, TRAIN, {"config.mesh.fsdp": n + 2}, seconds, memory, 0)
+             for n, (seconds, memory) in enumerate(bounds)]  # fmt: skip
+    monkeypatch.setattr(plan_search, "choices", lambda *given: known)
+
+
+def tried(experiment, answers, tries=9):
+    left = iter(answers)
+
+    def make(chosen, own):
+        answer = next(left)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return search(experiment, CPU, TRAIN, [], make, tries=tries, refusals=(CompileError,))
+
+
+def test_what_cannot_be_faster_is_not_compiled(five, experiment):
+    """A plan of 8 clips in 24 s takes 3 s a clip: the two choices of 4 and 5 s are not looked at."""
+    found = tried(experiment, [made(40.0, fits=False), made(24.0)])
+    assert [each["seconds_per_clip"] for each in found.plans] == [3.0, 5.0]  # what does not fit comes last
+    assert (found.too_large, found.not_tried) == (1, 2)
+    limited = tried(experiment, [made(400.0)], tries=1)
+    assert (len(limited.plans), limited.not_tried) == (1, 3)
+
+
+def test_a_choice_that_is_refused_is_told_and_the_others_go_on(five, experiment):
+    found = tried(experiment, [CompileError("no such kernel"), made(24.0)])
+    assert found.refused == (({"config.mesh.fsdp": 2}, "no such kernel"),) and len(found.plans) == 1
+    assert "refused: fsdp 2: no such kernel" in search_table(found)
+
+
+def test_a_search_is_shown_as_a_table_and_as_a_picture(five, experiment):
+    found = tried(experiment, [made(40.0, fits=False, memory=20), made(24.0)])
+    first, second = search_table(found).splitlines()[1:3]
+    assert first.split() == ["1", "yes", "3", "50%", "10.00", "0.00", "1.00", "network", "fsdp", "3"]
+    assert second.split()[:3] == ["2", "NO", "5"]
+    drawn = xml.etree.ElementTree.fromstring(chart(found, "train of a & b"))
+    bars = [(bar.get("class"), float(bar.get("width"))) for bar in drawn.iter("{http://www.w3.org/2000/svg}rect")][1:]
+    assert [kind for kind, _ in bars] == ["fits", "fits", "not", "not"]
+    assert bars[0][1] / bars[2][1] == pytest.approx(3 / 5, rel=0.01) and bars[1][1] / bars[3][1] == pytest.approx(0.5)
+    limits = [float(line.get("x1")) for line in drawn.iter("{http://www.w3.org/2000/svg}line")]
+    assert len(limits) == 2 and limits[0] == limits[1]
+
+
+def test_plans_without_an_estimate_are_shown_too():
+    bare = {**made(1.0), "estimate": None, "collective_bytes": None, "overrides": {"--passes": "two"},
+            "seconds_per_clip": None}  # fmt: skip
+    found = Search((bare,), (), 0, 0)
+    words = search_table(found).splitlines()[1].split()
+    assert words == ["1", "yes", "–", "–", "10.00", "0.00", "–", "–", "passes", "two"]
+    assert "not known" in chart(found, "x")

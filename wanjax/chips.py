@@ -1,0 +1,90 @@
+"""Accelerators as their makers state them: the figures of the planner, each with its source.
+
+A rate is never reached in full. Nothing here was measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Torus:
+    """How the chips of a TPU's slice are joined.
+
+    Attributes:
+        axes: of the torus.
+        longest: chips along each axis of the largest slice.
+        ring: an axis is a ring, and not a line, where its length is a multiple of this.
+        host: chips of one host along the axes, where a slice has more than one.
+        variant: of the chip, by libtpu's name; "megacore" makes one device of v4's two cores.
+    """
+
+    axes: int
+    longest: tuple[int, ...]
+    ring: int
+    host: tuple[int, int, int] = (2, 2, 1)
+    variant: str = "default"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One kind.
+
+    Attributes:
+        devices: that jax sees on one chip.
+        flops: floating-point operations per second of bfloat16 matrix products, dense, of the chip.
+        hbm_bytes: memory of one device that a program may use. Of a TPU: what libtpu 0.0.52 states when it refuses
+            one, a little less than the maker's figure for the chip.
+        hbm_bandwidth: of it, bytes/s of the chip.
+        link: bytes/s in one direction: of a TPU's link to one neighbour, of a GPU into its node's switch.
+        network: bytes/s between slices or nodes, per chip.
+        sources: of these figures.
+        dumped: the text of its programs is taken from the compiler's dump, as jaxlib 0.10.2 cannot read what libtpu
+            0.0.52 hands over.
+        torus: of TPUs; GPUs of a node are joined by a switch.
+        target: of GPUs, the file in ``wanjax/assets/gpus`` that describes one to XLA's compiler.
+        node: of GPUs, how many a node has at most.
+    """
+
+    devices: int
+    flops: float
+    hbm_bytes: int
+    hbm_bandwidth: float
+    link: float
+    network: float
+    sources: tuple[str, ...]
+    torus: Torus | None = None
+    dumped: bool = False
+    target: str = ""
+    node: int = 0
+
+
+def _gib(size: float) -> int:
+    return round(size * 2**30)
+
+
+_BOOK = "jax-ml.github.io/scaling-book/tpus (tables of chips and links; rings; network per host)"
+_CLOUD = "docs.cloud.google.com/tpu/docs/"
+# Where two sources round differently, Google Cloud's figure. It states the links of a chip together and in both
+# directions: one is a twelfth of that with three axes, an eighth with two. Network of v5e: its pod's over 256 chips; of
+# v4: 25 GB/s of a host (the book) over its 4 chips.
+TPUS: dict[str, Chip] = {
+    "v4": Chip(1, 275e12, _gib(30.75), 1.2e12, 45e9, 6.25e9, (_CLOUD + "v4", _BOOK),
+               Torus(3, (16, 16, 16), 4, variant="megacore")),
+    "v5e": Chip(1, 197e12, _gib(15.75), 0.819e12, 50e9, 3.125e9, (_CLOUD + "v5e", _BOOK), Torus(2, (16, 16), 16)),
+    "v5p": Chip(1, 459e12, _gib(95.73), 2.765e12, 100e9, 6.25e9, (_CLOUD + "v5p", _BOOK), Torus(3, (16, 16, 24), 4)),
+    "v6e": Chip(1, 918e12, _gib(31.24), 1.638e12, 100e9, 12.5e9, (_CLOUD + "v6e", _BOOK), Torus(2, (16, 16), 16)),
+    "tpu7x": Chip(2, 2307e12, _gib(94.74), 7.38e12, 100e9, 12.5e9, (_CLOUD + "tpu7x",), Torus(3, (16, 24, 24), 4),
+                  dumped=True),
+}  # fmt: skip
+# Memory as XLA's description of the chip has it; a CUDA context and NCCL's buffers, 1 to 2 GB, are taken from it.
+# NVLink: 18 links of 25 GB/s in each direction. Network: one InfiniBand adapter of 400 Gbit/s per GPU, as in a DGX.
+GPUS: dict[str, Chip] = {
+    "h100": Chip(1, 989.5e12, 84_942_979_072, 3.35e12, 450e9, 50e9,
+                 ("nvidia.com/en-us/data-center/h100 (SXM: half of the sparse figure)",
+                  "docs.nvidia.com/dgx/dgxh100-user-guide (adapters)",
+                  "jax-ml.github.io/scaling-book/gpus (links per direction, network per node)"),
+                 target="h100_sxm.txtpb", node=8),
+}  # fmt: skip
+CHIPS: dict[str, Chip] = {**TPUS, **GPUS}

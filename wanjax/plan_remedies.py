@@ -1,0 +1,56 @@
+"""What to change where a plan does not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wanjax.compiled_memory import Memory
+from wanjax.config import Experiment
+
+
+def remedies(
+    experiment: Experiment, plan: dict[str, Any], memory: Memory, *, forwards: int, holding: str, passes: str
+) -> str:
+    """By how much it does not fit, and what changes that, the cheapest first.
+
+    Args:
+        experiment: what is planned.
+        plan: so far, as :func:`wanjax.plan.plan` makes it.
+        memory: that it takes.
+        forwards, holding, passes: of sampling: calls of the network, and the settings of its plan.
+    """
+    limit, mesh = plan["hbm_bytes_per_device"], plan["mesh"]
+    over, shards = memory.peak - limit, mesh["data"] * mesh["fsdp"]
+    state_alone = memory.arguments > limit
+    out: list[str] = []
+    if plan["program"] == "train":
+        if experiment.model.remat != "full":
+            out.append("config.model.remat=full")
+        if plan["clips"] > shards * experiment.train.accumulate:
+            out.append(f"config.train.accumulate={plan['clips'] // shards} or a smaller config.data.batch")
+    if plan["program"] == "sample":
+        if holding == "one" and memory.arguments > over:
+            out.append("--holding blocks")
+        if passes == "batched" and forwards > 1:
+            out.append("--passes two")
+    if plan["program"] != "train" and plan["clips"] > shards:
+        out.append(f"--clips {shards}")
+    if plan["program"] in ("train", "sample") and mesh["data"] > 1:
+        out.append("config.mesh.fsdp in the place of data, which holds copies of the parameters")
+    if not state_alone:
+        out.append(_split(experiment, plan))
+    out.append("more chips, or chips with more memory" if state_alone else "shorter or smaller clips")
+    return f"does not fit: {over / 1e9:.2f} GB too much on each device; what helps: {'; '.join(out)}"
+
+
+def _split(experiment: Experiment, plan: dict[str, Any]) -> str:
+    devices, seq, heads = plan["devices"], plan["mesh"]["seq"], experiment.model.heads
+    if plan["program"] == "decode":
+        return "more chips, over which a frame's rows are split"
+    codec = plan["program"] == "encode"
+    anyhow = codec or experiment.model.sequence != "heads"  # rings take what heads do not divide into
+    larger = [n for n in range(2 * seq, devices + 1) if devices % n == 0 and (anyhow or heads % n == 0)]
+    if not larger:
+        return "more chips, and a larger config.mesh.seq over them"
+    batch = f" (and config.data.batch a multiple of {devices // larger[0]})" if plan["program"] == "train" else ""
+    return f"config.mesh.seq={larger[0]}, which splits {'rows of frames' if codec else 'tokens'}{batch}"

@@ -1,0 +1,232 @@
+"""Which mesh, which remat policy, what held where: the plans of a config that fit, the fastest first.
+
+All choices are ordered by a lower bound on their time, by formula alone; those whose state and saved activations are
+larger than a device's memory are left out. The rest is compiled in that order until enough plans were made or no choice
+that is left can be faster than the fastest that fits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from wanjax import flops, partition, programs, roofline, traffic
+from wanjax.compiled_memory import argument_bytes
+from wanjax.config import ConfigError, Experiment, MeshConfig, validate
+from wanjax.models import rows
+from wanjax.models.dit_config import REMAT
+from wanjax.models.rows import Row
+from wanjax.models.rows.dit import dit_rows
+from wanjax.plan import PlanError, Settings, plan_program
+from wanjax.topology import Topology
+
+SEARCHED = ("train", "sample", "encode")
+# Of the activations of one block and token that a policy keeps on the device at least: of width, and of ffn.
+_KEPT = {"none": (2, 1), "full": (1, 0), "attention": (2, 0), "dots": (6, 1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One way to run a program.
+
+    Attributes:
+        experiment, settings: what is planned.
+        overrides: how they differ from what was asked for, by the name of the field or option.
+        seconds: of one clip at least, by formula; 0 where the machine has no stated rates.
+        memory: of one device at least, by formula.
+        sent: bytes of one device at least, by formula.
+    """
+
+    experiment: Experiment
+    settings: Settings
+    overrides: dict[str, Any]
+    seconds: float
+    memory: int
+    sent: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What came of it.
+
+    Attributes:
+        plans: those that were made, those that fit first, by seconds of one clip; each with its "overrides" and its
+            "seconds_per_clip", null for simulated devices.
+        refused: choices that a compiler refused for another reason than memory, with what it said.
+        too_large: choices left out because they cannot fit.
+        not_tried: choices left out because enough plans were made, or none of them can be faster.
+    """
+
+    plans: tuple[dict[str, Any], ...]
+    refused: tuple[tuple[dict[str, Any], str], ...]
+    too_large: int
+    not_tried: int
+
+
+def choices(experiment: Experiment, machine: Topology, settings: Settings, devices: Sequence[Any]) -> list[Choice]:
+    """All that can be laid over the machine, by their lower bound.
+
+    Args:
+        experiment: what is asked for; its mesh and remat policy are not obeyed.
+        machine: where.
+        settings: of the program.
+        devices: of the machine.
+    Raises: PlanError: a program with nothing to choose, or none of whose choices can be laid over the machine.
+    """
+    if settings.program not in SEARCHED:
+        raise PlanError(f"--search: nothing is chosen for --program {settings.program}; expected one of "
+                        f"{', '.join(SEARCHED)}")  # fmt: skip
+    found, copies, why = [], None, ""
+    for sizes in meshes(machine.devices):
+        try:
+            laid, mesh = programs.lay_out(dataclasses.replace(experiment, mesh=MeshConfig(**sizes)), devices)
+            validate(laid)
+        except ValueError as error:  # says what does not divide
+            why = str(error)
+            continue
+        if settings.program == "train" and copies is None:  # of every parameter: it and its moments, on any mesh
+            copies = _copies(programs.train(laid, mesh))
+        at = {f"config.mesh.{axis}": size for axis, size in sizes.items()}
+        for overrides, own in _ways(laid, settings):
+            for option in _options(settings):
+                named = {**at, **overrides, **{f"--{name}": value for name, value in option.items()}}
+                chosen = Settings(settings.program, settings.clips, param_dtype=settings.param_dtype, **option)
+                if bounds := _bounds(own, machine, mesh, chosen, copies):
+                    found.append(Choice(own, chosen, named, *bounds))
+    if not found:
+        raise PlanError(f"--search: no mesh of {machine.devices} devices goes with this config: {why}")
+    return sorted(found, key=lambda choice: (choice.seconds, choice.sent))
+
+
+def search(
+    experiment: Experiment, machine: Topology, settings: Settings, devices: Sequence[Any],
+    make: Callable[[Experiment, Settings], dict[str, Any]], *, tries: int, refusals: tuple[type[Exception], ...],
+    say: Callable[[str], None] = lambda text: None,
+) -> Search:  # fmt: skip
+    """Makes plans.
+
+    Args:
+        experiment, machine, settings, devices: as :func:`choices` takes them.
+        make: the plan of one choice.
+        tries: plans at most.
+        refusals: errors of ``make`` that speak against one choice alone.
+        say: is told what is tried.
+    """
+    known = choices(experiment, machine, settings, devices)
+    limit = machine.hbm_bytes()
+    left = [choice for choice in known if choice.memory <= limit]
+    plans, refused, best = [], [], math.inf
+    for tried, choice in enumerate(left):
+        if tried == tries or choice.seconds > best:
+            break
+        say(f"{tried + 1} of at most {min(tries, len(left))}: {short(choice.overrides)}")
+        try:
+            plan = make(choice.experiment, choice.settings)
+        except refusals as error:
+            refused.append((choice.overrides, str(error)))
+            continue
+        seconds = plan["estimate"] and plan["estimate"]["step_seconds"] / plan["clips"]
+        plans.append({**plan, "overrides": choice.overrides, "seconds_per_clip": seconds})
+        if plan["fits"] and seconds is not None:
+            best = min(best, seconds)
+    plans.sort(key=_rank)
+    return Search(tuple(plans), tuple(refused), len(known) - len(left), len(left) - len(plans) - len(refused))
+
+
+def short(overrides: dict[str, Any]) -> str:
+    """A choice in few words; axes of size 1 are left out."""
+    words = [f"{name.removeprefix('config.mesh.')} {value}" for name, value in overrides.items()
+             if not name.startswith("config.mesh.") or value > 1]  # fmt: skip
+    return ", ".join(word.removeprefix("config.model.").removeprefix("--") for word in words) or "one device"
+
+
+def meshes(devices: int) -> Iterator[dict[str, int]]:
+    """Sizes of the axes whose product is that number."""
+    divisors = [size for size in range(1, devices + 1) if devices % size == 0]
+    for sizes in itertools.product(divisors, repeat=len(partition.AXES) - 1):
+        if devices % math.prod(sizes) == 0:
+            yield dict(zip(partition.AXES, (*sizes, devices // math.prod(sizes)), strict=True))
+
+
+def _ways(experiment: Experiment, settings: Settings) -> Iterator[tuple[dict[str, Any], Experiment]]:
+    """Of training, every remat policy."""
+    if settings.program != "train":
+        yield {}, experiment
+        return
+    for remat in REMAT:
+        model = dataclasses.replace(experiment.model, remat=remat)
+        yield {"config.model.remat": remat}, dataclasses.replace(experiment, model=model)
+
+
+def _options(settings: Settings) -> Iterator[dict[str, str]]:
+    """Of sampling, what is held where and how guidance is computed, unless it was asked for."""
+    if settings.program != "sample":
+        yield {}
+        return
+    holding = (settings.holding,) if settings.holding else programs.HOLDING
+    passes = (settings.passes,) if settings.passes else programs.PASSES
+    for held, taken in itertools.product(holding, passes):
+        yield {"holding": held, "passes": taken}
+
+
+def _copies(program: programs.Program) -> float:
+    """Bytes of a training state over those of its parameters."""
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.arguments))
+    return size / rows.count(program.rows)
+
+
+def _bounds(
+    experiment: Experiment, machine: Topology, mesh: Mesh, settings: Settings, copies: float | None
+) -> tuple[float, int, int] | None:
+    """Seconds of one clip, memory, and bytes sent, at least; None where clips do not divide."""
+    model = experiment.model
+    if settings.program == "train":
+        work, table = programs.training_work(experiment), dit_rows(model)
+        least = traffic.minimum(model, table, mesh, work)
+        held = round((copies or 0) * _shard(table, mesh)) + _kept_bytes(experiment, mesh, work)
+    else:
+        try:
+            program = plan_program(experiment, mesh, settings)
+        except ConfigError:
+            return None
+        work, least, held = program.work, program.minimum, argument_bytes(program.arguments)
+    if settings.program == "encode":
+        matmul, attention = program.flops, 0
+    else:
+        forwards = [work.clips * work.forwards * times for times in roofline.executed(model.remat, train=work.train)]
+        matmul = forwards[0] * flops.matmul(model, work.tokens, work.text_tokens)
+        attention = forwards[1] * flops.attention(model, work.tokens, work.text_tokens)
+    total = roofline.estimate(machine, model_flops=matmul, matmul_flops=matmul, attention_flops=attention,
+                              memory_bytes=held, sent={machine.links[0]: least})  # fmt: skip
+    return 0.0 if total is None else total.step_seconds / work.clips, held, least
+
+
+def _shard(table: Sequence[Row], mesh: Mesh) -> int:
+    """Parameters of one device."""
+    total = 0
+    for row in table:
+        axes = ("layers", *row.axes) if row.stacked else row.axes
+        place = NamedSharding(mesh, partition.spec(mesh, axes, row.full_shape))
+        total += math.prod(place.shard_shape(row.full_shape))
+    return total
+
+
+def _kept_bytes(experiment: Experiment, mesh: Mesh, work: traffic.Work) -> int:
+    """Activations that the backward pass needs, in the compute dtype; what lies in the hosts' memory is not counted."""
+    model, tensor = experiment.model, mesh.shape["tensor"]
+    width, hidden = _KEPT.get(model.remat, (0, 0))
+    tokens = work.clips * work.tokens // work.micro * tensor // mesh.size
+    itemsize = 2 if model.dtype == "bfloat16" else np.dtype(model.dtype).itemsize
+    return model.layers * tokens * (width * model.width + hidden * model.ffn // tensor) * itemsize
+
+
+def _rank(plan: dict[str, Any]) -> tuple[bool, float, float]:
+    seconds = plan["seconds_per_clip"]
+    return not plan["fits"], math.inf if seconds is None else seconds, plan["collective_bytes"] or math.inf
