@@ -46,7 +46,7 @@ def test_two_passes_gather_twice_and_one_device_sends_nothing():
     assert minimum(CONFIG, dit_rows(CONFIG), one, Work(8, 6, 5, train=True)) == 0
 
 
-@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2, "seq": 4}], ids=str)
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2, "seq": 4}, {"fsdp": 4, "tensor": 2}], ids=str)
 def test_a_compiled_forward_sends_little_more(sizes):
     config = dataclasses.replace(CONFIG, dtype="float32", heads=2)  # two of four devices share heads, and make rings
     mesh, table = partition.make_mesh(sizes), dit_rows(config)

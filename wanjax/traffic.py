@@ -46,7 +46,8 @@ def minimum(
     A parameter that is split n ways is gathered, (n − 1) / n of it: that of a block for every use, in a forward and in
     a backward pass of every micro-batch, another one once; its gradient is reduce-scattered as often as there are
     micro-batches, another's once. The shards' gradients are summed over the axes that hold copies, once in a step.
-    Matrices and their gradients travel in the compute dtype.
+    Matrices and their gradients travel in the compute dtype. The projection of the timesteps counts for nothing: the
+    products of its shards are summed instead.
 
     Where h devices of ``seq`` share heads, each block turns q, k, v and the output of self-attention from tokens to
     heads and back, (h − 1) / h of each, in training once more backward. In a ring of r such groups k and v pass by,
@@ -62,6 +63,8 @@ def minimum(
     """
     total, sizes = 0.0, dict(mesh.shape)
     for row in (*rows, *frozen):
+        if row.path[0] == "time_projection":
+            continue
         trained = work.train and row not in frozen
         held = frozen_dtype if row in frozen else config.param_dtype
         axes = ("layers", *row.axes) if row.stacked else row.axes

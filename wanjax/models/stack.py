@@ -7,7 +7,7 @@ changes beside them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -26,6 +26,7 @@ from wanjax.models.sequence import Shards
 
 _MANUAL = ("data", "fsdp", "seq")  # axes of the mesh that the stack is written per shard of
 _INPUT = "block_input"
+_WHOLE = -1  # in the place of the axis of a parameter that is split over tensor
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": attention.keeps(SELF_ATTENTION),
@@ -69,12 +70,16 @@ def run(
         lambda names, w: _manual_part(partition.spec(mesh, names, w.shape), parts, manual),
         axes, blocks, is_leaf=lambda node: isinstance(node, tuple),
     )  # fmt: skip
+    split = jax.tree.map(
+        lambda names, w: _split_over("tensor", partition.spec(mesh, names, w.shape)),
+        axes, blocks, is_leaf=lambda node: isinstance(node, tuple),
+    )  # fmt: skip
     beside = lora.specs(specs, changes, stacked=True)
     batch = tuple(part for axis in partition.BATCH for part in parts[axis] if part in manual) or None
     seq = "seq" if "seq" in manual else None
     shards = None if seq is None else Shards.of(config.sequence, config.heads, mesh, tokens)
     per_shard = jax.shard_map(
-        lambda b, c, *args: _scan(config, taps, b, c, *args, mesh=torus, shards=shards, specs=(specs, beside),
+        lambda b, c, *args: _scan(config, taps, b, c, *args, mesh=torus, shards=shards, specs=(specs, split, beside),
                                   manual=manual),
         mesh=torus,
         in_specs=(specs, beside, P(batch, seq), P(batch),
@@ -94,6 +99,11 @@ def _manual_part(spec: P, parts: Mapping[str, tuple[str, ...]], manual: tuple[st
     return P(*map(own, spec))
 
 
+def _split_over(axis: str, spec: P) -> int:
+    """Which axis of one layer's parameter a mesh axis divides; :data:`_WHOLE` for none."""
+    return next((i for i, entry in enumerate(spec[1:]) if axis in _names(entry)), _WHOLE)
+
+
 def _names(entry: Any) -> tuple[str, ...]:
     """Mesh axes of one entry of a PartitionSpec, outermost first."""
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
@@ -103,7 +113,11 @@ def _scan(
     config: DiTConfig, taps: tuple[int, ...], blocks: Any, changes: Any, x: jax.Array, text: jax.Array,
     time: jax.Array, angles: Any, *, mesh: Mesh | None, shards: Shards | None, specs: Any, manual: tuple[str, ...],
 ) -> tuple[jax.Array, jax.Array | None]:  # fmt: skip
-    """The stack on one shard; ``specs``: how stacked parameters and changes are sharded over ``manual`` axes."""
+    """The stack on one shard.
+
+    ``specs``: how stacked parameters are sharded over ``manual`` axes, which of their axes ``tensor`` splits, and how
+    changes are sharded.
+    """
     block = Block(config, shards, mesh)
     # what waits on the host waits in the compute dtype; the stream from block to block stays in float32
     rounded = config.remat == "offload" and config.dtype != "float32"
@@ -113,8 +127,8 @@ def _scan(
         own, factors = lora.changed(own, change), lora.factors(change)  # on the shards: a gather rounds
         if manual:
             gather = functools.partial(_gather, config, manual)
-            own = jax.tree_util.tree_map_with_path(gather, own, specs[0])
-            factors = jax.tree_util.tree_map_with_path(gather, factors, lora.factors(specs[1]))
+            own = jax.tree_util.tree_map_with_path(gather, own, specs[0], specs[1])
+            factors = jax.tree_util.tree_map_with_path(gather, factors, lora.factors(specs[2]))
         read = _rounded(config.dtype, x) if rounded else checkpoint_name(x, _INPUT)
         out = _block(block, {"params": own, "lora": factors}, read, text, time, angles,
                      stored=config.dtype if rounded else None)  # fmt: skip
@@ -194,8 +208,11 @@ _rounded = jax.custom_vjp(_as_kept, nondiff_argnums=(0,))  # the gradient passes
 _rounded.defvjp(lambda dtype, x: (_as_kept(dtype, x), None), lambda dtype, _, d_x: (d_x,))
 
 
-def _gather(config: DiTConfig, manual: tuple[str, ...], path: Any, w: jax.Array, spec: P) -> jax.Array:
-    """One whole parameter of a block from its shards; the transpose reduce-scatters its gradient.
+def _gather(
+    config: DiTConfig, manual: tuple[str, ...], path: Any, w: jax.Array, spec: P, split: int = _WHOLE
+) -> jax.Array:
+    """One whole parameter of a block from its shards, of the part that ``tensor`` leaves to a device; ``split`` is the
+    axis that it divides. The transpose reduce-scatters its gradient.
 
     Marked as varying over the axes that it is copied on *before* the gather, so that the gradient is reduce-scattered
     first and only the shard is summed over ``data``, in the parameters' dtype. Matrices travel in the compute dtype,
@@ -209,31 +226,44 @@ def _gather(config: DiTConfig, manual: tuple[str, ...], path: Any, w: jax.Array,
     wire = config.dtype if path[-1].key == "kernel" else w.dtype.name
     back = wire if config.grad_reduce_dtype == "auto" or wire == w.dtype.name else config.grad_reduce_dtype
     steps = tuple((axis, name) for axis, names in enumerate(entries) for name in reversed(names))  # innermost first
-    return _gathered(_Way(steps, w.dtype.name, wire, back), w)
+    return _gathered(_Way(steps, split, w.dtype.name, wire, back), w)
 
 
 class _Way(NamedTuple):
-    """Steps of a gather, each along an axis of the array over an axis of the mesh; types of the shard, of what is
-    gathered, and of the gradient while it is summed."""
+    """Steps of a gather, each along an axis of the array over an axis of the mesh; the axis that ``tensor`` splits;
+    types of the shard, of what is gathered, and of the gradient while it is summed."""
 
     steps: tuple[tuple[int, str], ...]
+    split: int
     shard: str
     forward: str
     backward: str
 
 
 def _whole(way: _Way, w: jax.Array) -> jax.Array:
-    w = w.astype(way.forward)
-    for axis, name in way.steps:
-        w = jax.lax.all_gather(w, name, axis=axis, tiled=True)
-    return w
+    def gather(w: jax.Array) -> jax.Array:
+        for axis, name in way.steps:
+            w = jax.lax.all_gather(w, name, axis=axis, tiled=True)
+        return w
+
+    return _on_own_part(way, gather, w.astype(way.forward))
 
 
 def _scattered(way: _Way, _: None, d_w: jax.Array) -> tuple[jax.Array]:
-    d_w = d_w.astype(way.backward)
-    for axis, name in reversed(way.steps):
-        d_w = jax.lax.psum_scatter(d_w, name, scatter_dimension=axis, tiled=True)
-    return (d_w.astype(way.shard),)
+    def scatter(d_w: jax.Array) -> jax.Array:
+        for axis, name in reversed(way.steps):
+            d_w = jax.lax.psum_scatter(d_w, name, scatter_dimension=axis, tiled=True)
+        return d_w
+
+    return (_on_own_part(way, scatter, d_w.astype(way.backward)).astype(way.shard),)
+
+
+def _on_own_part(way: _Way, function: Callable[[jax.Array], jax.Array], w: jax.Array) -> jax.Array:
+    """What is sent along other axes is gathered over ``tensor`` first, unless that is manual, too."""
+    if way.split == _WHOLE or not way.steps:
+        return function(w)
+    spec, around = P(*(None,) * way.split, "tensor"), jax.sharding.get_abstract_mesh()
+    return jax.shard_map(function, mesh=around, axis_names={"tensor"}, in_specs=spec, out_specs=spec)(w)
 
 
 _gathered = jax.custom_vjp(_whole, nondiff_argnums=(0,))
