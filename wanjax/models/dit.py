@@ -164,8 +164,22 @@ def _forward(
     text, time, projected = _over_clips(model, text), _over_clips(model, time), _over_clips(model, projected)
     angles = tuple(jnp.asarray(table) for table in rope.tables(grid, c.head_dim))
     x, states = stack.run(c, model.mesh, taps, blocks, block_changes, x, text, projected, angles)
-    out = cast(jax.Array, Head(c).apply({"params": params["head"]}, x, time))
+    head, x, time = _gradients_at_once((params["head"], x, time))
+    out = cast(jax.Array, Head(c).apply({"params": head}, x, time))
     return _unpatchify(out, grid, c.patch), states
+
+
+@jax.custom_vjp
+def _gradients_at_once(arrays: Any) -> Any:
+    """The arrays as they are; none of their gradients is passed on before all are there.
+
+    In front of the head: a compiler likes to compute its parameters' gradients last, and until then keeps two float32
+    copies of all tokens.
+    """
+    return arrays
+
+
+_gradients_at_once.defvjp(lambda arrays: (arrays, None), lambda _, gradients: (jax.lax.optimization_barrier(gradients),))
 
 
 def _over_clips(model: WanDiT, x: Any) -> jax.Array:
