@@ -107,7 +107,7 @@ def over_torus(mesh: Mesh, *axes: str) -> tuple[Mesh, dict[str, tuple[str, ...]]
 def _torus_lengths(mesh: Mesh, axis: str) -> tuple[int, ...]:
     """Lengths of the parts of an axis that each change one coordinate of the chips, outermost first."""
     lines = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0).reshape(mesh.shape[axis], -1)
-    if not all(hasattr(device, "coords") for device in lines.flat):
+    if any(device.platform != "tpu" for device in lines.flat):
         return (len(lines),)
     places = np.asarray([[(*device.coords, device.core_on_chip) for device in line] for line in lines])
     lengths: list[int] = []

@@ -164,8 +164,23 @@ def _forward(
     text, time, projected = _over_clips(model, text), _over_clips(model, time), _over_clips(model, projected)
     angles = tuple(jnp.pad(table, padding[1:]) for table in rope.tables(grid, c.head_dim))
     x, states = stack.run(c, model.mesh, taps, blocks, block_changes, x, text, projected, angles, tokens)
-    out = cast(jax.Array, Head(c).apply({"params": params["head"], "lora": factors.get("head", {})}, x, time))
+    head = {"params": params["head"], "lora": factors.get("head", {})}
+    head, x, time = _gradients_at_once((head, x, time))
+    out = cast(jax.Array, Head(c).apply(head, x, time))
     return _unpatchify(out[:, :tokens], grid, c.patch), None if states is None else states[:, :, :tokens]
+
+
+@jax.custom_vjp
+def _gradients_at_once(arrays: Any) -> Any:
+    """The arrays as they are; none of their gradients is passed on before all are there.
+
+    In front of the head: a compiler likes to compute its parameters' gradients last, and until then keeps two float32
+    copies of all tokens.
+    """
+    return arrays
+
+
+_gradients_at_once.defvjp(lambda arrays: (arrays, None), lambda _, gradients: (jax.lax.optimization_barrier(gradients),))
 
 
 def _over_clips(model: WanDiT, x: Any) -> jax.Array:

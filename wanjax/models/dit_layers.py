@@ -206,7 +206,8 @@ class Embeddings(nn.Module):
         active = nn.silu(time)
         if self.mesh is not None and time.shape[1] == 1:  # products of the matrix's shards are less to send than it
             over = partition.spec(self.mesh, (None, None, "embed"), time.shape)
-            active = partition.constrain(active, self.mesh, *over)
+            # over whole rows, from clips to features in two steps that a partitioner knows
+            active = partition.constrain(partition.constrain(active, self.mesh, None), self.mesh, *over)
         projected = _dense(c, 6 * c.width, "time_projection", dtype="float32")(active)
         return x, text, time, projected.reshape(*projected.shape[:-1], 6, c.width)
 
