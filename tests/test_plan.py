@@ -188,6 +188,15 @@ def test_state_alone_that_is_too_large_wants_more_chips(monkeypatch):
     assert ["--holding blocks" in text for text in held] == [True, False]
 
 
+def test_a_gpu_whose_memory_jax_does_not_take_by_itself_is_told_of(monkeypatch):
+    monkeypatch.setattr("wanjax.topology.devices", lambda machine: jax.devices())
+    for peak, told in ((70_000_000_000, True), (60_000_000_000, False)):
+        monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments, dump, peak=peak: (
+            None, Memory(peak, 2_000_000_000)))  # fmt: skip
+        found = plan(small(), topology.parse("h100:1x8"), Settings("sample"))
+        assert found["fits"] and any("MEM_FRACTION=0.95" in warning for warning in found["warnings"]) == told
+
+
 @pytest.mark.parametrize("settings,message", [
     ({"program": "serve"}, "--program 'serve': expected one of train, sample, encode, decode"),
     ({"program": "decode", "clips": 2}, "--clips: not of --program decode; clips are decoded one at a time"),

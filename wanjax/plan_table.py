@@ -24,9 +24,9 @@ def table(plan: dict[str, Any]) -> str:
                      f"{_gb(plan['minimum_collective_bytes'])}"),
     ]  # fmt: skip
     if plan["collectives"]:
-        lines.append(f"  {'collective':<20}{'dtype':<8}{'axes':<16}{'group':>6}{'count':>8}{'GB':>10}  link")
+        lines.append(f"  {'collective':<20}{'dtype':<10}{'axes':<16}{'group':>6}{'count':>8}{'GB':>10}  link")
     for each in plan["collectives"] or ():
-        lines.append(f"  {each['op']:<20}{each['dtype']:<8}{'+'.join(each['axes']) or '–':<16}{each['group']:>6}"
+        lines.append(f"  {each['op']:<20}{each['dtype']:<10}{'+'.join(each['axes']) or '–':<16}{each['group']:>6}"
                      f"{each['count']:>8}{each['bytes'] / 1e9:>10.4f}  {each['link']}")  # fmt: skip
     if estimate := plan["estimate"]:
         shares = ", ".join(f"{name} {estimate[f'{name}_seconds']:.3g} s"
