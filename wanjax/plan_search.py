@@ -1,9 +1,9 @@
 """Which mesh, which remat policy, what held where: the plans of a config that fit, the fastest first.
 
 All choices are ordered by a lower bound on their time, by formula alone. Those whose state and saved activations are
-larger than a device's memory are left out, and meshes that another one beats by formula: that is as fast, takes as little
-memory and sends as little with the same policies. The rest is compiled in that order until enough plans were made or no
-choice that is left can be faster than the fastest that fits.
+larger than a device's memory are left out, and meshes that another one beats by formula: that is as fast, takes as
+little memory and sends as little with the same policies. The rest is compiled in that order until enough plans were
+made or no choice that is left can be faster than the fastest that fits.
 """
 
 from __future__ import annotations

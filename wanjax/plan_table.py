@@ -51,8 +51,8 @@ def search_table(found: Search) -> str:
         lines.append(f"{number:>3} {'yes' if plan['fits'] else 'NO':<5}{time:>9}{mfu:>6}{peak:>9.2f}"
                      f"{plan['host_bytes'] / 1e9:>8.2f}{sent:>9}  {limit(plan):<12}{short(plan['overrides'])}")
     lines += [f"refused: {short(overrides)}: {reason}" for overrides, reason in found.refused]
-    lines.append(f"left out, by formula: {found.too_large} that are too large, {found.beaten} whose mesh another beats in "
-                 f"time, memory and bytes, {found.not_tried} no faster than the last that was tried")  # fmt: skip
+    lines.append(f"left out, by formula: {found.too_large} that are too large, {found.beaten} whose mesh another "
+                 f"beats in time, memory and bytes, {found.not_tried} no faster than the last one tried")  # fmt: skip
     return "\n".join(lines)
 
 
