@@ -252,5 +252,6 @@ def _kept_bytes(experiment: Experiment, mesh: Mesh, work: traffic.Work) -> int:
 
 
 def _rank(plan: dict[str, Any]) -> tuple[bool, float, float]:
-    seconds = plan["seconds_per_clip"]
-    return not plan["fits"], math.inf if seconds is None else seconds, plan["collective_bytes"] or math.inf
+    figures = (plan["seconds_per_clip"], plan["collective_bytes"])
+    seconds, sent = (math.inf if figure is None else figure for figure in figures)
+    return not plan["fits"], seconds, sent
