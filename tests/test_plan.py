@@ -102,23 +102,31 @@ def test_two_passes_gather_twice_and_without_guidance_there_is_one():
     assert once["minimum_collective_bytes"] < twice["minimum_collective_bytes"] < 2 * once["minimum_collective_bytes"]
 
 
-def test_the_codec_is_planned_over_rows_of_frames():
-    """Of 4 latent rows on 8 devices: encoding four clips at a time over the config's mesh, decoding one over all."""
-    apart = small(**{"mesh.fsdp": 4, "mesh.seq": 2})
-    encoding, decoding = plan(apart, CPU, Settings("encode")), plan(apart, CPU, Settings("decode"))
-    assert (encoding["clips"], encoding["mesh"]["seq"], decoding["clips"], decoding["mesh"]["seq"]) == (4, 2, 1, 8)
-    codec = hub.open_network(find_codec(apart.codec), "vae").config
-    assert encoding["flops_per_step"] == 4 * codec_work.clip_flops(codec, "encode", 3, 4, 4)
-    assert decoding["flops_per_step"] == codec_work.chunk_flops(codec, "decode", 4, 4)
-    for found in (encoding, decoding):
-        assert found["params"] == rows.count(vae_rows(codec)) and found["fits"]
-        assert {line["op"] for line in found["collectives"]} >= {"collective-permute", "all-gather"}
-        assert {tuple(line["axes"]) for line in found["collectives"]} == {("seq",)}
-        assert 0 < found["minimum_collective_bytes"] < found["collective_bytes"]
-    assert 0.7 < encoding["executed_flops"] / encoding["flops_per_step"] < 1  # zeros around a frame are left out
-    # half of the eight parts lie below the frame
-    assert 1 < decoding["executed_flops"] / decoding["flops_per_step"] < 2.1
-    assert "1 clips of 16 tokens" in table(decoding)
+def test_decoding_is_planned_over_rows_of_frames():
+    """Of 4 latent rows on 8 devices: the lower half of them has none."""
+    found = plan(small(**{"mesh.fsdp": 4, "mesh.seq": 2}), CPU, Settings("decode"))
+    codec = hub.open_network(find_codec(small().codec), "vae").config
+    assert (found["clips"], found["mesh"]["seq"], found["tokens"]) == (1, 8, 16)
+    assert found["flops_per_step"] == codec_work.chunk_flops(codec, "decode", 4, 4)
+    assert 1 < found["executed_flops"] / found["flops_per_step"] < 2.1
+    assert found["params"] == rows.count(vae_rows(codec)) and found["fits"]
+    assert {line["op"] for line in found["collectives"]} >= {"collective-permute", "all-gather"}
+    assert {tuple(line["axes"]) for line in found["collectives"]} == {("seq",)}
+    assert 0 < found["minimum_collective_bytes"] < found["collective_bytes"]
+
+
+def test_encoding_takes_clips_over_the_config_s_mesh():
+    experiment, mesh = programs.lay_out(small(**{"mesh.fsdp": 4, "mesh.seq": 2}), jax.devices())
+    program = programs.encode(experiment, mesh, clips=8)
+    codec = hub.open_network(find_codec(experiment.codec), "vae").config
+    assert program.flops == 8 * codec_work.clip_flops(codec, "encode", 3, 4, 4)
+    chunks = ((True, 1), (False, 2))
+    assert program.minimum == 2 * sum(count * codec_work.chunk_bytes(codec, "encode", 4, 4, 2, 4, first=first)
+                                      for first, count in chunks)  # fmt: skip
+    (_, video), _ = program.lower().args_info
+    assert (video.shape, video.dtype.name) == ((8, 9, 32, 32, 3), "uint8")
+    with pytest.raises(ConfigError, match="--clips = 3: expected a multiple of 4"):
+        programs.encode(experiment, mesh, clips=3)
 
 
 def test_parameters_in_host_memory_are_the_host_s():
@@ -210,6 +218,15 @@ def test_state_alone_that_is_too_large_wants_more_chips(monkeypatch):
     assert "seq" not in found
     held = [plan(small(), CPU, Settings("sample", holding=holding))["warnings"][-1] for holding in ("one", "blocks")]
     assert ["--holding blocks" in text for text in held] == [True, False]
+
+
+def test_a_gpu_whose_memory_jax_does_not_take_by_itself_is_told_of(monkeypatch):
+    monkeypatch.setattr("wanjax.topology.devices", lambda machine: jax.devices())
+    for peak, told in ((70_000_000_000, True), (60_000_000_000, False)):
+        monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments, dump, peak=peak: (
+            None, Memory(peak, 2_000_000_000)))  # fmt: skip
+        found = plan(small(), topology.parse("h100:1x8"), Settings("sample"))
+        assert found["fits"] and any("MEM_FRACTION=0.95" in warning for warning in found["warnings"]) == told
 
 
 @pytest.mark.parametrize("settings,message", [

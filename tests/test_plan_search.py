@@ -45,6 +45,8 @@ def test_what_can_be_chosen_goes_with_the_config(experiment):
     assert {choice.settings.passes for choice in sampling} == {"batched", "two"}
     with pytest.raises(PlanError, match="nothing is chosen for --program decode; expected one of train, sample"):
         choices(experiment, CPU, Settings("decode"), jax.devices())
+    for choice in found:
+        assert choice.experiment.model.remat == choice.overrides["config.model.remat"]
     alone = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch=3))
     with pytest.raises(PlanError, match="no mesh of 8 devices goes with this config: config.data.batch = 3"):
         choices(alone, CPU, TRAIN, jax.devices())
@@ -52,20 +54,21 @@ def test_what_can_be_chosen_goes_with_the_config(experiment):
 
 @pytest.fixture(scope="module")
 def tiny(experiment):
-    """Three plans of the tiny config, made by the planner itself."""
-    return search(experiment, CPU, TRAIN, jax.devices(), lambda chosen, own: plan(chosen, CPU, own), tries=2,
-                  refusals=(CompileError,))  # fmt: skip
+    """Two plans of the tiny config, made by the planner itself."""
+    return search(experiment, CPU, Settings("sample"), jax.devices(), lambda chosen, own: plan(chosen, CPU, own),
+                  tries=2, refusals=(CompileError,))  # fmt: skip
 
 
 def test_plans_of_simulated_devices_go_by_what_they_send(tiny, experiment):
     assert len(tiny.plans) == 2 and tiny.not_tried > 0 and tiny.refused == ()
     sent = [each["collective_bytes"] for each in tiny.plans]
     assert sent == sorted(sent) and all(each["fits"] for each in tiny.plans)
-    bounds = {short(choice.overrides): choice for choice in choices(experiment, CPU, TRAIN, jax.devices())}
+    known = choices(experiment, CPU, Settings("sample"), jax.devices())
+    bounds = {short(choice.overrides): choice for choice in known}
     for each in tiny.plans:
         choice = bounds[short(each["overrides"])]
         assert choice.memory < each["peak_bytes_per_device"]
-        assert choice.experiment.model.remat == each["overrides"]["config.model.remat"]
+        assert choice.settings.passes == each["overrides"]["--passes"]
         assert each["mesh"] == {axis: each["overrides"][f"config.mesh.{axis}"] for axis in each["mesh"]}
 
 
@@ -80,7 +83,7 @@ def made(seconds, fits=True, memory=10):
 def five(monkeypatch, experiment):
     """Choices with bounds of 1 to 5 seconds, of which the third is too large."""
     bounds = [(1.0, 0), (2.0, 0), (3.0, 10**15), (4.0, 0), (5.0, 0)]
-    known = [plan_search.Choice(experiment, TRAIN, {"config.mesh.fsdp": n + 2}, seconds, memory, 0)
+    known = [plan_search.Choice(experiment, TRAIN, {"config.mesh.fsdp": n + 2}, seconds, memory, 9 - n)
              for n, (seconds, memory) in enumerate(bounds)]  # fmt: skip
     monkeypatch.setattr(plan_search, "choices", lambda *given: known)
 
@@ -101,9 +104,22 @@ def test_what_cannot_be_faster_is_not_compiled(five, experiment):
     """A plan of 8 clips in 24 s takes 3 s a clip: the two choices of 4 and 5 s are not looked at."""
     found = tried(experiment, [made(40.0, fits=False), made(24.0)])
     assert [each["seconds_per_clip"] for each in found.plans] == [3.0, 5.0]  # what does not fit comes last
-    assert (found.too_large, found.not_tried) == (1, 2)
+    assert (found.too_large, found.beaten, found.not_tried) == (1, 0, 2)
     limited = tried(experiment, [made(400.0)], tries=1)
     assert (len(limited.plans), limited.not_tried) == (1, 3)
+
+
+def test_what_another_beats_in_everything_is_not_compiled(monkeypatch, experiment):
+    """Time, memory, bytes: the first beats the second; the third is better in one; the fifth equals the fourth."""
+    known = [plan_search.Choice(experiment, TRAIN, {"config.mesh.fsdp": n + 2}, *bounds)
+             for n, bounds in enumerate([(1.0, 5, 5), (1.0, 6, 5), (2.0, 4, 9), (3.0, 9, 1), (3.0, 9, 1)])]  # fmt: skip
+    monkeypatch.setattr(plan_search, "choices", lambda *given: known)
+    found = tried(experiment, [made(80.0), made(80.0), made(80.0)])
+    assert [each["overrides"]["config.mesh.fsdp"] for each in found.plans] == [2, 4, 5]
+    assert (found.beaten, found.not_tried) == (2, 0)
+    other = dataclasses.replace(known[1], settings=Settings("sample"))  # policies are not compared by formula
+    monkeypatch.setattr(plan_search, "choices", lambda *given: [known[0], other])
+    assert tried(experiment, [made(80.0), made(80.0)]).beaten == 0
 
 
 def test_a_choice_that_is_refused_is_told_and_the_others_go_on(five, experiment):
@@ -128,7 +144,7 @@ def test_a_search_is_shown_as_a_table_and_as_a_picture(five, experiment):
 def test_plans_without_an_estimate_are_shown_too():
     bare = {**made(1.0), "estimate": None, "collective_bytes": None, "overrides": {"--passes": "two"},
             "seconds_per_clip": None}  # fmt: skip
-    found = Search((bare,), (), 0, 0)
+    found = Search((bare,), (), 0, 0, 0)
     words = search_table(found).splitlines()[1].split()
     assert words == ["1", "yes", "–", "–", "10.00", "0.00", "–", "–", "passes", "two"]
     assert "not known" in chart(found, "x")

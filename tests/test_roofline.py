@@ -52,6 +52,7 @@ def test_simulated_devices_have_no_estimate():
 
 
 def test_recomputation_adds_forward_passes():
-    assert {policy: executed(policy, train=True) for policy in ("none", "full", "dots")} == {
+    assert {policy: executed(policy, train=True, kernels=False) for policy in ("none", "full", "dots")} == {
         "none": (3, 3), "full": (4, 4), "dots": (3, 4)}  # fmt: skip
-    assert all(executed(policy, train=False) == (1, 1) for policy in REMAT)
+    assert all(executed(policy, train=False, kernels=True) == (1, 1) for policy in REMAT)
+    assert executed("attention", train=True, kernels=True) == (4, 3.5)  # two products forward, five backward

@@ -33,6 +33,9 @@ _CLIPS = {"train": "a training step takes config.data.batch clips", "encode": "i
           "decode": "clips are decoded one at a time", "sample": ""}  # fmt: skip
 
 
+_PREALLOCATED = 0.75  # docs.jax.dev/en/latest/gpu_memory_allocation.html
+
+
 class PlanError(ValueError):
     """Something is asked for that cannot be planned."""
 
@@ -132,6 +135,9 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         "versions": versions(),
     }
     result["warnings"] = [*program.warnings, *_warnings(machine, found, work, compiled is None)]
+    if machine.platform == "gpu" and result["fits"] and memory.peak > _PREALLOCATED * limit:
+        result["warnings"].append(f"jax takes {_PREALLOCATED:.0%} of a GPU's memory unless it is told otherwise: set "
+                                  "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 there")  # fmt: skip
     if not result["fits"]:
         result["warnings"].append(
             remedies(experiment, result, memory, forwards=program.work.forwards, holding=settings.holding or "one",

@@ -1,8 +1,9 @@
 """Which mesh, which remat policy, what held where: the plans of a config that fit, the fastest first.
 
-All choices are ordered by a lower bound on their time, by formula alone; those whose state and saved activations are
-larger than a device's memory are left out. The rest is compiled in that order until enough plans were made or no choice
-that is left can be faster than the fastest that fits.
+All choices are ordered by a lower bound on their time, by formula alone. Those whose state and saved activations are
+larger than a device's memory are left out, and meshes that another one beats by formula: that is as fast, takes as
+little memory and sends as little with the same policies. The rest is compiled in that order until enough plans were
+made or no choice that is left can be faster than the fastest that fits.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from wanjax.topology import Topology
 
 SEARCHED = ("train", "sample", "encode")
 # Of the activations of one block and token that a policy keeps on the device at least: of width, and of ffn.
-_KEPT = {"none": (2, 1), "full": (1, 0), "attention": (2, 0), "dots": (6, 1)}
+# "none": inputs and outputs of the linear layers, and q, k before their norms; "dots": the outputs of all of them.
+_KEPT = {"none": (10, 2), "full": (1, 0), "attention": (2, 0), "dots": (7, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Choice:
     memory: int
     sent: int
 
+    @property
+    def policies(self) -> tuple[str, Settings]:
+        """What is chosen beside the mesh: formulas do not tell what it costs to fetch from the hosts' memory."""
+        return self.experiment.model.remat, self.settings
+
 
 @dataclasses.dataclass(frozen=True)
 class Search:
@@ -61,12 +68,14 @@ class Search:
             "seconds_per_clip", null for simulated devices.
         refused: choices that a compiler refused for another reason than memory, with what it said.
         too_large: choices left out because they cannot fit.
+        beaten: choices left out because another mesh is as good in all three by formula.
         not_tried: choices left out because enough plans were made, or none of them can be faster.
     """
 
     plans: tuple[dict[str, Any], ...]
     refused: tuple[tuple[dict[str, Any], str], ...]
     too_large: int
+    beaten: int
     not_tried: int
 
 
@@ -121,7 +130,9 @@ def search(
     """
     known = choices(experiment, machine, settings, devices)
     limit = machine.hbm_bytes()
-    left = [choice for choice in known if choice.memory <= limit]
+    fitting = [choice for choice in known if choice.memory <= limit]
+    left = [choice for place, choice in enumerate(fitting) if not any(
+        _beats(other, choice, earlier=before < place) for before, other in enumerate(fitting))]  # fmt: skip
     plans, refused, best = [], [], math.inf
     for tried, choice in enumerate(left):
         if tried == tries or choice.seconds > best:
@@ -137,7 +148,18 @@ def search(
         if plan["fits"] and seconds is not None:
             best = min(best, seconds)
     plans.sort(key=_rank)
-    return Search(tuple(plans), tuple(refused), len(known) - len(left), len(left) - len(plans) - len(refused))
+    return Search(tuple(plans), tuple(refused), len(known) - len(fitting), len(fitting) - len(left),
+                  len(left) - len(plans) - len(refused))  # fmt: skip
+
+
+def _beats(one: Choice, other: Choice, *, earlier: bool) -> bool:
+    """Whether its mesh is as good in everything, and better in something or equal and earlier."""
+    if one.policies != other.policies:
+        return False
+    pairs = ((one.seconds, other.seconds), (one.memory, other.memory), (one.sent, other.sent))
+    if any(own > others for own, others in pairs):
+        return False
+    return earlier or any(own < others for own, others in pairs)
 
 
 def short(overrides: dict[str, Any]) -> str:
@@ -187,7 +209,8 @@ def _bounds(
 ) -> tuple[float, int, int] | None:
     """Seconds of one clip, memory, and bytes sent, at least; None where clips do not divide."""
     model = experiment.model
-    if settings.program == "train":
+    frozen = experiment.lora.rank > 0
+    if settings.program == "train" and not frozen:  # without building the program of every mesh
         work, table = programs.training_work(experiment), dit_rows(model)
         least = traffic.minimum(model, table, mesh, work)
         held = round((copies or 0) * _shard(table, mesh)) + _kept_bytes(experiment, mesh, work)
@@ -197,10 +220,14 @@ def _bounds(
         except ConfigError:
             return None
         work, least, held = program.work, program.minimum, argument_bytes(program.arguments)
+        if work.train:
+            held += _kept_bytes(experiment, mesh, work)
     if settings.program == "encode":
-        matmul, attention = program.flops, 0
+        matmul, attention = float(program.flops), 0.0
     else:
-        forwards = [work.clips * work.forwards * times for times in roofline.executed(model.remat, train=work.train)]
+        kernels = machine.chip is not None and model.attention not in ("plain", "blockwise")
+        times_of = roofline.executed(model.remat, train=work.train, kernels=kernels, frozen=frozen and work.train)
+        forwards = [work.clips * work.forwards * times for times in times_of]
         matmul = forwards[0] * flops.matmul(model, work.tokens, work.text_tokens)
         attention = forwards[1] * flops.attention(model, work.tokens, work.text_tokens)
     total = roofline.estimate(machine, model_flops=matmul, matmul_flops=matmul, attention_flops=attention,
@@ -228,5 +255,6 @@ def _kept_bytes(experiment: Experiment, mesh: Mesh, work: traffic.Work) -> int:
 
 
 def _rank(plan: dict[str, Any]) -> tuple[bool, float, float]:
-    seconds = plan["seconds_per_clip"]
-    return not plan["fits"], math.inf if seconds is None else seconds, plan["collective_bytes"] or math.inf
+    figures = (plan["seconds_per_clip"], plan["collective_bytes"])
+    seconds, sent = (math.inf if figure is None else figure for figure in figures)
+    return not plan["fits"], seconds, sent

@@ -24,9 +24,9 @@ def table(plan: dict[str, Any]) -> str:
                      f"{_gb(plan['minimum_collective_bytes'])}"),
     ]  # fmt: skip
     if plan["collectives"]:
-        lines.append(f"  {'collective':<20}{'dtype':<8}{'axes':<16}{'group':>6}{'count':>8}{'GB':>10}  link")
+        lines.append(f"  {'collective':<20}{'dtype':<10}{'axes':<16}{'group':>6}{'count':>8}{'GB':>10}  link")
     for each in plan["collectives"] or ():
-        lines.append(f"  {each['op']:<20}{each['dtype']:<8}{'+'.join(each['axes']) or '–':<16}{each['group']:>6}"
+        lines.append(f"  {each['op']:<20}{each['dtype']:<10}{'+'.join(each['axes']) or '–':<16}{each['group']:>6}"
                      f"{each['count']:>8}{each['bytes'] / 1e9:>10.4f}  {each['link']}")  # fmt: skip
     if estimate := plan["estimate"]:
         shares = ", ".join(f"{name} {estimate[f'{name}_seconds']:.3g} s"
@@ -51,8 +51,8 @@ def search_table(found: Search) -> str:
         lines.append(f"{number:>3} {'yes' if plan['fits'] else 'NO':<5}{time:>9}{mfu:>6}{peak:>9.2f}"
                      f"{plan['host_bytes'] / 1e9:>8.2f}{sent:>9}  {limit(plan):<12}{short(plan['overrides'])}")
     lines += [f"refused: {short(overrides)}: {reason}" for overrides, reason in found.refused]
-    lines.append(f"left out: {found.too_large} choices that are too large by formula, {found.not_tried} whose lower "
-                 "bound on the time is no better than that of the last that was tried")  # fmt: skip
+    lines.append(f"left out, by formula: {found.too_large} that are too large, {found.beaten} whose mesh another "
+                 f"beats in time, memory and bytes, {found.not_tried} no faster than the last one tried")  # fmt: skip
     return "\n".join(lines)
 
 

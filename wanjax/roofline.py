@@ -38,16 +38,17 @@ class Estimate:
     mfu: float
 
 
-def executed(remat: str, *, train: bool, frozen: bool = False) -> tuple[int, int]:
-    """How many forward passes' work one step is: products with parameters, and attention.
+def executed(remat: str, *, train: bool, kernels: bool, frozen: bool = False) -> tuple[float, float]:
+    """How many forward passes' work one step is at least: products with parameters, and attention.
 
     A backward pass is two forward passes, of products with ``frozen`` parameters one; recomputation adds one of what is
-    made again.
+    made again. Attention's kernels do not keep the weights: their backward pass makes one of the two forward products
+    again, whatever is recomputed.
     """
     if not train:
         return 1, 1
     matmul, attention = _AGAIN.get(remat, (1, 1))
-    return 3 - frozen + matmul, 3 + attention
+    return 3 - frozen + matmul, 3 + attention + (0.5 if kernels else 0)
 
 
 def estimate(

@@ -145,6 +145,8 @@ def prepare(topology: Topology) -> None:
     The accelerator that the machine may have is left alone.
     """
     jax.config.update("jax_platforms", "cpu")
+    if topology.chip:  # a program for what is not here cannot be read back from jax's own cache
+        jax.config.update("jax_enable_compilation_cache", False)
     if topology.kind == "cpu":
         _set_flag("--xla_force_host_platform_device_count", topology.devices)
     elif topology.platform == "gpu":
