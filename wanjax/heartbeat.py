@@ -102,7 +102,8 @@ class Watch:
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" in str(error):
                     continue
-                end = {"code": LOST, "said": f"{self._cluster.names[0]}: its coordination service is gone, lost"}
+                gone = "is gone" if "UNAVAILABLE" in str(error) else f"failed ({error})"
+                end = {"code": LOST, "said": f"{self._cluster.names[0]}: its coordination service {gone}, lost"}
             if not end["said"].startswith(f"{self._name} ended"):
                 self._end(end["code"], end["said"])
             return
@@ -122,7 +123,7 @@ class Watch:
                                 break
                         except TimeoutError:
                             continue
-            except ConnectionResetError:
+            except (ConnectionResetError, TimeoutError):
                 continue
             except ConnectionRefusedError:
                 if not self._closing.is_set():
