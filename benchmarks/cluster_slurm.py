@@ -219,6 +219,7 @@ def main() -> None:
               "install slurmctld slurmd slurm-client munge)")
         return
     os.environ["PATH"] += ":/usr/sbin"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the daemons end with it
     text = prove(options.folder.absolute(), options.patience)
     print(text)
     if options.result:

@@ -148,6 +148,8 @@ def main(argv: list[str]) -> None:
         cluster = start(given.coordinator, given.processes, given.process)
     except ClusterError as error:
         sys.exit(f"error: {error}")
+    if cluster.processes > 1:
+        print(f"{cluster.names[cluster.process]}, one of {cluster.processes}", flush=True)
     with Watch(cluster) as watch:
         try:
             run(config_lib.from_config_dict(given.config), given.workdir, cluster, given.logs)

@@ -1,5 +1,7 @@
 """A process that is lost or fails ends the others, by name."""
 
+import dataclasses
+import socket
 import threading
 import time
 
@@ -90,6 +92,24 @@ def test_the_loss_of_the_store_is_the_loss_of_process_0(capsys):
     with Watch(clusters(2, Gone())[1], **QUICK, leave=end):
         assert end.wait() == LOST
     assert "pid 101) ends: process 0 (host h0, pid 100): its coordination service" in capsys.readouterr().err
+
+
+def test_the_death_of_process_0_is_seen_by_the_end_of_a_connection(capsys):
+    end = Ended()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        [_, own] = clusters(2)
+        with Watch(dataclasses.replace(own, coordinator=address), **QUICK, leave=end):
+            first, _ = server.accept()
+            first.close()  # a service that hears nothing for long: it is there when asked again
+            second, _ = server.accept()
+            time.sleep(0.2)
+            assert end.code is None
+            server.close()
+            second.close()
+            assert end.wait() == LOST
+    said = capsys.readouterr().err
+    assert f"pid 101) ends: process 0 (host h0, pid 100): nothing answers at {address}, lost" in said
 
 
 def test_a_single_process_has_nothing_to_watch():

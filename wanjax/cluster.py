@@ -51,12 +51,14 @@ class Cluster:
         processes: how many there are.
         names: of each, for messages: index, host and process id.
         store: None for a single process.
+        coordinator: host:port at which process 0 holds the store.
     """
 
     process: int = 0
     processes: int = 1
     names: tuple[str, ...] = ("process 0",)
     store: Store | None = None
+    coordinator: str = ""
 
     @property
     def first(self) -> bool:
@@ -177,7 +179,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
         raise ClusterError(f"{', '.join(n for n in given if n not in missing)} without {' and '.join(missing)}: give "
                            "all three on each process, or none where SLURM, Kubernetes or Cloud TPU starts "
                            "them")  # fmt: skip
-    kind = "--coordinator"
+    kind, arguments = "--coordinator", dict[str, Any]()
     if not missing:
         assert coordinator and processes and process is not None
         if ":" not in coordinator or not 0 <= process < processes:
@@ -187,11 +189,11 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
                          cluster_detection_method="deactivate")  # fmt: skip
     else:
         # on a TPU's machine that is told to use its processor there is nothing to be several of
-        tpu = cloud_tpu_init.running_in_cloud_tpu_vm and "tpu" in (jax.config.jax_platforms or "tpu")
+        tpu = cloud_tpu_init.running_in_cloud_tpu_vm and "tpu" in (os.environ.get("JAX_PLATFORMS") or "tpu")
         found = detected(os.environ, tpu=tpu)
         if found is None:
             return Cluster()
-        kind, arguments = found, {}
+        kind = found
         if kind == "Kubernetes" and importlib.util.find_spec("kubernetes") is None:
             raise ClusterError("this is a pod of an indexed Job, and JAX finds the others with the package kubernetes, "
                                "which is not installed: pip install \"wanjax[k8s]\", or give --processes=1 if it is "
@@ -204,6 +206,6 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     state = distributed.global_state
     if state.num_processes == 1:
         return Cluster()
-    alone = Cluster(state.process_id, state.num_processes, (), state.client)
+    alone = Cluster(state.process_id, state.num_processes, (), state.client, state.coordinator_address)
     own = f"process {state.process_id} (host {socket.gethostname()}, pid {os.getpid()})"
     return dataclasses.replace(alone, names=tuple(alone.gather("names", own)))

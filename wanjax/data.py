@@ -155,7 +155,7 @@ def rows_of_process(sharding: jax.sharding.Sharding, batch: int) -> tuple[int, .
     Where ``seq`` or ``tensor`` reach over processes, several processes hold the same rows; where the mesh follows a
     torus, those of one process need not lie side by side.
     """
-    held = sharding.addressable_devices_indices_map((batch,)).values()
+    held = [part for part in sharding.addressable_devices_indices_map((batch,)).values() if part is not None]
     return tuple(sorted({row for (part,) in held for row in range(batch)[part]}))
 
 
@@ -164,7 +164,8 @@ def to_global(batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding, 
     place = {row: i for i, row in enumerate(rows_of_process(sharding, clips))}
 
     def array(own: np.ndarray) -> jax.Array:
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # asked for this process's devices alone
             wanted = range(clips)[index[0]]
             return own[place[wanted[0]] : place[wanted[-1]] + 1]
 

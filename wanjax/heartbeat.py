@@ -2,15 +2,18 @@
 
 Every process sets a beat in the coordination service's store, and process 0 looks at them. It says who has shown no
 sign of life; a process that fails says so itself. What is said reaches all at once, and each prints it and ends hard:
-nothing that needs the others can be closed any more. JAX's own heartbeat
-(:data:`wanjax.cluster.HEARTBEAT_SECONDS`), which knows numbers and no names, stands behind this one; it alone ends a
-process whose threads no longer run.
+nothing that needs the others can be closed any more.
+
+JAX's own heartbeat (:data:`wanjax.cluster.HEARTBEAT_SECONDS`), which knows numbers and no names, stands behind this
+one; it alone ends a process whose threads no longer run. When process 0 dies, and the store with it, JAX aborts the
+others within half a second: to be quicker they each keep a connection to it, whose end the operating system tells.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -45,11 +48,14 @@ class Watch:
         self._name = cluster.names[cluster.process]
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._ending = threading.Lock()  # for good, by the first that says why this process ends
         self._missed: dict[str, tuple[str, int]] = {}  # last beat of each process, and for how many looks it was that
 
     def __enter__(self) -> Watch:
         if self._cluster.store is not None:
             self._thread.start()
+            if self._cluster.coordinator and not self._cluster.first:
+                threading.Thread(target=self._hold, name="connection to process 0", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -78,7 +84,7 @@ class Watch:
         self._say(FAILED, f"{self._name} ended: {message}")
         if self._cluster.first:
             time.sleep(2 * self._interval)  # it holds the store, in which the others have to read this
-        self._end(FAILED)
+        self._end(FAILED, "")
         raise SystemExit(FAILED)
 
     def _run(self) -> None:
@@ -96,11 +102,35 @@ class Watch:
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" in str(error):
                     continue
-                end = {"code": LOST, "said": f"{self._cluster.names[0]}: its coordination service is gone, lost"}
+                gone = "is gone" if "UNAVAILABLE" in str(error) else f"failed ({error})"
+                end = {"code": LOST, "said": f"{self._cluster.names[0]}: its coordination service {gone}, lost"}
             if not end["said"].startswith(f"{self._name} ended"):
-                print(f"{self._name} ends: {end['said']}", file=sys.stderr)
-                self._end(end["code"])
+                self._end(end["code"], end["said"])
             return
+
+    def _hold(self) -> None:
+        """Keeps a connection to the coordination service's port, and ends this process when there is no other one.
+
+        It says nothing; a service that closes it for that is there when it is opened again.
+        """
+        host, _, port = self._cluster.coordinator.rpartition(":")
+        while not self._closing.is_set():
+            try:
+                with socket.create_connection((host.strip("[]"), int(port)), timeout=self._interval) as line:
+                    while not self._closing.is_set():
+                        try:
+                            if not line.recv(1 << 12):
+                                break
+                        except TimeoutError:
+                            continue
+            except (ConnectionResetError, TimeoutError):
+                continue
+            except ConnectionRefusedError:
+                if not self._closing.is_set():
+                    self._end(LOST, f"{self._cluster.names[0]}: nothing answers at {self._cluster.coordinator}, lost")
+                return
+            except OSError:  # no route, no name: what the store's own connection meets says more
+                return
 
     def _silent(self, beats: dict[str, str]) -> list[int]:
         """Processes without a new beat for too many looks: of looks, so that a pause of this one harms nobody."""
@@ -126,7 +156,11 @@ class Watch:
             if "ALREADY_EXISTS" not in str(error):  # the first to say something is the one to look at
                 raise
 
-    def _end(self, code: int) -> None:
+    def _end(self, code: int, said: str) -> None:
+        if not self._ending.acquire(blocking=False):
+            return
+        if said:
+            print(f"{self._name} ends: {said}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         self._leave(code)

@@ -36,8 +36,8 @@ def make_preview(expert: str, model: WanDiT, codec: Codec, batch: Mapping[str, n
     """
     ways = 1 if model.mesh is None else math.prod(model.mesh.shape[axis] for axis in partition.BATCH)
     made = -(-clips // ways) * ways
-    x0, text = (np.asarray(batch[k][:made]) for k in ("latents", "text"))
-    image = np.asarray(batch["image"][:made]) if reads_image(model.config) else None
+    x0, text = (jnp.asarray(batch[k][:made]) for k in ("latents", "text"))
+    image = jnp.asarray(batch["image"][:made]) if reads_image(model.config) else None
     given = share(model.config, first_frame, min(clips, len(x0)), len(x0))
     f, h, w = x0.shape[1:4]
     shown, grid = condition(model.config, x0, given, image), model.config.grid((f, h, w))
