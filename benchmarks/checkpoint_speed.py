@@ -108,7 +108,7 @@ def save_rounds(flags: argparse.Namespace) -> dict[str, Any]:
     abstract, experiment = shapes(flags.layers, flags.devices)
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: jax.device_put(
-        rng.standard_normal(x.shape, np.float32) if x.dtype == np.float32 else np.ones(x.shape, x.dtype), x.sharding),
+        rng.random(x.shape, np.float32) if x.dtype == np.float32 else np.ones(x.shape, x.dtype), x.sharding),
         abstract)  # fmt: skip
     jax.block_until_ready(state)
     folder, other = flags.folder / "checkpoints", flags.folder / "other"
