@@ -1,12 +1,12 @@
-"""A run whose folder is gs://: trained, killed, resumed, opened, against a server of the store's protocol on this machine.
+"""A run whose folder is gs://: trained, killed, resumed, opened, against a server of the protocol on this machine.
 
     pip install 'wanjax[gcs]'
     python -m benchmarks.checkpoint_object_store --folder SCRATCH
 
 A server in this process answers what Google Cloud Storage's JSON interface answers to the two clients that a run uses,
-TensorStore's own (arrays) and gcsfs (everything else), and keeps objects in memory. ``experiments.train`` trains the tiny
-config on ``gs://bucket/run`` with its logs in a local folder, is killed, and goes on; the state has to be bit for bit that
-of a run in a local folder. It says nothing about speed, and nothing about rights, quotas and faults of the real service.
+TensorStore's own (arrays) and gcsfs (everything else), and keeps objects in memory. ``experiments.train`` trains the
+tiny config on ``gs://bucket/run`` with its logs in a local folder, is killed, and goes on; the state has to be bit for
+bit that of a run in a local folder. It says nothing about speed, nor about rights, quotas and faults of the service.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if len(path) == 1:
             return self.answer(200, {"kind": "storage#bucket", "name": BUCKET})
         if len(path) == 2:
-            return self.answer(200, self.store.listed(query.get("prefix", ""), query.get("delimiter", ""),
-                                                      query.get("startOffset", ""), query.get("endOffset", "")))  # fmt: skip
+            asked = (query.get(name, "") for name in ("prefix", "delimiter", "startOffset", "endOffset"))
+            return self.answer(200, self.store.listed(*asked))
         name = path[2]
         if name not in self.store.objects:
             return self.answer(404, {"error": {"code": 404, "message": f"no such object: {name}"}})
@@ -174,7 +174,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if line.startswith("DELETE "):
                 name = urllib.parse.unquote(line.split()[1].split("/o/")[1].split("?")[0])
                 gone = self.store.objects.pop(name, None)
-                answers.append(f"--mark\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {204 if gone else 404} \r\n\r\n")
+                status = f"HTTP/1.1 {204 if gone else 404} \r\n\r\n"
+                answers.append(f"--mark\r\nContent-Type: application/http\r\n\r\n{status}")
         self.answer(200, ("".join(answers) + "--mark--\r\n").encode(), Content_Type="multipart/mixed; boundary=mark")
 
 
@@ -234,8 +235,8 @@ def main() -> None:
                     and name.split("/")[3].isdigit()})  # fmt: skip
     if len(steps) != 2 or (ROOT / "gs:").exists() or (folder / "gs:").exists():
         sys.exit(f"error: checkpoints of steps {steps} in the store, expected the newest two and none elsewhere")
-    print(f"gs://bucket/run, killed once and resumed: all {len(found)} arrays at step {opened.step} are bit for bit those "
-          f"of a local run; kept steps {steps}; fingerprint {opened.fingerprint[:12]}; {len(store.objects)} objects")
+    print(f"gs://bucket/run, killed once and resumed: all {len(found)} arrays at step {opened.step} are bit for bit "
+          f"those of a local run; kept steps {steps}; fingerprint {opened.fingerprint[:12]}; {len(store.objects)} objects")
     shutil.rmtree(folder)
 
 
