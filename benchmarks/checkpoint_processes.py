@@ -131,7 +131,7 @@ def together(flags: argparse.Namespace, work: str, processes: int, mesh: dict[st
             process.kill()
     if any(process.returncode for process in running):
         sys.exit("error: " + "\n".join(outputs))
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    return [json.loads(next(line for line in output.splitlines() if line.startswith("{"))) for output in outputs]
 
 
 def hold(said: str, true: bool) -> None:
