@@ -14,7 +14,19 @@ from experiments import convert
 from experiments import sample as launcher
 from tests.test_sample import DIT, QUICK, TEXT, VAE, randomised
 from tests.test_train import ALONE, lines, make_mesh
-from wanjax import checkpoint, config, generate, hub, lora, lora_factors, objectives, partition, pipeline, train, warm_start
+from wanjax import (
+    checkpoint,
+    config,
+    generate,
+    hub,
+    lora,
+    lora_factors,
+    objectives,
+    partition,
+    pipeline,
+    train,
+    warm_start,
+)
 from wanjax.experts import Expert
 from wanjax.lora_config import LoraConfig
 from wanjax.models import rows
