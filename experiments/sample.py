@@ -246,7 +246,7 @@ def _with_loras(
         if mode == "beside" and experts[name].changes:
             raise ValueError(f"lora_{name}: the run's own LoRA is beside the {name}-noise expert's weights already: "
                              "merge files into them (--lora_mode into), or write the run's as a file "
-                             "(experiments.convert --only lora) and give all to the weights it was trained beside")  # fmt: skip
+                             "(experiments.convert --only lora) and give all to what it is for")  # fmt: skip
         if mode == "beside":
             beside = lora_factors.factors(table, opened, mesh=model.mesh)
             experts[name] = dataclasses.replace(experts[name], changes=beside)

@@ -1,4 +1,5 @@
 """The formula counts what the network computes, and nothing that it recomputes."""
+import dataclasses
 import math
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from wanjax import config, flops
 from wanjax.models.dit import WanDiT
 from wanjax.models.dit_config import DiTConfig
+from wanjax.models.rows.dit import dit_rows
 
 
 def products(jaxpr):
@@ -60,3 +62,17 @@ def test_14b_at_720p_takes_19_6_petaflops_a_clip_most_of_it_in_self_attention():
 def test_recomputing_is_not_counted():
     sizes = dict(width=24, heads=2, layers=2, ffn=40)
     assert flops.training(DiTConfig(remat="full", **sizes), 64, 5) == flops.training(DiTConfig(**sizes), 64, 5)
+
+
+def test_a_lora_counts_frozen_products_once_going_backward_and_factors_thrice():
+    experiment = config.load("configs/t2v_a14b_lora.py")
+    model, size = experiment.model, (32760, 512)
+    table = dit_rows(model)
+    factors = experiment.lora.rows(table)
+    whole, found = flops.training(model, *size), flops.lora_training(model, *size, factors)
+    # per block: q, k, v, o of the video twice over, of the text k and v, and the feed-forward
+    wide, narrow = 2 * 32 * 2 * model.width, 2 * 32 * (model.width + model.ffn)
+    beside = model.layers * (32760 * (6 * wide + 2 * narrow) + 512 * 2 * wide)
+    assert found == whole - flops.matmul(model, *size) + 3 * beside
+    outside = dataclasses.replace(experiment.lora, targets=("head/projection/kernel",)).rows(table)
+    assert flops.lora_training(model, *size, outside) == whole - flops.matmul(model, *size)

@@ -86,12 +86,12 @@ def _open_run(
 
 def _saved_expert(model: WanDiT, saved: checkpoint.SavedExpert) -> Expert:
     """As it was trained: a LoRA beside the weights that it was trained beside, in their dtype."""
-    weights = warm_start.weights_of(saved)
     if not saved.config.lora.rank:
-        return Expert(model, lambda places: weights.read(places, "float32"), weights.fingerprint, "float32")
+        return Expert(model, lambda places: saved.read(places)[0], saved.fingerprint, "float32")
     base, dtype = warm_start.base_of(saved), saved.config.lora.base_dtype
     beside = lora_factors.factors(dit_rows(model.config), [(warm_start.lora_of(saved), 1.0)], mesh=model.mesh)
-    return Expert(model, lambda places: base.read(places, dtype), weights.fingerprint, dtype, beside)
+    both = warm_start.joint_fingerprint(base, saved)
+    return Expert(model, lambda places: base.read(places, dtype), both, dtype, beside)
 
 
 def _open_released(

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -120,8 +120,12 @@ def weights_of(saved: SavedExpert) -> Weights:
     def merged(places: Any, dtype: str) -> Any:
         return lora.merge(base.read(places, dtype), dit_rows(config.model), [(lora_of(saved), 1.0)], donate=True)
 
-    both = hashlib.sha256(f"{base.fingerprint} {saved.fingerprint}".encode()).hexdigest()
-    return Weights(where, both, merged)
+    return Weights(where, joint_fingerprint(base, saved), merged)
+
+
+def joint_fingerprint(base: Weights, saved: SavedExpert) -> str:
+    """Tells a run's LoRA beside its frozen weights from others."""
+    return hashlib.sha256(f"{base.fingerprint} {saved.fingerprint}".encode()).hexdigest()
 
 
 def base_of(saved: SavedExpert) -> Weights:
@@ -136,7 +140,7 @@ def base_of(saved: SavedExpert) -> Weights:
     return base
 
 
-def check_base(base: Weights, about: Any, folder: pathlib.Path) -> None:
+def check_base(base: Weights, about: Mapping[str, Any], folder: pathlib.Path) -> None:
     """Refuses frozen weights that are not those of a checkpoint's record.
 
     Raises:

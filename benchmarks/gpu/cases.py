@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from wanjax import codec_work, config, flops, partition, programs
@@ -31,8 +32,8 @@ SIZES = {32760: (480, 832), 75600: (720, 1280)}  # N of a clip of FRAMES frames:
 TINY = {12: (32, 32), 80: (64, 64)}
 TINY_FRAMES = {12: 9, 80: 17}
 SMALL = {"model.width": 32, "model.heads": 2, "model.ffn": 64, "model.text_dim": 16, "text.length": 8}
-SMALL_CODEC = VAEConfig(base_dim=4, num_res_blocks=1)
-_LARGE = 2**28  # elements of an array above which its first axis is filled with copies
+SMALL_CODEC = VAEConfig(base_dim=4, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
+_SMALL, _LARGE = 2**20, 2**28  # elements: up to the one drawn on the host, above the other one layer for all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +95,9 @@ def _block(tokens: int, tiny: bool) -> Case:
            tuple(table.update(shape=(2, model.head_dim // 2)) for table in angles))  # fmt: skip
     params = jax.eval_shape(plain.init, jax.random.key(0), *few)
     params, inputs = (_placed(tree, _first_device()) for tree in (params, inputs))
-    return Case("block", f"forward of one block, {tokens:,} tokens", jax.jit(block.apply).lower(params, *inputs),
-                (params, inputs), flops.forward(model, tokens, text), lambda: (_fill(params), *_fill(inputs)))  # fmt: skip
+    lowered = jax.jit(block.apply).lower(params, *inputs)
+    return Case("block", f"forward of one block, {tokens:,} tokens", lowered, (params, inputs),
+                flops.forward(model, tokens, text), lambda: (_fill(params), *_fill(inputs)))  # fmt: skip
 
 
 def _training(name: str, size: tuple[int, int, int], layers: int, changes: Mapping[str, Any], tiny: bool) -> Case:
@@ -114,7 +116,7 @@ def _training(name: str, size: tuple[int, int, int], layers: int, changes: Mappi
     batch = _placed(batch, partition.batch_sharding(mesh))
 
     def make() -> tuple[Any, ...]:
-        moments = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), state.opt_state)
+        moments = jax.tree.map(_zeros, state.opt_state)
         first = dataclasses.replace(_fill(dataclasses.replace(state, opt_state=None)), opt_state=moments)
         beside = () if base is None else (_fill(base),)
         return (first, _fill(batch), jax.random.key(0), None, *beside)
@@ -157,13 +159,23 @@ def _fill(tree: Any) -> Any:
 
 
 def _random(leaf: jax.ShapeDtypeStruct, number: int) -> jax.Array:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return _zeros(leaf)
+    size = math.prod(leaf.shape)
+    if size <= _SMALL:
+        values = np.random.default_rng(number).standard_normal(leaf.shape, np.float32)
+        return jax.device_put((0.02 * values).astype(leaf.dtype), leaf.sharding)
+
     @functools.partial(jax.jit, out_shardings=leaf.sharding)
     def draw() -> jax.Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jnp.zeros(leaf.shape, leaf.dtype)
         # of a stack one layer is drawn: setting up must not take more memory than what is measured
-        drawn = leaf.shape[1:] if math.prod(leaf.shape) > _LARGE else leaf.shape
-        values = 0.02 * jax.random.normal(jax.random.key(number), drawn, leaf.dtype)
-        return jnp.broadcast_to(values, leaf.shape)
+        drawn = leaf.shape[1:] if size > _LARGE else leaf.shape
+        return jnp.broadcast_to(0.02 * jax.random.normal(jax.random.key(number), drawn, leaf.dtype), leaf.shape)
 
     return draw()
+
+
+def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    if math.prod(leaf.shape) <= _SMALL:
+        return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+    return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)

@@ -95,10 +95,12 @@ def line(found: dict[str, Any]) -> str:
     """One line of the table."""
     mfu = "–" if found["mfu"] is None else f"{found['mfu']:.1%}"
     used, planned = found["peak_bytes"], found["predicted_peak_bytes"]
-    apart = "–" if used is None else f"{used / 1e9:.2f} | {planned / 1e9:.2f} ({planned / used - 1:+.1%})"
+    memory = f"– | {planned / 1e9:.4g}"
+    if used is not None:
+        memory = f"{used / 1e9:.2f} | {planned / 1e9:.2f} ({planned / used - 1:+.1%})"
     least = found["predicted_seconds_at_least"]
-    return (f"| {found['what']} | {found['seconds']:.4g} | {found['flops_per_second'] / 1e12:.4g} | {mfu} | "
-            f"{apart if used else f'– | {planned / 1e9:.4g}'} | {'–' if least is None else f'{least:.4g}'} |")  # fmt: skip
+    return (f"| {found['what']} | {found['seconds']:.4g} | {found['flops_per_second'] / 1e12:.4g} | {mfu} | {memory} | "
+            f"{'–' if least is None else f'{least:.4g}'} |")  # fmt: skip
 
 
 def changes_of(words: list[str]) -> dict[str, Any]:

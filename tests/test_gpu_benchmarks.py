@@ -1,0 +1,59 @@
+"""The cases for GPUs run at a small size here, and are refused where there is no GPU or too little memory."""
+
+import json
+
+import jax
+import pytest
+
+from benchmarks.gpu import cases, run
+from wanjax import device_memory, flops
+from wanjax.models.dit_config import DiTConfig
+
+
+def test_every_case_runs_and_stands_beside_what_was_planned(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    asked = ["block", "lora", "decode"]  # "train" is built as "lora" is
+    for name in asked:
+        few = ["--set", "lora.targets=('blocks/ffn/out/kernel',)", "--layers", "1"] if name == "lora" else []
+        assert run.main(["--tiny", "--tokens", "12", "--calls", "1", "--json", str(tmp_path / "found.jsonl"), "--case",
+                         name, *few]) == 0  # fmt: skip
+    found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert [each["case"] for each in found] == asked
+    for each in found:
+        assert each["seconds"] > 0 and each["predicted_peak_bytes"] > 0 and each["model_flops"] > 0
+        assert each["mfu"] is None and each["peak_bytes"] is None  # a CPU's are not known
+    block, lora, decode = (each["what"] for each in found)
+    assert "one block, 12 tokens" in block and "9 frames of 32 × 32" in decode
+    assert "factors of rank 4, 1 blocks, 1 clips of 12 tokens" in lora
+    assert capsys.readouterr().out.count("\n| ") == 2 * len(asked)
+
+
+def test_a_training_step_of_all_weights_is_built_too():
+    one = cases.case("train", 12, layers=1, changes={"model.remat": "full"}, tiny=True)
+    assert "all weights, 1 blocks, 8 clips of 12 tokens, remat full" in one.what
+    assert one.flops == 8 * 3 * flops.forward(DiTConfig(32, 2, 1, 64), 12, 8)
+
+
+def test_without_a_gpu_the_cases_are_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["--case", "block"])
+    assert stopped.value.code == 1 and "no GPU here: jax sees 'cpu'" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_refused_before_it_runs(capsys, monkeypatch):
+    monkeypatch.setattr(run, "free_bytes", lambda devices: 1000)
+    assert run.main(["--tiny", "--case", "block", "--tokens", "12"]) == 1
+    assert "needs 0.0 GB of each device" in capsys.readouterr().err
+    assert device_memory.free_bytes(jax.devices()) > 1000
+
+
+@pytest.mark.parametrize("arguments,message", [
+    (["--tokens", "13"], "--tokens 13: expected one of 12, 80"),
+    (["--tokens", "12", "--case", "block", "--set", "model.remat=full"], "--set is of a config"),
+    (["--tokens", "12", "--case", "train", "--set", "remat"], "--set 'remat': expected field=value"),
+    (["--tokens", "12", "--case", "train", "--set", "model.remt=full"], "did you mean 'remat'"),
+])  # fmt: skip
+def test_a_mistake_is_named(arguments, message, capsys):
+    assert run.main(["--tiny", *arguments]) >= 1
+    assert message in capsys.readouterr().err
