@@ -332,8 +332,8 @@ def test_the_command_starts_a_clip_from_an_image(image_release, tmp_path):
     stored = video.read(tmp_path / "a.mp4")
     digest = hashlib.sha256((tmp_path / "room.png").read_bytes()).hexdigest()
     assert stored.metadata["images"] == {"image": {"file": "room.png", "sha256": digest}}
-    done = command("--checkpoint", image_release, "--prompt", "dawn", "--out", tmp_path / "b.mp4", *flags)
-    assert done.returncode == 1 and "needs an image" in done.stderr
+    with pytest.raises(ValueError, match="needs an image"):
+        launcher.sample(str(image_release), lines("dawn"), str(tmp_path / "b.mp4"), changes=QUICK)
     assert not (tmp_path / "b.mp4").exists()
 
 
