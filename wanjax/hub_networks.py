@@ -15,7 +15,6 @@ from types import EllipsisType
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh, Sharding
@@ -224,7 +223,7 @@ class ArrayWeights:
     def placed(self, rows: tuple[Row, ...], shardings: list[Sharding] | None) -> list[jax.Array]:
         leaves = [row_table.pick(self._params, row) for row in rows]
         if shardings is None:
-            return [jnp.asarray(leaf) for leaf in leaves]
+            return [jax.device_put(leaf) for leaf in leaves]
         return [jax.device_put(leaf, place) for leaf, place in zip(leaves, shardings, strict=True)]
 
 

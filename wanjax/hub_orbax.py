@@ -66,7 +66,7 @@ class OrbaxWeights:
 
     def placed(self, rows: tuple[Row, ...], shardings: list[Sharding] | None) -> list[jax.Array]:
         if shardings is None:
-            return [jnp.asarray(leaf) for leaf in self._each(rows)]
+            return [jax.device_put(leaf) for leaf in self._each(rows)]
         places = {row.path: place for row, place in zip(rows, shardings, strict=True)}
         out: dict[tuple[str, ...], jax.Array] = {}
         for group in self._groups:
