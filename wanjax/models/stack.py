@@ -106,9 +106,10 @@ def _scan(
         own = lora.changed(own, change)  # on the shards: a gather rounds to the compute dtype
         if manual:
             own = jax.tree_util.tree_map_with_path(functools.partial(_gather, config, manual), own, specs)
-        read = _rounded(config.dtype, x) if rounded else checkpoint_name(x, _INPUT)
-        out = _block(block, own, read, text, time, angles, stored=config.dtype if rounded else None)
-        return x + (out - read) if rounded else out
+        kept = checkpoint_name(x.astype(config.dtype) if rounded else x, _INPUT)
+        if rounded:
+            return _block(block, own, x, kept, text, time, angles)
+        return _block(block, own, kept, None, text, time, angles)
 
     if config.remat != "none":
         body = jax.checkpoint(body, policy=_POLICIES[config.remat], prevent_cse=False)
@@ -130,25 +131,32 @@ def _scan(
 
 
 def _block(
-    block: Block, own: Any, x: jax.Array, text: jax.Array, time: jax.Array, angles: Any, *, stored: str | None
+    block: Block, own: Any, x: jax.Array, kept: jax.Array | None, text: jax.Array, time: jax.Array, angles: Any
 ) -> jax.Array:
-    """The block, in chunks of tokens where its config says so."""
-    size = block.config.chunk_tokens
-    if not 0 < size < x.shape[1]:
-        return cast(jax.Array, block.apply({"params": own}, x, text, time, angles))
-    per_token = time.shape[1] > 1  # else it belongs to all tokens of a clip
+    """The block, in chunks of tokens where its config says so; with ``kept`` it reads that, and its change is added to
+    the stream x."""
 
     def part(method: str, parameters: Any, *given: Any) -> Any:
         return block.apply({"params": parameters}, *given, method=method)
 
-    def before(whole: Any, tokens: Any, tables: Any) -> Any:
+    def changed(x: jax.Array, read: jax.Array, out: jax.Array) -> jax.Array:
+        return out if kept is None else x + (out - read)
+
+    size = block.config.chunk_tokens
+    if not 0 < size < x.shape[1]:
+        read = chunks.read(x, kept)
+        return changed(x, read, part("__call__", own, read, text, time, angles))
+    per_token = time.shape[1] > 1  # else it belongs to all tokens of a clip
+
+    def before(whole: Any, x: jax.Array, read: jax.Array, others: Any, tables: Any) -> Any:
         parameters, time = whole
         cos, sin = tables
-        return part("before", parameters, tokens[0], *tokens[1:] or (time,), (cos[0], sin[0]))
+        return part("before", parameters, read, *others or (time,), (cos[0], sin[0]))
 
-    def after(whole: Any, tokens: Any, _: Any) -> Any:
+    def after(whole: Any, x: jax.Array, read: jax.Array, others: Any, _: Any) -> jax.Array:
         parameters, time, text = whole
-        return part("after", parameters, *tokens[:2], text, *tokens[2:] or (time,))
+        attended, *of_token = others
+        return changed(x, read, part("after", parameters, read, attended, text, *of_token or (time,)))
 
     shared, each = (None, (time,)) if per_token else (time, ())
     own_attention, other = own["self_attention"], own["cross_attention"]
@@ -157,26 +165,15 @@ def _block(
     last = _only(own, "modulation", "cross_norm", "ffn")
     last |= {"self_attention": _only(own_attention, "o", *norms), "cross_attention": _only(other, "q", "o", *norms)}
     tables = tuple(table[None] for table in angles)
-    qkv = chunks.over_tokens(before, size, (first, shared), (x, *each), tables, stored=stored)
+    qkv = chunks.over_tokens(before, size, (first, shared), x, each, tables, kept=kept)
     attended = block.attend(*qkv)
     of_text = {"modulation": own["modulation"], "cross_attention": _only(other, "k", "v", *norms)}
-    keys_and_values = part("text", of_text, text)
-    return cast(jax.Array, chunks.over_tokens(after, size, (last, shared, keys_and_values), (x, attended, *each),
-                                              stored=stored))  # fmt: skip
+    whole = (last, shared, part("text", of_text, text))
+    return cast(jax.Array, chunks.over_tokens(after, size, whole, x, (attended, *each), kept=kept, in_place=True))
 
 
 def _only(parameters: Any, *names: str) -> dict[str, Any]:
     return {name: parameters[name] for name in names}
-
-
-def _as_kept(dtype: str, x: jax.Array) -> jax.Array:
-    """x as it is kept, in float32 again."""
-    return checkpoint_name(x.astype(dtype), _INPUT).astype(jnp.float32)
-
-
-# Rules of differentiation call what they need as plain functions: a policy of jax.checkpoint does not see into others.
-_rounded = jax.custom_vjp(_as_kept, nondiff_argnums=(0,))  # the gradient passes as it is, without the rounding
-_rounded.defvjp(lambda dtype, x: (_as_kept(dtype, x), None), lambda dtype, _, d_x: (d_x,))
 
 
 def _gather(config: DiTConfig, manual: tuple[str, ...], path: Any, w: jax.Array, spec: P) -> jax.Array:
