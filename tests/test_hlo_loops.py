@@ -26,6 +26,7 @@ HloModule m
   %i = s32[]{{:T(128)}} get-tuple-element(%t), index=0
   %pair = (f32[8]{{0}}, s32[]) get-tuple-element(%t), index=1
   %limit = s32[] get-tuple-element(%pair), index=1
+  %seen = f32[] checked(%i)
   ROOT %less = pred[] fusion(%i, %limit), kind=kLoop, calls=%fused_less
 }}
 
@@ -56,12 +57,12 @@ ENTRY %main (p: f32[8]) -> f32[8] {{
 """
 
 
-def works(text):
-    """How often the instruction "work" runs, and how many loops of it are of unknown length."""
+def works(text, opcode="work"):
+    """How often an instruction runs, and how many loops of it are of unknown length."""
     totals, unknown = hlo_loops.fold(
-        hlo.parse(text), lambda _, each: {("work",): (1,)} if each.opcode == "work" else None, len
+        hlo.parse(text), lambda _, each: {(opcode,): (1,)} if each.opcode == opcode else None, len
     )
-    return totals.get(("work",), (0,))[0], unknown
+    return totals.get((opcode,), (0,))[0], unknown
 
 
 @pytest.mark.parametrize("start,limit,step,direction,operation,turns", [
@@ -72,6 +73,7 @@ def works(text):
 def test_a_counter_is_followed_through_fusions_tuples_and_copies(start, limit, step, direction, operation, turns):
     text = COUNTED.format(start=start, limit=limit, step=step, direction=direction, operation=operation)
     assert works(text) == (turns, 0)
+    assert works(text, "checked") == (turns + 1, 0)  # the condition once more, when it fails
 
 
 @pytest.mark.parametrize("before,after", [

@@ -138,6 +138,9 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
     if machine.platform == "gpu" and result["fits"] and memory.peak > _PREALLOCATED * limit:
         result["warnings"].append(f"jax takes {_PREALLOCATED:.0%} of a GPU's memory unless it is told otherwise: set "
                                   "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 there")  # fmt: skip
+    if estimate and program.dtype == "float32":
+        result["warnings"].append("its matrix products are float32, several times slower than the bfloat16 rate of the "
+                                  "estimate")  # fmt: skip
     if not result["fits"]:
         result["warnings"].append(
             remedies(experiment, result, memory, forwards=program.work.forwards, holding=settings.holding or "one",

@@ -46,6 +46,7 @@ class Program:
         minimum: bytes that one device sends at least, by formula.
         flops: of the model's own work in a step, recomputation left out.
         formula: how ``flops`` is counted, in words.
+        dtype: of its matrix products.
         warnings: what stands for something that is not here.
         frozen: rows of parameters that it takes beside those that it trains.
     """
@@ -58,6 +59,7 @@ class Program:
     minimum: int
     flops: int
     formula: str
+    dtype: str
     warnings: tuple[str, ...] = ()
     frozen: tuple[Row, ...] = ()
 
@@ -111,7 +113,8 @@ def train(experiment: Experiment, mesh: Mesh) -> Program:
     total = clips * training_flops(experiment)
     arguments, frozen = (state, ()) if base is None else ((state, base), table)
     least = traffic.minimum(experiment.model, trained, mesh, work, frozen, lora.base_dtype)
-    return Program(lower, arguments, trained, mesh, work, least, total, formula, tuple(warnings), frozen)
+    return Program(lower, arguments, trained, mesh, work, least, total, formula, experiment.model.dtype,
+                   tuple(warnings), frozen)  # fmt: skip
 
 
 def training_work(experiment: Experiment) -> Work:
@@ -155,7 +158,8 @@ def sample(
     total = forwards * clips * flops.forward(experiment.model, _tokens(experiment), experiment.text.length)
     table = dit_rows(experiment.model)
     least = traffic.minimum(experiment.model, table, mesh, work)
-    return Program(lower, expert.shapes(streamed=holding == "blocks"), table, mesh, work, least, total, formula)
+    return Program(lower, expert.shapes(streamed=holding == "blocks"), table, mesh, work, least, total, formula,
+                   experiment.model.dtype)  # fmt: skip
 
 
 def encode(experiment: Experiment, mesh: Mesh, *, clips: int | None) -> Program:
@@ -185,7 +189,7 @@ def encode(experiment: Experiment, mesh: Mesh, *, clips: int | None) -> Program:
     )
     formula = "clips × (first frame + (F − 1) × chunk of 4 frames): convolutions, and attention within a frame"
     return Program(lambda: jax.jit(run).lower(params, video), (params, video), table, mesh, work, least, total, formula,
-                   tuple(warnings))  # fmt: skip
+                   vae.config.encoder_dtype, tuple(warnings))  # fmt: skip
 
 
 def decode(experiment: Experiment, mesh: Mesh) -> Program:
@@ -206,7 +210,7 @@ def decode(experiment: Experiment, mesh: Mesh) -> Program:
     least = codec_work.chunk_bytes(vae.config, "decode", height, width, vae.mesh.size, 4)
     formula = "a latent frame to 4 frames, of which a clip has F − 1: convolutions, and attention within a frame"
     return Program(lambda: vae.lowered(chunk, method="decode"), params, table, vae.mesh, Work(1, height * width, 0),
-                   least, total, formula, tuple(warnings))  # fmt: skip
+                   least, total, formula, vae.config.dtype, tuple(warnings))  # fmt: skip
 
 
 def _shared_clips(clips: int | None, mesh: Mesh) -> int:
