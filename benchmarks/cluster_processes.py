@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")  # a process that it starts is told
 # two cores run four processes: a second step in flight would take the cores from the first one's collectives
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
 
