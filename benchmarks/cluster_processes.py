@@ -10,8 +10,10 @@ is there is not done again. Ends with an error where something does not hold.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
+import math
 import os
 import pathlib
 import platform
@@ -24,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")  # a process that it starts is told
 # two cores run four processes: a second step in flight would take the cores from the first one's collectives
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
 
@@ -119,7 +121,9 @@ def only(workdir: pathlib.Path, step: int, target: pathlib.Path) -> pathlib.Path
 def restored(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """Every array of the newest state, as the processes that run this restore it over their mesh."""
     experiment = config.from_dict(config.completed(json.loads((workdir / "config.json").read_text())))
-    mesh = partition.make_mesh(experiment.mesh.sizes(jax.device_count()))
+    asked = dataclasses.asdict(experiment.mesh).values()
+    devices = jax.devices()[: None if -1 in asked else math.prod(asked)]
+    mesh = partition.make_mesh(experiment.mesh.sizes(len(devices)), devices)
     model = WanDiT(experiment.model, mesh)
     shapes = state_shapes(model, make_optimizer(experiment.optimizer, experiment.train.steps(EXPERT), model), mesh)
     with Checkpoints(checkpoints(workdir), experiment=experiment, expert=EXPERT, keep=1000) as kept:
@@ -139,6 +143,9 @@ def at(folder: pathlib.Path, workdir: pathlib.Path, step: int) -> dict[str, np.n
 def read_by(processes: int, folder: pathlib.Path, workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     """The state of a step, restored by so many processes and gathered."""
     target, logs = folder / "steps" / f"{workdir.name}_{step}_by_{processes}", folder / "logs" / f"read_{processes}"
+    if (target / "state.npz").exists():
+        with np.load(target / "state.npz") as arrays:
+            return dict(arrays)
     only(workdir, step, target)
     command = [sys.executable, "-m", "benchmarks.cluster_processes", f"--read={target}", f"--folder={folder}"]
     wait(launch(command, processes, logs), logs, [0] * processes)

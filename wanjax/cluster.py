@@ -206,6 +206,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     state = distributed.global_state
     if state.num_processes == 1:
         return Cluster()
+    assert state.coordinator_address is not None
     alone = Cluster(state.process_id, state.num_processes, (), state.client, state.coordinator_address)
     own = f"process {state.process_id} (host {socket.gethostname()}, pid {os.getpid()})"
     return dataclasses.replace(alone, names=tuple(alone.gather("names", own)))
