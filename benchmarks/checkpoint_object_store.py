@@ -236,7 +236,7 @@ def main() -> None:
     if len(steps) != 2 or (ROOT / "gs:").exists() or (folder / "gs:").exists():
         sys.exit(f"error: checkpoints of steps {steps} in the store, expected the newest two and none elsewhere")
     print(f"gs://bucket/run, killed once and resumed: all {len(found)} arrays at step {opened.step} are bit for bit "
-          f"those of a local run; kept steps {steps}; fingerprint {opened.fingerprint[:12]}; {len(store.objects)} objects")
+          f"those of a local run; kept steps {steps}; {len(store.objects)} objects; {opened.fingerprint[:12]}")
     shutil.rmtree(folder)
 
 
