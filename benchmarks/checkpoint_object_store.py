@@ -188,9 +188,17 @@ def between(data: bytes, part: Any) -> bytes:
     return content[:-2] if content.endswith(b"\r\n") else content[:-1]
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """Says nothing of connections that a client leaves in the middle of a request, as one that is killed does."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def serve() -> tuple[Store, str]:
     store = Store()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"store": store}))
+    server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"store": store}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return store, f"http://127.0.0.1:{server.server_address[1]}"
 

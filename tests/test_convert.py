@@ -340,8 +340,8 @@ def test_a_damaged_orbax_folder_is_refused_by_name(whole, tmp_path, damage):
         if damage == "renamed":
             file = folder / "params/state/_METADATA"
             file.write_text(file.read_text().replace("('blocks', 'ffn', 'in', 'kernel')", "('blocks', 'ffn', 'x', 'y')")
-                            .replace('{"key": "in", "key_type": 2}, {"key": "kernel", "key_type": 2}',
-                                     '{"key": "x", "key_type": 2}, {"key": "y", "key_type": 2}'))  # fmt: skip
+                            .replace('{"key": "ffn", "key_type": 2}, {"key": "in", "key_type": 2}, {"key": "kernel",',
+                                     '{"key": "ffn", "key_type": 2}, {"key": "x", "key_type": 2}, {"key": "y",'))
             array.rename(array.with_name("blocks.ffn.x.y"))
         else:
             config = json.loads((folder / "config.json").read_text())
