@@ -75,6 +75,18 @@ def test_a_state_comes_back_bit_for_bit_on_another_mesh(tmp_path, there, here):
     assert position == {"position": 1}
 
 
+def test_moments_in_the_hosts_memory_come_back_there(tmp_path):
+    shapes, state = shapes_on(EIGHT), state_on(EIGHT)
+    host = jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), shapes.opt_state)
+    shapes = dataclasses.replace(shapes, opt_state=jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes.opt_state, host))
+    save(tmp_path, dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, host)))
+    with opened(tmp_path) as saved:
+        restored, _ = saved.restore(shapes)
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(restored.opt_state)} == {"pinned_host"}
+    chex.assert_trees_all_equal(jax.device_get(restored), jax.device_get(state))
+
+
 def test_an_array_lies_uncompressed_in_pieces_of_its_shards_each_written_once(tmp_path, monkeypatch):
     monkeypatch.setattr(array_files, "_SMALL", 64)
     save(tmp_path, state_on(EIGHT))
@@ -169,6 +181,14 @@ def test_what_is_half_written_is_no_checkpoint(tmp_path):
         assert saved.latest is None and saved.restore(shapes_on(ONE)) is None
         saved.save(2, state_on(ONE), {"position": 2})
     assert not torn.exists() and (tmp_path / "2").is_dir()
+
+
+def test_on_an_object_store_a_checkpoint_is_whole_with_its_mark_alone(tmp_path, monkeypatch):
+    save(tmp_path / "high/checkpoints", state_on(ONE), state_on(ONE))
+    monkeypatch.setattr(checkpoint, "is_remote", lambda path: True)
+    assert checkpoint.open_run(tmp_path).experts["high"].step == 2
+    (tmp_path / "high/checkpoints/2" / checkpoint.COMMITTED).unlink()
+    assert checkpoint.open_run(tmp_path).experts["high"].step == 1
 
 
 def test_the_next_step_may_take_the_memory_of_a_state_that_is_being_written(tmp_path):
