@@ -186,6 +186,7 @@ def part(flags: argparse.Namespace, name: str, number: int = 0) -> dict[str, Any
         "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={flags.devices}"}  # fmt: skip
     command = [sys.executable, __file__, "--folder", flags.folder, "--devices", flags.devices, "--layers", flags.layers,
                "--rounds", flags.rounds, "--part", name, "--number", number]  # fmt: skip
+    command += ["--defaults"] if flags.defaults else []
     done = subprocess.run([str(word) for word in command], env=environment, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -211,10 +212,17 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--defaults", action="store_true", help="with orbax's options instead of ours, to compare")
     parser.add_argument("--part", choices=("save", "restore"), help=argparse.SUPPRESS)
     parser.add_argument("--number", type=int, default=0, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.part:
+        if flags.defaults:
+            from orbax.checkpoint import v1 as ocp
+
+            from wanjax import array_files
+
+            array_files.context = lambda largest=None: ocp.Context()
         print(json.dumps(save_rounds(flags) if flags.part == "save" else restore_round(flags)))
         return
     if not os.access("/proc/sys/vm/drop_caches", os.W_OK):

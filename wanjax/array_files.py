@@ -1,7 +1,7 @@
 """How arrays lie in orbax checkpoints of ours: uncompressed, in pieces of at most 32 MiB, each a file of its own.
 
-float32 weights and moments shrink by a tenth under zstd, at 25 times the processor time of writing them as they are.
-orbax's OCDBT database, which gathers pieces in larger files, copies them in memory and writes them one after the other.
+float32 weights and moments shrink by a tenth under zstd, at more than twice the processor time. orbax's OCDBT database,
+which gathers pieces in larger files, copies them in memory and writes them one after the other.
 A piece is part of one device's shard, and a large shard is at least four of them, which split the axes first that the
 devices split: who restores on up to four times as many devices reads its own parts and no more. Figures:
 benchmarks/results/checkpoint.md.
