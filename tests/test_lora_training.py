@@ -113,7 +113,7 @@ def test_the_state_holds_factors_alone_and_the_checkpoint_names_what_they_are_be
     assert len(table) == 2 * (2 + 1 + 2) and _flat(state.params)[*Q, "down"].shape == (1, 24, 2)
     assert all(np.any(leaf) for leaf in _flat(state.params).values())
     opened = checkpoint.open_run(folder)
-    assert "high expert at step 4 (LoRA)" in opened.description
+    assert "high expert at step 4 (LoRA" in opened.description
     record = opened.experts["high"].about["base"]
     assert record == {"source": str(base), "fingerprint": hub.digest(base / "transformer")}
     stored = sum(file.stat().st_size for file in (folder / "high/checkpoints/4/params").rglob("*"))
