@@ -315,7 +315,7 @@ def test_what_is_damaged_is_refused_by_name_before_anything_is_written(whole, tm
     source = shutil.copytree(whole, tmp_path / "source")
     spoil, named = damages(damage)
     spoil(source / "transformer_2")  # the last of the transformers: what comes before it must not have been written
-    monkeypatch.setattr(convert, "_beside", lambda dst: pytest.fail("something was written"))
+    monkeypatch.setattr(convert, "beside", lambda dst: pytest.fail("something was written"))
     for layout in hub.LAYOUTS:
         with pytest.raises((ValueError, FileNotFoundError), match=named) as caught:
             convert.convert(source, tmp_path / "out", layout=layout)

@@ -201,7 +201,7 @@ def test_validation_is_given_what_training_is(config):
         if config is CONFIG:
             error[:, 0] = 0
         losses.append(np.mean(error**2))
-    np.testing.assert_allclose(validate(params, BATCH, key), losses, rtol=1e-4)
+    np.testing.assert_allclose(validate({"params": params}, BATCH, key), losses, rtol=1e-4)
 
 
 @pytest.mark.parametrize("config", [CONFIG, IMAGE])

@@ -44,7 +44,7 @@ def test_a_mesh_of_more_devices_than_clips_are_shown(expert):
     for mesh in (None, partition.make_mesh({"data": 2, "fsdp": 4})):
         preview = make_preview(expert, WanDiT(CONFIG, mesh), codec, batch, SampleConfig(steps=3, boundary=0.5), seed=1,
                                clips=3)
-        images.append(preview(params))
+        images.append(preview({"params": params}))
     assert images[0].shape == images[1].shape == (3 * 32, 5 * 32, 3)
     assert images[0].std() > 1
     np.testing.assert_allclose(*(image.astype(int) for image in images), atol=1)  # of 255: sums run in another order
@@ -76,6 +76,6 @@ def test_an_image_is_read_at_every_step():
     config = dataclasses.replace(CONFIG, in_channels=36)
     params, batch = dit_case.params(config), clips(2)
     images = [make_preview("high", WanDiT(config), open_codec("light_scenes_tiny"), batch | {"image": image},
-                           SampleConfig(steps=2, boundary=0.0), seed=1, clips=2, first_frame=1.0)(params)
+                           SampleConfig(steps=2, boundary=0.0), seed=1, clips=2, first_frame=1.0)({"params": params})
               for image in (batch["image"], -batch["image"])]
     assert np.abs(images[0].astype(int) - images[1]).mean() > 1
