@@ -6,7 +6,7 @@
 #   make lint     ruff, and mypy on the public modules
 #   make parity   compares the networks with PyTorch's, live (installs PyTorch into an environment of its own)
 #   make plans    plans of the A14B pair on TPUs and GPUs that are not there (installs their compilers, 7 GB, likewise)
-#   make cluster  four processes against one, and a job under a SLURM of its own; by hand, results in benchmarks/results
+#   make cluster  several processes against one, their checkpoints, a job under a SLURM of its own; by hand
 #   make setup    only the environment, .venv
 
 # the first Python on the PATH that is new enough; `make PYTHON=/path/to/python3.12 ...` chooses another
@@ -93,6 +93,7 @@ lint: setup
 cluster: setup
 	$(RUN) -m benchmarks.cluster_processes --folder runs/cluster --result benchmarks/results/cluster_processes.md
 	$(RUN) -m benchmarks.cluster_slurm --folder runs/cluster --result benchmarks/results/cluster_slurm.md
+	$(RUN) -m benchmarks.checkpoint_processes --folder runs/cluster
 
 parity: .venv-parity/.installed
 	$(PARITY) -m pytest tests/parity

@@ -130,7 +130,7 @@ def convert(
         if any(given.values()):
             raise ValueError(f"--only {LORA} writes the factors alone: leave out "
                              f"{', '.join(name for name, value in given.items() if value)}")  # fmt: skip
-        return write_loras(pathlib.Path(src), dst, layout, weights, dtype, say)
+        return write_loras(run_folder(src), dst, layout, weights, dtype, say)
     files = {_EXPERT_PARTS[name]: lora.parse(text) for name, text in (loras or {}).items()}
     if dst.exists():
         raise FileExistsError(f"--dst {dst} exists: remove it or name another")

@@ -6,6 +6,8 @@ import json
 import pathlib
 from collections.abc import Callable
 
+from etils import epath
+
 from wanjax import checkpoint, lora_export, manifest, warm_start
 from wanjax.models.rows.dit import dit_rows
 from wanjax.unfinished import UNFINISHED, beside
@@ -15,7 +17,7 @@ LORA = "lora"  # what of a run is no part of a pipeline
 
 
 def write_loras(
-    src: pathlib.Path, dst: pathlib.Path, layout: str, weights: str, dtype: str | None, say: Callable[[str], None]
+    src: epath.Path, dst: pathlib.Path, layout: str, weights: str, dtype: str | None, say: Callable[[str], None]
 ) -> None:
     """Writes the factors of a run, a file for each expert, named after it.
 
