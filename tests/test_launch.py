@@ -218,6 +218,11 @@ def test_folders_that_pods_do_not_share_are_named():
         jobset.check_paths(experiment, "runs/a14b", "/runs")
     with pytest.raises(LaunchError, match="config.data.cache_dir = '/runs/cache'"):
         jobset.check_paths(experiment, "/data/a14b", "/data")
+    jobset.check_paths(experiment, "gs://bucket/a14b", "/runs", "/runs/logs")
+    with pytest.raises(LaunchError, match="lies on an object store: give --logs"):
+        jobset.check_paths(experiment, "gs://bucket/a14b", "/runs")
+    with pytest.raises(LaunchError, match="--logs = '/tmp/logs': not below"):
+        jobset.check_paths(experiment, "gs://bucket/a14b", "/runs", "/tmp/logs")
 
 
 def test_it_is_made_from_the_command_line(tmp_path):

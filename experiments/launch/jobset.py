@@ -20,8 +20,10 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.launch import planned
-from experiments.launch.planned import GPUS, STOPPED, WRONG, LaunchError, Machine
+from experiments.launch.planned import STOPPED, WRONG, LaunchError, Machine
 from wanjax import config as config_lib
+from wanjax.chips import GPUS
+from wanjax.run_folder import is_remote
 
 # Labels of GKE's nodes, by the planner's names.
 # Source: docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus, .../how-to/gpus
@@ -109,15 +111,18 @@ def _rights(name: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def check_paths(experiment: config_lib.Experiment, workdir: str, mount: str) -> None:
+def check_paths(experiment: config_lib.Experiment, workdir: str, mount: str, logs: str | None = None) -> None:
     """Refuses folders that pods do not share.
 
     Raises:
         LaunchError: naming them.
     """
-    paths = {"--workdir": workdir, "config.data.cache_dir": experiment.data.cache_dir,
+    if is_remote(workdir) and logs is None:
+        raise LaunchError(f"--workdir {workdir!r} lies on an object store: give --logs, too, a folder below {mount}")
+    paths = {"--logs" if is_remote(workdir) else "--workdir": logs if is_remote(workdir) else workdir,
+             "config.data.cache_dir": experiment.data.cache_dir,
              "config.data.data_dir": experiment.data.data_dir}  # fmt: skip
-    outside = [f"{name} = {path!r}" for name, path in paths.items() if not PurePosixPath(path).is_relative_to(mount)]
+    outside = [f"{name} = {path!r}" for name, path in paths.items() if not PurePosixPath(str(path)).is_relative_to(mount)]
     if outside:
         raise LaunchError(f"{', '.join(outside)}: not below the volume that all pods see at {mount}; put it there")
 
@@ -134,9 +139,10 @@ def make(given: ConfigDict, file: str) -> str:
     claim, _, mount = flag.claim.partition(":")
     if not claim or not mount.startswith("/"):
         raise LaunchError(f"--claim {flag.claim!r}: expected NAME:/path of a persistent volume claim")
-    check_paths(experiment, flag.workdir, mount)
+    check_paths(experiment, flag.workdir, mount, flag.logs)
     name = flag.name or re.sub(r"[^a-z0-9]+", "-", experiment.name.lower()).strip("-")
-    objects = manifest(machine, planned.command(flag.python, file, given, machine, flag.workdir), name=name,
+    objects = manifest(machine, planned.command(flag.python, file, given, machine, flag.workdir, flag.logs),
+                       name=name,
                        image=flag.image, claim=claim, mount=mount, grace=flag.grace,
                        max_restarts=flag.max_restarts)  # fmt: skip
     head = (f"# {shlex.join(['python', '-m', 'experiments.launch.jobset', *sys.argv[1:]])}\n"
@@ -160,7 +166,8 @@ def entry() -> None:
     """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
     config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
     flags.DEFINE_string("plan", None, "JSON of experiments.plan --program train.")
-    flags.DEFINE_string("workdir", None, "Folder of the run, below the mount of --claim.")
+    flags.DEFINE_string("workdir", None, "Folder of the run, below the mount of --claim, or gs://... with --logs.")
+    flags.DEFINE_string("logs", None, "Folder for metrics and previews, below the mount; that of the run by default.")
     flags.DEFINE_string("claim", None, "NAME:/path of the persistent volume claim that all pods share.")
     flags.DEFINE_string("image", None, "Container image with wanjax.")
     flags.DEFINE_string("out", None, "File that receives the manifest.")

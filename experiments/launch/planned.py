@@ -11,13 +11,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from wanjax import config as config_lib
+from wanjax.chips import CHIPS
 from wanjax.config import Experiment
-from wanjax.topology import CHIPS
 
 # exit codes of experiments.train: asked to stop, the state saved (EX_TEMPFAIL of sysexits.h); an error that would come
 # again, of the launcher and of its command line
 STOPPED, WRONG = 75, (1, 2)
-GPUS = ("h100",)
 # fields that change no shape, no program and no byte
 NO_MATTER = ("config.name", "config.seed", "config.codec", "config.sample.", "config.data.source", "config.data.seed",
              "config.data.train_clips", "config.data.data_dir", "config.data.cache_dir", "config.data.fps",
@@ -38,7 +37,7 @@ class Machine:
 
     Attributes:
         topology: by its name.
-        kind: "cpu", a TPU of :data:`wanjax.topology.CHIPS`, or one of :data:`GPUS`.
+        kind: "cpu", or a key of :data:`wanjax.chips.CHIPS`.
         shape: chips along the axes of a slice, as in the name.
         slices: how many.
         hosts: of all slices.
@@ -101,14 +100,16 @@ def agreed(experiment: Experiment, plan: Mapping[str, Any]) -> Machine:
         raise LaunchError(f"the plan does not fit its machine, {plan['topology']}: {'; '.join(plan['warnings'][-1:])}")
     slices, _, rest = plan["topology"].rpartition("*")
     kind, _, shape = rest.partition(":")
-    if kind not in ("cpu", *CHIPS, *GPUS):
+    if kind not in ("cpu", *CHIPS):
         raise LaunchError(f"the plan's topology is {plan['topology']!r}: jobs are made for cpu, "
-                          f"{', '.join((*CHIPS, *GPUS))}")  # fmt: skip
+                          f"{', '.join(CHIPS)}")  # fmt: skip
     memory = f"{plan['peak_bytes_per_device'] / 1e9:.2f} of {plan['hbm_bytes_per_device'] / 1e9:.2f} GB on each device"
     return Machine(plan["topology"], kind, shape, int(slices or 1), plan["hosts"], plan["chips"], plan["mesh"], memory)
 
 
-def command(python: str, file: str, given: ConfigDict, machine: Machine, workdir: str) -> list[str]:
+def command(
+    python: str, file: str, given: ConfigDict, machine: Machine, workdir: str, logs: str | None = None
+) -> list[str]:
     """The launcher's command line: the config file, what was overridden, and the plan's mesh.
 
     Args:
@@ -117,13 +118,15 @@ def command(python: str, file: str, given: ConfigDict, machine: Machine, workdir
         given: the config with its overrides.
         machine: the plan's.
         workdir: of the run.
+        logs: folder for metrics and previews, where the workdir is on an object store.
     """
     plain = config_lib.to_dict(config_lib.from_config_dict(config_lib.read(file)))
     now = config_lib.to_dict(config_lib.from_config_dict(given))
     fields = {name: tuple(value) if isinstance(value, list) else value
               for name, (_, value) in config_lib.differences(plain, now).items()}  # fmt: skip
     fields |= {f"config.mesh.{axis}": size for axis, size in machine.mesh.items()}
-    return [python, "-m", "experiments.train", "--config", file, "--workdir", workdir, f"--stopped_code={STOPPED}",
+    return [python, "-m", "experiments.train", "--config", file, "--workdir", workdir,
+            *(["--logs", logs] if logs else []), f"--stopped_code={STOPPED}",
             *(f"--{name}={value}" for name, value in fields.items())]  # fmt: skip
 
 

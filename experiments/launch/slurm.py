@@ -16,8 +16,10 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.launch import planned
-from experiments.launch.planned import GPUS, STOPPED, WRONG, LaunchError, Machine
+from experiments.launch.planned import STOPPED, WRONG, LaunchError, Machine
 from wanjax import config as config_lib
+from wanjax.chips import GPUS
+from wanjax.run_folder import is_remote
 
 # seconds between the first task's end and the end of all: a lost one is named before that
 WAIT = 120
@@ -105,8 +107,11 @@ def make(given: ConfigDict, file: str) -> str:
     flag = flags.FLAGS
     experiment = config_lib.from_config_dict(given)
     machine = planned.agreed(experiment, planned.read_plan(flag.plan))
-    mounts = [flag.workdir, experiment.data.cache_dir, experiment.data.data_dir]
-    return script(experiment, machine, planned.command(flag.python, file, given, machine, flag.workdir),
+    if is_remote(flag.workdir) and flag.logs is None:
+        raise LaunchError(f"--workdir {flag.workdir!r} lies on an object store: give --logs, too")
+    local = [flag.logs] if is_remote(flag.workdir) else [flag.workdir, *([flag.logs] if flag.logs else [])]
+    mounts = [*local, experiment.data.cache_dir, experiment.data.data_dir]
+    return script(experiment, machine, planned.command(flag.python, file, given, machine, flag.workdir, flag.logs),
                   made_by=shlex.join(["python", "-m", "experiments.launch.slurm", *sys.argv[1:]]),
                   options=flag.sbatch, image=flag.image, mounts=list(dict.fromkeys(mounts)), grace=flag.grace,
                   max_restarts=flag.max_restarts)  # fmt: skip
@@ -128,7 +133,8 @@ def entry() -> None:
     """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
     config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
     flags.DEFINE_string("plan", None, "JSON of experiments.plan --program train.")
-    flags.DEFINE_string("workdir", None, "Folder of the run, which all nodes see.")
+    flags.DEFINE_string("workdir", None, "Folder of the run, which all nodes see, or gs://... with --logs.")
+    flags.DEFINE_string("logs", None, "Folder for metrics and previews; that of the run by default.")
     flags.DEFINE_string("out", None, "File that receives the script.")
     flags.DEFINE_string("python", "python", "The job's interpreter.")
     flags.DEFINE_string("image", "", "Container that tasks run in (pyxis); none by default.")
