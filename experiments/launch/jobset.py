@@ -119,10 +119,10 @@ def check_paths(experiment: config_lib.Experiment, workdir: str, mount: str, log
     """
     if is_remote(workdir) and logs is None:
         raise LaunchError(f"--workdir {workdir!r} lies on an object store: give --logs, too, a folder below {mount}")
-    paths = {"--logs" if is_remote(workdir) else "--workdir": logs if is_remote(workdir) else workdir,
-             "config.data.cache_dir": experiment.data.cache_dir,
+    paths = {"--workdir": workdir, "--logs": logs or mount, "config.data.cache_dir": experiment.data.cache_dir,
              "config.data.data_dir": experiment.data.data_dir}  # fmt: skip
-    outside = [f"{name} = {path!r}" for name, path in paths.items() if not PurePosixPath(str(path)).is_relative_to(mount)]
+    outside = [f"{name} = {path!r}" for name, path in paths.items()
+               if not PurePosixPath(path).is_relative_to(mount) and not (name == "--workdir" and is_remote(path))]
     if outside:
         raise LaunchError(f"{', '.join(outside)}: not below the volume that all pods see at {mount}; put it there")
 
