@@ -201,7 +201,7 @@ def _options(settings: Settings) -> Iterator[dict[str, str]]:
 def _copies(program: programs.Program) -> float:
     """Bytes of a training state over those of its parameters."""
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.arguments))
-    return size / rows.count(program.rows)
+    return size / rows.count(program.frozen or program.rows)  # factors are small beside frozen weights
 
 
 def _bounds(
@@ -209,10 +209,10 @@ def _bounds(
 ) -> tuple[float, int, int] | None:
     """Seconds of one clip, memory, and bytes sent, at least; None where clips do not divide."""
     model = experiment.model
-    frozen = experiment.lora.rank > 0
-    if settings.program == "train" and not frozen:  # without building the program of every mesh
-        work, table = programs.training_work(experiment), dit_rows(model)
-        least = traffic.minimum(model, table, mesh, work)
+    if settings.program == "train":  # without building the program of every mesh
+        work, table, lora = programs.training_work(experiment), dit_rows(model), experiment.lora
+        trained, frozen = (lora.rows(table), table) if lora.rank else (table, ())
+        least = traffic.minimum(model, trained, mesh, work, frozen, lora.base_dtype)
         held = round((copies or 0) * _shard(table, mesh)) + _kept_bytes(experiment, mesh, work)
     else:
         try:
@@ -220,13 +220,12 @@ def _bounds(
         except ConfigError:
             return None
         work, least, held = program.work, program.minimum, argument_bytes(program.arguments)
-        if work.train:
-            held += _kept_bytes(experiment, mesh, work)
     if settings.program == "encode":
         matmul, attention = float(program.flops), 0.0
     else:
         kernels = machine.chip is not None and model.attention not in ("plain", "blockwise")
-        times_of = roofline.executed(model.remat, train=work.train, kernels=kernels, frozen=frozen and work.train)
+        times_of = roofline.executed(model.remat, train=work.train, kernels=kernels,
+                                     frozen=work.train and experiment.lora.rank > 0)  # fmt: skip
         forwards = [work.clips * work.forwards * times for times in times_of]
         matmul = forwards[0] * flops.matmul(model, work.tokens, work.text_tokens)
         attention = forwards[1] * flops.attention(model, work.tokens, work.text_tokens)
