@@ -192,7 +192,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch):
     training = plan(small(**{"model.remat": "dots", "data.batch": 16}), CPU, Settings("train"))
     assert not training["fits"] and training["collectives"] is training["estimate"] is None
     last = training["warnings"][-1]
-    assert last.startswith("does not fit: 14.00 GB too much on each device; what helps: config.model.remat=full")
+    assert last.startswith("does not fit: 14.00 GB too much on each device; what helps: config.model.remat=offload")
     for remedy in ("config.train.accumulate=2", "config.mesh.seq=2", "batch a multiple of 4"):
         assert remedy in last, remedy
     sampling = plan(small(), CPU, Settings("sample", clips=16))["warnings"][-1]

@@ -24,8 +24,10 @@ def remedies(
     state_alone = memory.arguments > limit
     out: list[str] = []
     if plan["program"] == "train":
-        if experiment.model.remat != "full":
-            out.append("config.model.remat=full")
+        if experiment.model.remat != "offload":
+            out.append("config.model.remat=offload")
+        if experiment.model.chunk_tokens == 0:
+            out.append("config.model.chunk_tokens=4096")
         if plan["clips"] > shards * experiment.train.accumulate:
             out.append(f"config.train.accumulate={plan['clips'] // shards} or a smaller config.data.batch")
     if plan["program"] == "sample":
