@@ -16,7 +16,7 @@ from wanjax.models.rows.dit import dit_rows
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = {"t2v_a14b": "Wan2.2-T2V-A14B", "i2v_a14b": "Wan2.2-I2V-A14B", "ti2v_5b": "Wan2.2-TI2V-5B",
            "t2v_14b": "Wan2.1-T2V-14B", "t2v_1_3b": "Wan2.1-T2V-1.3B"}
-PRECISION = ("dtype", "param_dtype", "remat")
+PRECISION = ("dtype", "param_dtype", "remat", "chunk_tokens", "grad_reduce_dtype")
 
 
 @pytest.mark.parametrize("name,parameters", [

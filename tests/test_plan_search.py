@@ -38,7 +38,9 @@ def test_what_can_be_chosen_goes_with_the_config(experiment):
     found = choices(experiment, CPU, TRAIN, jax.devices())
     named = {short(choice.overrides) for choice in found}
     assert "fsdp 8, remat full" in named and "fsdp 4, seq 2, remat none" in named
-    assert not any("seq 4" in name for name in named)  # two heads
+    assert any("seq 4" in name for name in named)  # two heads, in rings
+    heads = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, sequence="heads"))
+    assert not any("seq 4" in short(choice.overrides) for choice in choices(heads, CPU, TRAIN, jax.devices()))
     assert len(found) == len(REMAT) * len({name.split(", remat")[0] for name in named})
     sampling = choices(experiment, CPU, Settings("sample", holding="blocks"), jax.devices())
     assert {choice.settings.holding for choice in sampling} == {"blocks"}  # as asked for
