@@ -49,7 +49,9 @@ def test_what_can_be_chosen_goes_with_the_config(experiment):
         choices(experiment, CPU, Settings("decode"), jax.devices())
     for choice in found:
         assert choice.experiment.model.remat == choice.overrides["config.model.remat"]
-    alone = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch=3))
+    # three heads of a width of 30 cannot be split over four or eight devices, nor three clips over two
+    alone = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch=3),
+                                model=dataclasses.replace(heads.model, width=30, heads=3))  # fmt: skip
     with pytest.raises(PlanError, match="no mesh of 8 devices goes with this config: config.data.batch = 3"):
         choices(alone, CPU, TRAIN, jax.devices())
 
