@@ -28,6 +28,8 @@ from wanjax.models.rows import Row
 from wanjax.models.umt5 import UMT5Config
 from wanjax.models.vae_config import VAEConfig
 
+# bytes of one file: on a fast disk orbax holds 128 of them beside the array that they are of
+_PIECE = 16 << 20
 _GROUP = 256 << 20  # bytes; small rows are read and written together up to here
 _CLASSES = {"WanTransformer3DModel": "transformer", "AutoencoderKLWan": "vae"}  # the third has none in its config
 
@@ -176,9 +178,10 @@ def _saving() -> ocp.Context:
 
 def _storage(path: Any, array: np.ndarray) -> ocp.options.ArrayOptions.Saving.StorageOptions | None:
     """Large arrays are split at their first axis first, which is that of layers."""
-    if array.nbytes <= array_files.PIECE or array.ndim <= 2:
+    if array.nbytes <= _PIECE:
         return None
-    return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=(0,))
+    layers = (0,) if array.ndim > 2 else None
+    return ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=_PIECE, shard_axes=layers)
 
 
 def _metadata(folder: pathlib.Path) -> dict[tuple[str, ...], Any]:
