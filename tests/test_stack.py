@@ -48,7 +48,7 @@ def _distance(one, other):
 
 
 @pytest.mark.parametrize("fields,per_token", [
-    ({"remat": "offload"}, False), ({"chunk_tokens": 5}, False), ({"chunk_tokens": 5}, True),
+    ({"remat": "offload"}, False), ({"chunk_tokens": 5}, False), ({"chunk_tokens": 7}, True),
     ({"chunk_tokens": 4, "remat": "offload"}, False),
 ], ids=str)  # fmt: skip
 def test_in_float32_gradients_are_those_of_the_whole(params, fields, per_token):
@@ -59,11 +59,30 @@ def test_in_float32_gradients_are_those_of_the_whole(params, fields, per_token):
 
 
 @pytest.mark.parametrize("tokens,size,expected", [
-    (75_600, 4096, (21, 3600)), (18_900, 4096, (5, 3792)), (8192, 4096, (2, 4096)), (12, 5, (3, 5)),
+    (75_600, 4096, (21, 3600)), (18_900, 4096, (5, 3780)), (8192, 4096, (2, 4096)), (12, 5, (3, 4)), (13, 5, (3, 5)),
 ])  # fmt: skip
 def test_chunks_are_whole_rows_and_add_no_tokens_where_they_can(tokens, size, expected):
     count, each = chunks._cut(tokens, size)
     assert (count, each) == expected and each <= size and count * each >= tokens
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_tokens_that_fill_up_the_last_chunk_count_for_nothing(in_place):
+    rng = np.random.default_rng(2)
+    w, x, other = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 3), (2, 13, 3), (2, 13, 1)))
+
+    def function(w, x, read, other, _):
+        return jnp.sin(x + read @ w) + 1 / (1 + other**2)
+
+    def loss(size, *of):
+        out = chunks.over_tokens(function, size, *of, in_place=in_place)
+        return jnp.sum(out**2), out
+
+    gradient = jax.value_and_grad(loss, (1, 2, 3), has_aux=True)
+    results = [gradient(size, w, x, other) for size in (0, 5)]
+    assert chunks._cut(13, 5) == (3, 5)
+    for one, many in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_rounded_on_its_way_to_the_host_costs_no_more_than_the_arithmetic(params):

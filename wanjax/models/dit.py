@@ -180,9 +180,7 @@ def _gradients_at_once(arrays: Any) -> Any:
     return arrays
 
 
-_gradients_at_once.defvjp(
-    lambda arrays: (arrays, None), lambda _, gradients: (jax.lax.optimization_barrier(gradients),)
-)
+_gradients_at_once.defvjp(lambda arrays: (arrays, None), lambda _, found: (jax.lax.optimization_barrier(found),))
 
 
 def _over_clips(model: WanDiT, x: Any) -> jax.Array:

@@ -129,10 +129,11 @@ def _scan(
             gather = functools.partial(_gather, config, manual)
             own = jax.tree_util.tree_map_with_path(gather, own, specs[0], specs[1])
             factors = jax.tree_util.tree_map_with_path(gather, factors, lora.factors(specs[2]))
-        read = _rounded(config.dtype, x) if rounded else checkpoint_name(x, _INPUT)
-        out = _block(block, {"params": own, "lora": factors}, read, text, time, angles,
-                     stored=config.dtype if rounded else None)  # fmt: skip
-        return x + (out - read) if rounded else out
+        variables = {"params": own, "lora": factors}
+        kept = checkpoint_name(x.astype(config.dtype) if rounded else x, _INPUT)
+        if rounded:
+            return _block(block, variables, x, kept, text, time, angles)
+        return _block(block, variables, kept, None, text, time, angles)
 
     if config.remat != "none":
         body = jax.checkpoint(body, policy=_POLICIES[config.remat], prevent_cse=False)
@@ -154,26 +155,33 @@ def _scan(
 
 
 def _block(
-    block: Block, variables: dict[str, Any], x: jax.Array, text: jax.Array, time: jax.Array, angles: Any, *,
-    stored: str | None,
+    block: Block, variables: dict[str, Any], x: jax.Array, kept: jax.Array | None, text: jax.Array, time: jax.Array,
+    angles: Any,
 ) -> jax.Array:  # fmt: skip
-    """The block, in chunks of tokens where its config says so; ``variables``: its parameters, and factors beside."""
-    size = block.config.chunk_tokens
-    if not 0 < size < x.shape[1]:
-        return cast(jax.Array, block.apply(variables, x, text, time, angles))
-    per_token = time.shape[1] > 1  # else it belongs to all tokens of a clip
+    """The block, in chunks of tokens where its config says so; ``variables``: its parameters, and factors beside. With
+    ``kept`` it reads that, and its change is added to the stream x."""
 
     def part(method: str, variables: Any, *given: Any) -> Any:
         return block.apply(variables, *given, method=method)
 
-    def before(whole: Any, tokens: Any, tables: Any) -> Any:
+    def changed(x: jax.Array, read: jax.Array, out: jax.Array) -> jax.Array:
+        return out if kept is None else x + (out - read)
+
+    size = block.config.chunk_tokens
+    if not 0 < size < x.shape[1]:
+        read = chunks.read(x, kept)
+        return changed(x, read, part("__call__", variables, read, text, time, angles))
+    per_token = time.shape[1] > 1  # else it belongs to all tokens of a clip
+
+    def before(whole: Any, x: jax.Array, read: jax.Array, others: Any, tables: Any) -> Any:
         variables, time = whole
         cos, sin = tables
-        return part("before", variables, tokens[0], *tokens[1:] or (time,), (cos[0], sin[0]))
+        return part("before", variables, read, *others or (time,), (cos[0], sin[0]))
 
-    def after(whole: Any, tokens: Any, _: Any) -> Any:
+    def after(whole: Any, x: jax.Array, read: jax.Array, others: Any, _: Any) -> jax.Array:
         variables, time, text = whole
-        return part("after", variables, *tokens[:2], text, *tokens[2:] or (time,))
+        attended, *of_token = others
+        return changed(x, read, part("after", variables, read, attended, text, *of_token or (time,)))
 
     shared, each = (None, (time,)) if per_token else (time, ())
     norms = ("norm_q", "norm_k")
@@ -181,11 +189,11 @@ def _block(
     last = _only(variables, modulation=(), cross_norm=(), ffn=(), self_attention=("o", *norms),
                  cross_attention=("q", "o", *norms))  # fmt: skip
     tables = tuple(table[None] for table in angles)
-    qkv = chunks.over_tokens(before, size, (first, shared), (x, *each), tables, stored=stored)
+    qkv = chunks.over_tokens(before, size, (first, shared), x, each, tables, kept=kept)
     attended = block.attend(*qkv)
-    keys_and_values = part("text", _only(variables, modulation=(), cross_attention=("k", "v", *norms)), text)
-    return cast(jax.Array, chunks.over_tokens(after, size, (last, shared, keys_and_values), (x, attended, *each),
-                                              stored=stored))  # fmt: skip
+    of_text = _only(variables, modulation=(), cross_attention=("k", "v", *norms))
+    whole = (last, shared, part("text", of_text, text))
+    return cast(jax.Array, chunks.over_tokens(after, size, whole, x, (attended, *each), kept=kept, in_place=True))
 
 
 def _only(variables: Mapping[str, Any], **names: tuple[str, ...]) -> dict[str, Any]:
@@ -196,16 +204,6 @@ def _only(variables: Mapping[str, Any], **names: tuple[str, ...]) -> dict[str, A
 
     return {kind: {name: of(tree[name], inner) for name, inner in names.items() if name in tree}
             for kind, tree in variables.items()}  # fmt: skip
-
-
-def _as_kept(dtype: str, x: jax.Array) -> jax.Array:
-    """x as it is kept, in float32 again."""
-    return checkpoint_name(x.astype(dtype), _INPUT).astype(jnp.float32)
-
-
-# Rules of differentiation call what they need as plain functions: a policy of jax.checkpoint does not see into others.
-_rounded = jax.custom_vjp(_as_kept, nondiff_argnums=(0,))  # the gradient passes as it is, without the rounding
-_rounded.defvjp(lambda dtype, x: (_as_kept(dtype, x), None), lambda dtype, _, d_x: (d_x,))
 
 
 def _gather(
