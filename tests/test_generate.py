@@ -212,10 +212,10 @@ def test_a_mesh_makes_the_same_clips_and_compiles_one_step_per_expert(experts, h
     mesh = partition.make_mesh({"fsdp": 2, "seq": 2, "tensor": 2})
     spread = {name: Expert.of(WanDiT(DIT, mesh), expert.read(expert.places())) for name, expert in experts.items()}
     noise, prompt, null = inputs()
-    before = denoise._jitted("cpu")._cache_size()
+    before = denoise._jitted(())._cache_size()
     execution = Execution(holding=holding, passes="batched")
     got = run(spread, noise, prompt, null, GUIDED, execution=execution)
-    assert denoise._jitted("cpu")._cache_size() - before == 2
+    assert denoise._jitted(())._cache_size() - before == 2
     np.testing.assert_allclose(got, run(experts, noise, prompt, null, GUIDED), atol=1e-5)
     assert spread["high"].nbytes() < experts["high"].nbytes() / 2
 
@@ -261,9 +261,9 @@ def test_what_is_asked_for_is_not_second_guessed(experts, monkeypatch):
 def test_another_prompt_or_scale_compiles_nothing_new(experts):
     noise, prompt, null = inputs()
     run(experts, noise, prompt, null, GUIDED)
-    before = denoise._jitted("cpu")._cache_size()
+    before = denoise._jitted(())._cache_size()
     run(experts, noise, 2 * prompt, null, dataclasses.replace(GUIDED, guidance_low=5.0, negative_prompt="dark"))
-    assert denoise._jitted("cpu")._cache_size() == before
+    assert denoise._jitted(())._cache_size() == before
 
 
 # -- noise and pixels -------------------------------------------------------------------------------------
@@ -317,9 +317,9 @@ def test_whole_clips_are_the_frames_of_their_latents(pipeline):
 
 def test_a_batch_that_is_not_full_compiles_nothing_new(pipeline):
     list(generate.generate(pipeline, ["a", "b"], [1, 2], batch=2))
-    before = denoise._jitted("cpu")._cache_size()
+    before = denoise._jitted(())._cache_size()
     list(generate.generate(pipeline, ["c", "d", "e"], [1, 2, 3], batch=2))
-    assert denoise._jitted("cpu")._cache_size() == before
+    assert denoise._jitted(())._cache_size() == before
 
 
 # -- images -----------------------------------------------------------------------------------------------

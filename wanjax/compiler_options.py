@@ -1,4 +1,4 @@
-"""What the compilers are told beside the program: one table per platform, for the launchers and the planner alike.
+"""What the compilers are told beside the program: one table, for the launchers and the planner alike.
 
 They travel with ``jax.jit``, not in environment variables: nobody has to set them, and a plan is of the program that
 runs. ``XLA_FLAGS`` and ``LIBTPU_INIT_ARGS`` still count; where both name an option, this table does. A compiler refuses
@@ -8,11 +8,14 @@ an option that it does not know, by its name.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-OPTIONS: Mapping[str, Mapping[str, str | bool]] = {
+Options = dict[str, str | bool]
+
+# By platform, for every program.
+PLATFORM: Mapping[str, Mapping[str, str | bool]] = {
     "cpu": {},
-    # Copies from and to the hosts start early of themselves, those of the next block while this one is at work. What
-    # would make a gather run beside matrix products is refused by libtpu 0.0.52 for v5p (continuation fusion is v5e's).
+    # Copies from and to the hosts start early of themselves, those of the next block while this one is at work.
     "tpu": {},
     # Gathers and scatters of one block's parameters run beside the work of its neighbours: one more block in memory.
     "gpu": {
@@ -22,12 +25,22 @@ OPTIONS: Mapping[str, Mapping[str, str | bool]] = {
         "xla_gpu_enable_pipelined_all_reduce": True,
     },
 }
+# By kind of device, for a training step besides. Without them a TPU waits for every gather; the sparse cores of a v5p
+# send while its tensor cores compute. (The fusion that lets a v5e do so is refused for v5p.)
+_SPARSE_CORES = {
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
+    "xla_enable_async_all_gather": "true",
+    "xla_tpu_enable_async_all_to_all": "true",
+}
+TRAINING: Mapping[str, Mapping[str, str | bool]] = {"TPU v5": _SPARSE_CORES, "TPU v5p": _SPARSE_CORES}
 
 
-def of(platform: str) -> dict[str, str | bool]:
-    """The options of a platform, as ``jax.jit(compiler_options=...)`` takes them.
+def of(device: Any) -> Options:
+    """The options of a ``jax.Device``, one that is not there too, as ``jax.jit(compiler_options=...)`` takes them."""
+    return dict(PLATFORM[device.platform])
 
-    Args:
-        platform: "cpu", "gpu" or "tpu".
-    """
-    return dict(OPTIONS[platform])
+
+def of_training(device: Any) -> Options:
+    """Those of a training step on the device."""
+    return {**of(device), **TRAINING.get(device.device_kind, {})}

@@ -301,12 +301,12 @@ def lowered(
 
 def _step(program: _Program) -> Any:
     """:func:`_denoised`, jitted for the program's devices."""
-    return _jitted(mesh_of(program.model).devices.flat[0].platform)
+    return _jitted(tuple(compiler_options.of(mesh_of(program.model).devices.flat[0]).items()))
 
 
 @functools.cache
-def _jitted(platform: str) -> Any:
-    return jax.jit(_denoised, static_argnums=0, compiler_options=compiler_options.of(platform))
+def _jitted(options: tuple[tuple[str, str | bool], ...]) -> Any:
+    return jax.jit(_denoised, static_argnums=0, compiler_options=dict(options))
 
 
 def _denoised(

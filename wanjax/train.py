@@ -215,8 +215,8 @@ def _shown(model: WanDiT, noised: jax.Array, timestep: jax.Array, x0: jax.Array,
 def jit_train_step(step: Callable[..., tuple[TrainState, dict[str, jax.Array]]], shapes: TrainState) -> Any:
     """The step as the loop runs it: jitted, the state donated, the new one where ``shapes`` has the old one."""
     places = jax.tree.map(lambda x: x.sharding, shapes)
-    platform = next(iter(places.step.device_set)).platform
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, None), compiler_options=compiler_options.of(platform))
+    options = compiler_options.of_training(next(iter(places.step.device_set)))
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, None), compiler_options=options)
 
 
 def make_validation(model: WanDiT, *, timesteps: tuple[float, float], bins: int, first_frame: float = 0.0
