@@ -13,7 +13,6 @@ A number of tokens that does not divide is padded at the end; padding is never a
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import cast
