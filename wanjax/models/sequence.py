@@ -13,7 +13,6 @@ A number of tokens that does not divide is padded at the end; padding is never a
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import cast
@@ -117,8 +116,13 @@ class Shards:
         if self.heads == 1:
             return x
         groups = [[of * self.heads + i for i in range(self.heads)] for of in range(self.ring)]
-        turn = functools.partial(jax.lax.all_to_all, axis_name=AXIS, split_axis=split, concat_axis=joined, tiled=True,
-                                 axis_index_groups=groups if self.ring > 1 else None)  # fmt: skip
+
+        def turn(x: jax.Array) -> jax.Array:
+            # heads first, as kernels have them: a few heads beside features would be padded to the tiles of a TPU
+            turned = jax.lax.all_to_all(x.swapaxes(1, 2), AXIS, 3 - split, 3 - joined, tiled=True,
+                                        axis_index_groups=groups if self.ring > 1 else None)  # fmt: skip
+            return turned.swapaxes(1, 2)
+
         if self.tensor == 1:
             return turn(x)
         # of the heads that each device of tensor has: an axis that is not manual here would be gathered for it
