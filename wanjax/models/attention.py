@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from wanjax.models import blockwise, splash
+from wanjax.models.varying import marked, varying
 
 IMPLEMENTATIONS = ("auto", "plain", "blockwise", "splash", "cudnn")
 _SHORT = 256 * 256  # products of lengths up to which a loop over blocks costs more than it saves
@@ -177,7 +178,7 @@ class _Shards:
     """
 
     def __init__(self, mesh: Mesh | None, q: jax.Array):
-        self._size, self._varying = q.shape[-1], tuple(sorted(_varying(q)))
+        self._size, self._varying = q.shape[-1], varying(q)
         self.run: Callable[..., Callable[..., Any]] = lambda function, in_specs, out_specs: function
         self.over: str | None = None
         if mesh is None or mesh.size == 1:
@@ -201,8 +202,7 @@ class _Shards:
 
     def marked(self, x: jax.Array) -> jax.Array:
         """What came out of :attr:`run`."""
-        missing = tuple(axis for axis in self._varying if axis not in _varying(x))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
+        return marked(x, self._varying)
 
 
 def _splash(
@@ -282,10 +282,4 @@ def _pulled_back(shards: _Shards, kernel: _Kernel, q: jax.Array, k: jax.Array, v
 
 def _varying_alike(*operands: jax.Array) -> tuple[jax.Array, ...]:
     """Each marked as varying over all manual axes that one of them varies over, so that all gradients do, too."""
-    every = frozenset[str]().union(*map(_varying, operands))
-    return tuple(jax.lax.pcast(x, tuple(sorted(every - _varying(x))), to="varying") for x in operands)
-
-
-def _varying(x: jax.Array) -> frozenset[str]:
-    """Manual axes over which an array is known to vary."""
-    return frozenset(jax.typeof(x).manual_axis_type.varying)
+    return tuple(marked(x, varying(*operands)) for x in operands)

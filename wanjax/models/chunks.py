@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from wanjax.models.varying import marked, varying
+
 _ROWS = 16  # tokens of a chunk are a multiple of it where that divides: rows of a TPU's tiles of bfloat16
 Function = Callable[[Any, jax.Array, jax.Array, Any, Any], Any]
 
@@ -39,8 +41,8 @@ def over_tokens(
     if not size or count <= size:
         return function(whole, x, read(x, kept), others, tables)
     # copies on every shard are made here: their gradient is then summed over the shards once, not in every chunk
-    axes = frozenset[str]().union(*map(_varying, jax.tree.leaves((whole, x, others, tables))))
-    whole, x, kept, others, tables = jax.tree.map(lambda leaf: _marked(axes, leaf), (whole, x, kept, others, tables))
+    axes = varying(*jax.tree.leaves((whole, x, others, tables)))
+    whole, x, kept, others, tables = jax.tree.map(lambda leaf: marked(leaf, axes), (whole, x, kept, others, tables))
     return _in_chunks(function, _Layout(count, *_cut(count, size), in_place), whole, x, kept, others, tables)
 
 
@@ -137,7 +139,7 @@ def _backward(function: Function, layout: _Layout, given: Any, d_out: Any) -> tu
             return (total, layout.put(d_out, d_x, chunk)), (None, d_others)
         return (total, d_out), (d_x, d_others)
 
-    zeros = jax.tree.map(lambda x: _marked(_varying(x), jnp.zeros(x.shape, jnp.float32)), whole)
+    zeros = jax.tree.map(lambda x: marked(jnp.zeros(x.shape, jnp.float32), varying(x)), whole)
     # else a compiler keeps zeros for all layers beside the sums
     start = jax.lax.optimization_barrier((zeros, d_out))
     (total, d_in), (d_x, d_others) = jax.lax.scan(step, start, jnp.arange(layout.chunks))
@@ -149,13 +151,3 @@ def _backward(function: Function, layout: _Layout, given: Any, d_out: Any) -> tu
 # The rules call what they need as plain functions: a policy of jax.checkpoint does not see into others.
 _in_chunks = jax.custom_vjp(_mapped, nondiff_argnums=(0, 1))
 _in_chunks.defvjp(_forward, _backward)
-
-
-def _varying(x: jax.Array) -> frozenset[str]:
-    """Manual axes over which an array is known to vary."""
-    return frozenset(jax.typeof(x).manual_axis_type.varying)
-
-
-def _marked(axes: frozenset[str], x: jax.Array) -> jax.Array:
-    missing = tuple(sorted(axes - _varying(x)))
-    return jax.lax.pcast(x, missing, to="varying") if missing else x

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from wanjax.models.partial_attention import LOWEST, Kernel, merged
+from wanjax.models.varying import marked, varying
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,10 @@ def _on_own_heads(ring: Ring, function: Callable[..., tuple[jax.Array, ...]], *x
     not checked around it; what comes out is marked as varying over the axes that q varies over.
     """
     around = jax.sharding.get_abstract_mesh()
-    varying, spec = tuple(jax.typeof(x[0]).manual_axis_type.varying), P(None, ring.over)
+    spec = P(None, ring.over)
     run = jax.shard_map(function, mesh=around, axis_names=set(ring.mesh.axis_names) - set(around.manual_axes),
                         in_specs=spec, out_specs=spec, check_vma=False)  # fmt: skip
-    return jax.tree.map(lambda y: jax.lax.pcast(y, varying, to="varying"), run(*x))
+    return jax.tree.map(lambda y: marked(y, varying(x[0])), run(*x))
 
 
 def _results(ring: Ring, kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:

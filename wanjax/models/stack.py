@@ -23,6 +23,7 @@ from wanjax.models.dit_config import DiTConfig
 from wanjax.models.dit_layers import SELF_ATTENTION, Block
 from wanjax.models.rows.dit import dit_rows
 from wanjax.models.sequence import Shards
+from wanjax.models.varying import marked
 
 _MANUAL = ("data", "fsdp", "seq")  # axes of the mesh that the stack is written per shard of
 _INPUT = "block_input"
@@ -218,9 +219,7 @@ def _gather(
     """
     entries = [_names(entry) for entry in spec[1:]]
     sharded = {name for names in entries for name in names}
-    copied = tuple(name for name in manual if name not in sharded)
-    if copied:
-        w = jax.lax.pcast(w, copied, to="varying")
+    w = marked(w, set(manual) - sharded)
     wire = config.dtype if path[-1].key == "kernel" else w.dtype.name
     back = wire if config.grad_reduce_dtype == "auto" or wire == w.dtype.name else config.grad_reduce_dtype
     steps = tuple((axis, name) for axis, names in enumerate(entries) for name in reversed(names))  # innermost first
