@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from experiments.launch import planned
 from experiments.launch.planned import STOPPED, WRONG, LaunchError, Machine
@@ -117,8 +117,7 @@ def check_paths(experiment: config_lib.Experiment, workdir: str, mount: str, log
     Raises:
         LaunchError: naming them.
     """
-    if is_remote(workdir) and logs is None:
-        raise LaunchError(f"--workdir {workdir!r} lies on an object store: give --logs, too, a folder below {mount}")
+    planned.check_logs(workdir, logs)
     paths = {"--workdir": workdir, "--logs": logs or mount, "config.data.cache_dir": experiment.data.cache_dir,
              "config.data.data_dir": experiment.data.data_dir}  # fmt: skip
     outside = [f"{name} = {path!r}" for name, path in paths.items()
@@ -142,8 +141,7 @@ def make(given: ConfigDict, file: str) -> str:
     check_paths(experiment, flag.workdir, mount, flag.logs)
     name = flag.name or re.sub(r"[^a-z0-9]+", "-", experiment.name.lower()).strip("-")
     objects = manifest(machine, planned.command(flag.python, file, given, machine, flag.workdir, flag.logs),
-                       name=name,
-                       image=flag.image, claim=claim, mount=mount, grace=flag.grace,
+                       name=name, image=flag.image, claim=claim, mount=mount, grace=flag.grace,
                        max_restarts=flag.max_restarts)  # fmt: skip
     head = (f"# {shlex.join(['python', '-m', 'experiments.launch.jobset', *sys.argv[1:]])}\n"
             f"# {machine.topology}, {machine.hosts} hosts of {machine.chips_per_host} chips, mesh "
@@ -152,30 +150,18 @@ def make(given: ConfigDict, file: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --")
-    flag = flags.FLAGS
-    try:
-        planned.write(flag.out, make(flag.config, flag["config"].config_filename))
-    except (LaunchError, config_lib.ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{flag.out}: start it with kubectl apply -f {flag.out}", flush=True)
+    planned.run(argv, make, start="start it with kubectl apply -f")
 
 
 def entry() -> None:
     """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
-    config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
-    flags.DEFINE_string("plan", None, "JSON of experiments.plan --program train.")
-    flags.DEFINE_string("workdir", None, "Folder of the run, below the mount of --claim, or gs://... with --logs.")
-    flags.DEFINE_string("logs", None, "Folder for metrics and previews, below the mount; that of the run by default.")
+    planned.define_flags(workdir="below the mount of --claim", logs=", below the mount", out="manifest", python="image",
+                         grace="that a pod has to save its state when it is to go", restarted="JobSet")  # fmt: skip
+    flags.adopt_module_key_flags(planned)  # so that --help shows them
     flags.DEFINE_string("claim", None, "NAME:/path of the persistent volume claim that all pods share.")
     flags.DEFINE_string("image", None, "Container image with wanjax.")
-    flags.DEFINE_string("out", None, "File that receives the manifest.")
     flags.DEFINE_string("name", "", "Of the JobSet; by default the config's.")
-    flags.DEFINE_string("python", "python", "The image's interpreter.")
-    flags.DEFINE_integer("grace", 300, "Seconds that a pod has to save its state when it is to go.")
-    flags.DEFINE_integer("max_restarts", 10, "How often the JobSet is started again after failures.")
-    flags.mark_flags_as_required(["config", "plan", "workdir", "claim", "image", "out"])
+    flags.mark_flags_as_required(["claim", "image"])
     app.run(main)
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
 
 from wanjax import config as config_lib
 from wanjax.chips import CHIPS
 from wanjax.config import Experiment
+from wanjax.run_folder import is_remote
 
 # exit codes of experiments.train: asked to stop, the state saved (EX_TEMPFAIL of sysexits.h); an error that would come
 # again, of the launcher and of its command line
@@ -128,6 +131,41 @@ def command(
     return [python, "-m", "experiments.train", "--config", file, "--workdir", workdir,
             *(["--logs", logs] if logs else []), f"--stopped_code={STOPPED}",
             *(f"--{name}={value}" for name, value in fields.items())]  # fmt: skip
+
+
+def check_logs(workdir: str, logs: str | None) -> None:
+    """Refuses a run on an object store without a folder for what grows line by line.
+
+    Raises:
+        LaunchError: that says so.
+    """
+    if is_remote(workdir) and logs is None:
+        raise LaunchError(f"--workdir {workdir!r} lies on an object store: give --logs, too, a folder that all see")
+
+
+def define_flags(*, workdir: str, logs: str, out: str, python: str, grace: str, restarted: str) -> None:
+    """The flags that every kind of job has; the arguments say what each means for it."""
+    config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
+    flags.DEFINE_string("plan", None, "JSON of experiments.plan --program train.")
+    flags.DEFINE_string("workdir", None, f"Folder of the run, {workdir}, or gs://... with --logs.")
+    flags.DEFINE_string("logs", None, f"Folder for metrics and previews{logs}; that of the run by default.")
+    flags.DEFINE_string("out", None, f"File that receives the {out}.")
+    flags.DEFINE_string("python", "python", f"The {python}'s interpreter.")
+    flags.DEFINE_integer("grace", 300, f"Seconds {grace}.")
+    flags.DEFINE_integer("max_restarts", 10, f"How often the {restarted} is started again after failures.")
+    flags.mark_flags_as_required(["config", "plan", "workdir", "out"])
+
+
+def run(argv: list[str], make: Callable[[ConfigDict, str], str], *, start: str, executable: bool = False) -> None:
+    """Writes what ``make`` gives for the config of the flags, and says how it is started."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --")
+    flag = flags.FLAGS
+    try:
+        write(flag.out, make(flag.config, flag["config"].config_filename), executable=executable)
+    except (LaunchError, config_lib.ConfigError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{flag.out}: {start} {flag.out}", flush=True)
 
 
 def write(file: str, text: str, *, executable: bool = False) -> None:

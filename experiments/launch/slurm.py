@@ -13,7 +13,7 @@ import shlex
 import sys
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from experiments.launch import planned
 from experiments.launch.planned import STOPPED, WRONG, LaunchError, Machine
@@ -107,8 +107,7 @@ def make(given: ConfigDict, file: str) -> str:
     flag = flags.FLAGS
     experiment = config_lib.from_config_dict(given)
     machine = planned.agreed(experiment, planned.read_plan(flag.plan))
-    if is_remote(flag.workdir) and flag.logs is None:
-        raise LaunchError(f"--workdir {flag.workdir!r} lies on an object store: give --logs, too")
+    planned.check_logs(flag.workdir, flag.logs)
     local = [flag.logs] if is_remote(flag.workdir) else [flag.workdir, *([flag.logs] if flag.logs else [])]
     mounts = [*local, experiment.data.cache_dir, experiment.data.data_dir]
     return script(experiment, machine, planned.command(flag.python, file, given, machine, flag.workdir, flag.logs),
@@ -118,30 +117,16 @@ def make(given: ConfigDict, file: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --")
-    flag = flags.FLAGS
-    try:
-        text = make(flag.config, flag["config"].config_filename)
-        planned.write(flag.out, text, executable=True)
-    except (LaunchError, config_lib.ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{flag.out}: submit it with sbatch {flag.out}", flush=True)
+    planned.run(argv, make, start="submit it with sbatch", executable=True)
 
 
 def entry() -> None:
     """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
-    config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
-    flags.DEFINE_string("plan", None, "JSON of experiments.plan --program train.")
-    flags.DEFINE_string("workdir", None, "Folder of the run, which all nodes see, or gs://... with --logs.")
-    flags.DEFINE_string("logs", None, "Folder for metrics and previews; that of the run by default.")
-    flags.DEFINE_string("out", None, "File that receives the script.")
-    flags.DEFINE_string("python", "python", "The job's interpreter.")
+    planned.define_flags(workdir="which all nodes see", logs="", out="script", python="job",
+                         grace="before the time limit at which the run is asked to stop", restarted="job")  # fmt: skip
+    flags.adopt_module_key_flags(planned)  # so that --help shows them
     flags.DEFINE_string("image", "", "Container that tasks run in (pyxis); none by default.")
     flags.DEFINE_multi_string("sbatch", [], "An option of sbatch, such as --sbatch=--time=24:00:00; may be repeated.")
-    flags.DEFINE_integer("grace", 300, "Seconds before the time limit at which the run is asked to stop.")
-    flags.DEFINE_integer("max_restarts", 10, "How often the job is started again after failures.")
-    flags.mark_flags_as_required(["config", "plan", "workdir", "out"])
     app.run(main)
 
 
