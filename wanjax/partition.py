@@ -178,6 +178,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def names_of(entry: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Mesh axes of one entry of a PartitionSpec, outermost first."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
 def constrain(x: jax.Array, mesh: Mesh | None, *axes: str | Iterable[str] | None) -> jax.Array:
     """``x`` held to mesh axes, one entry per leading dimension (None = whole); ``mesh=None`` leaves it as it is.
 
@@ -187,7 +192,7 @@ def constrain(x: jax.Array, mesh: Mesh | None, *axes: str | Iterable[str] | None
     if mesh is None:
         return x
     for size, entry in zip(np.shape(x), axes, strict=False):
-        names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+        names = names_of(entry)
         for name in names:
             if name not in mesh.shape:
                 raise ValueError(f"mesh axis {name!r} is not one of {tuple(mesh.shape)}")

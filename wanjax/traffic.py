@@ -69,7 +69,7 @@ def minimum(
         held = frozen_dtype if row in frozen else config.param_dtype
         axes = ("layers", *row.axes) if row.stacked else row.axes
         spec = partition.spec(mesh, axes, row.full_shape)
-        used = {name for entry in spec if entry for name in ((entry,) if isinstance(entry, str) else entry)}
+        used = {name for entry in spec for name in partition.names_of(entry)}
         split = math.prod(sizes[name] for name in used - {"tensor"})
         own = math.prod(row.full_shape) / (sizes["tensor"] if "tensor" in used else 1)
         wire = own * (_bytes(config.dtype) if len(row.shape) > 1 else _bytes(held))

@@ -95,19 +95,14 @@ def _manual_part(spec: P, parts: Mapping[str, tuple[str, ...]], manual: tuple[st
     """The spec with every axis in its parts, without automatic ones: shard_map's in_specs may name manual axes only."""
 
     def own(entry: Any) -> tuple[str, ...] | None:
-        return tuple(part for name in _names(entry) for part in parts[name] if part in manual) or None
+        return tuple(part for name in partition.names_of(entry) for part in parts[name] if part in manual) or None
 
     return P(*map(own, spec))
 
 
 def _split_over(axis: str, spec: P) -> int:
     """Which axis of one layer's parameter a mesh axis divides; :data:`_WHOLE` for none."""
-    return next((i for i, entry in enumerate(spec[1:]) if axis in _names(entry)), _WHOLE)
-
-
-def _names(entry: Any) -> tuple[str, ...]:
-    """Mesh axes of one entry of a PartitionSpec, outermost first."""
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+    return next((i for i, entry in enumerate(spec[1:]) if axis in partition.names_of(entry)), _WHOLE)
 
 
 def _scan(
@@ -217,7 +212,7 @@ def _gather(
     first and only the shard is summed over ``data``, in the parameters' dtype. Matrices travel in the compute dtype,
     their gradients as the config says.
     """
-    entries = [_names(entry) for entry in spec[1:]]
+    entries = [partition.names_of(entry) for entry in spec[1:]]
     sharded = {name for names in entries for name in names}
     w = marked(w, set(manual) - sharded)
     wire = config.dtype if path[-1].key == "kernel" else w.dtype.name

@@ -252,7 +252,7 @@ def _spec(mesh: Mesh, row: Row) -> P:
 def _gathered(x: jax.Array, spec: Iterable[Any]) -> jax.Array:
     """The whole array from its shards."""
     for axis, entry in enumerate(spec):
-        for name in () if entry is None else (entry,) if isinstance(entry, str) else reversed(entry):
+        for name in reversed(partition.names_of(entry)):
             x = jax.lax.all_gather(x, name, axis=axis, tiled=True)
     return x
 
