@@ -46,7 +46,8 @@ def run(experiment: config_lib.Experiment, workdir: str, cluster: Cluster, logs:
     mesh_config = config_lib.MeshConfig(**sizes)
     config_lib.validate(dataclasses.replace(experiment, mesh=mesh_config))
     mesh = partition.make_mesh(sizes)
-    preflight.check_program(cluster, experiment, mesh, workdir)
+    if cluster.processes > 1:
+        preflight.check_program(cluster, experiment, mesh, workdir)
     place = Workdir(workdir, experiment, logs)
     with contextlib.ExitStack() as held:
         cluster.once("workdir", lambda: held.enter_context(place), ERRORS)

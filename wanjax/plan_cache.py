@@ -11,6 +11,7 @@ from typing import Any
 
 from wanjax.config import Experiment, to_dict
 from wanjax.plan import Settings, versions
+from wanjax.source_digest import source_digest
 from wanjax.topology import Topology
 
 
@@ -31,10 +32,7 @@ def key(experiment: Experiment, machine: Topology, settings: Settings) -> str:
         "compiler": [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
     }
     digest.update(json.dumps(asked, sort_keys=True).encode())
-    library = pathlib.Path(__file__).parent
-    for file in (*sorted(library.rglob("*.py")), *sorted((library / "assets" / "gpus").iterdir())):
-        digest.update(file.relative_to(library).as_posix().encode())
-        digest.update(file.read_bytes())
+    digest.update(source_digest().encode())
     return digest.hexdigest()[:32]
 
 

@@ -8,7 +8,6 @@ import importlib.metadata
 import logging
 import math
 import os
-import pathlib
 import threading
 import time
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from wanjax import config as config_lib
 from wanjax.cluster import Cluster
 from wanjax.latent_cache import LatentCache
+from wanjax.source_digest import source_digest
 
 COLLECTIVE_BYTES = 16 << 20
 SLOW_SECONDS = 60.0  # after which a collective that does not come back is named
@@ -52,7 +52,7 @@ def program_facts(experiment: config_lib.Experiment, workdir: str) -> dict[str, 
     versions = {name: importlib.metadata.version(name) for name in names}
     flags = {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
     return {**flat(config_lib.to_dict(experiment), "config"), "--workdir": workdir, **versions,
-            "wanjax's source": source_digest(), **flags}  # fmt: skip
+            "wanjax's source": source_digest()[:12], **flags}  # fmt: skip
 
 
 def mesh_facts(mesh: Mesh) -> dict[str, Any]:
@@ -60,14 +60,6 @@ def mesh_facts(mesh: Mesh) -> dict[str, Any]:
     order = hashlib.sha256(repr([device.id for device in mesh.devices.flat]).encode()).hexdigest()[:12]
     return {"mesh": dict(mesh.shape), "device kinds": sorted({device.device_kind for device in mesh.devices.flat}),
             "devices of each process": len(mesh.local_devices), "order of devices": order}  # fmt: skip
-
-
-def source_digest() -> str:
-    """12 hex digits that change with any line of this library."""
-    digest, library = hashlib.sha256(), pathlib.Path(__file__).parent
-    for file in sorted(library.rglob("*.py")):
-        digest.update(file.relative_to(library).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
