@@ -34,7 +34,7 @@ def _apply(model, params, inputs):
 
 
 def _compiled(model, params, inputs):
-    return jax.jit(partial(_apply, model), compiler_options=dit_case.QUICK_COMPILE)(params, inputs)
+    return jax.jit(partial(_apply, model))(params, inputs)
 
 
 def _objective(model, inputs):
@@ -42,7 +42,7 @@ def _objective(model, inputs):
         velocity = _apply(model, params, inputs)
         return (velocity * inputs["cotangent"]).sum(), velocity
 
-    return jax.jit(jax.grad(objective, has_aux=True), compiler_options=dit_case.QUICK_COMPILE)
+    return jax.jit(jax.grad(objective, has_aux=True))
 
 
 def _relative(found, expected):
@@ -94,7 +94,7 @@ def test_norms_use_their_eps():
 
 def test_a_fresh_network_predicts_zero_and_its_weights_are_wans():
     config = DiTConfig(width=96, heads=2, layers=2, ffn=256, in_channels=4, out_channels=4, text_dim=64)
-    params = jax.jit(WanDiT(config).init, compiler_options=dit_case.QUICK_COMPILE)(jax.random.key(0))["params"]
+    params = jax.jit(WanDiT(config).init)(jax.random.key(0))["params"]
     assert not params["head"]["projection"]["kernel"].any()
     assert np.std(params["head"]["modulation"]) == pytest.approx(96**-0.5, rel=0.2)
     assert np.std(params["text_embedding"]["in"]["kernel"]) == pytest.approx(0.02, rel=0.05)

@@ -65,7 +65,7 @@ def place(params, mesh):
 
 def run(model, variables, **options):
     apply = model.apply_with_taps if options else model.apply
-    compiled = jax.jit(functools.partial(apply, **options), compiler_options=dit_case.QUICK_COMPILE)
+    compiled = jax.jit(functools.partial(apply, **options))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.block_until_ready(compiled(variables, *INPUTS)))]
 
 
@@ -137,7 +137,7 @@ def test_no_lora_and_one_of_no_weight_leave_every_bit(params, files):
 
 def test_another_weight_is_the_same_program(params, files):
     model, variables = WanDiT(CONFIG), {"params": place(params, None)}
-    apply, found = jax.jit(model.apply, compiler_options=dit_case.QUICK_COMPILE), []
+    apply, found = jax.jit(model.apply), []
     for weight in (0.5, 2.0):
         tree, _ = lora_factors.factors_of_files(ROWS, [(files[0][0], weight), files[1]])
         found.append(np.asarray(apply(variables | {"lora": tree}, *INPUTS)))
@@ -175,7 +175,7 @@ def test_gradients_of_factors_are_those_of_the_merged_weights_by_the_chain_rule(
         def loss(*trees):
             return jnp.sum(model.apply(dict(zip(("params", "lora"), trees, strict=False)), *INPUTS) * cotangent)
 
-        compiled = jax.jit(jax.grad(loss, argnums=argument), compiler_options=dit_case.QUICK_COMPILE)
+        compiled = jax.jit(jax.grad(loss, argnums=argument))
         return jax.tree.map(np.asarray, jax.block_until_ready(compiled(*trees)))
 
     merged, _ = lora.merge_files(place(params, None), ROWS, files)

@@ -71,8 +71,7 @@ def _loss_and_gradients(model, params, batch, head=None):
         placed = partition.shardings(model.mesh, rows.logical_axes(table), rows.shapes(table, jnp.float32))
         params = jax.device_put(params, placed)
         batch = jax.device_put(batch, partition.batch_sharding(model.mesh))
-    step = jax.jit(jax.value_and_grad(loss), out_shardings=None if placed is None else (None, placed),
-                   compiler_options=dit_case.QUICK_COMPILE)  # fmt: skip
+    step = jax.jit(jax.value_and_grad(loss), out_shardings=None if placed is None else (None, placed))
     # one program at a time: two in flight can starve each other's collectives on simulated devices
     value, gradients = jax.block_until_ready(step(params, batch))
     return float(value), jax.tree.map(np.asarray, gradients)

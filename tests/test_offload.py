@@ -38,7 +38,7 @@ def _resident(params, rows_, mesh):
 
 def _run(model, params, **options):
     apply = model.apply_with_taps if options else model.apply
-    run = jax.jit(functools.partial(apply, **options), compiler_options=dit_case.QUICK_COMPILE)
+    run = jax.jit(functools.partial(apply, **options))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.block_until_ready(run({"params": params}, *INPUTS)))]
 
 
@@ -74,7 +74,7 @@ def _compiled(layers, streamed):
     params = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
                           rows.shapes(table, jnp.float32), places)  # fmt: skip
     traced = jax.jit(WanDiT(config).apply).trace({"params": params}, *INPUTS)
-    compiled = traced.lower().compile(compiler_options=dit_case.QUICK_COMPILE)
+    compiled = traced.lower().compile()
     kinds = jax.tree.leaves(jax.tree.map(lambda place: place.memory_kind, compiled.input_shardings[0][0]["params"]))
     held = sum(leaf.size * 4 for leaf, kind in zip(jax.tree.leaves(params), kinds, strict=True) if kind == "device")
     # the CPU's two memories are one: its programs do not say what is copied

@@ -10,7 +10,6 @@ from jax._src.cudnn import fused_attention_stablehlo as fused
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec as P
 
-from tests.parity.dit_case import QUICK_COMPILE
 from wanjax import collectives, partition
 from wanjax.models import attention as module
 from wanjax.models import sequence
@@ -87,8 +86,7 @@ def _shared(sizes, scheme, way, tokens, heads, name=""):
 
 
 def _gradients(function, operands):
-    compiled = jax.jit(jax.value_and_grad(lambda *x: _loss(function(*x)), argnums=(0, 1, 2)),
-                       compiler_options=QUICK_COMPILE)  # fmt: skip
+    compiled = jax.jit(jax.value_and_grad(lambda *x: _loss(function(*x)), argnums=(0, 1, 2)))
     return jax.block_until_ready(compiled(*operands))
 
 
@@ -131,7 +129,7 @@ def test_a_longer_ring_takes_no_more_memory_and_sends_no_more_than_it_has_to():
         shapes = [jax.ShapeDtypeStruct((8 // size, size * each, heads, 8), jnp.float32)] * 3
         run = _shared({"fsdp": 8 // size, "seq": size}, "ring", "blockwise", size * each, heads)
         step = jax.jit(jax.grad(lambda *x, run=run: _loss(run(*x)), argnums=(0, 1, 2))).lower(*shapes)
-        compiled = step.compile(compiler_options=QUICK_COMPILE)
+        compiled = step.compile()
         temporary[size] = compiled.memory_analysis().temp_size_in_bytes
         found = collectives.parse(compiled.as_text(), 8)
         passed = [line for line in found.collectives if line.op == "collective-permute"]

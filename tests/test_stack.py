@@ -36,7 +36,7 @@ def _loss(model, params, *inputs):
 
 def _gradients(params, inputs, mesh=None, **fields):
     model = WanDiT(dataclasses.replace(CONFIG, **fields), mesh)
-    step = jax.jit(jax.value_and_grad(lambda p, *x: _loss(model, p, *x)), compiler_options=dit_case.QUICK_COMPILE)
+    step = jax.jit(jax.value_and_grad(lambda p, *x: _loss(model, p, *x)))
     value, gradients = jax.block_until_ready(step(params, *inputs))
     return float(value), jax.tree.map(lambda x: np.asarray(x, np.float32), gradients)
 

@@ -16,8 +16,6 @@ RECORDED = Path(__file__).parent / "data" / "dit.safetensors"
 CONFIG = DiTConfig(width=32, heads=2, layers=2, ffn=48, in_channels=6, out_channels=5, freq_dim=24, text_dim=20)
 LATENTS = (2, 3, 4, 6)  # B, F, h, w
 TOKENS = 3 * 2 * 3
-# compiling costs the tests most of their time and tiny arrays gain nothing from it
-QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def ours(row: Row, index: int, seed: int = 0) -> np.ndarray:
