@@ -47,8 +47,7 @@ def variables(config: DiTConfig, case: str, mesh: jax.sharding.Mesh) -> dict[str
     places = offload.shardings(table, mesh=mesh)
     if case == "resident":
         places = jax.tree.map(lambda place: place.with_memory_kind("device"), places)
-    out = {"params": jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-                                  rows.shapes(table, config.param_dtype), places)}  # fmt: skip
+    out = {"params": partition.placed_shapes(rows.shapes(table, config.param_dtype), places)}
     if "LoRA" in case:
         matrices, rank = [row for row in table if offload.is_streamed(row)], config.width // 160 or 4
 

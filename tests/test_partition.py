@@ -139,3 +139,12 @@ def test_constrain_splits_or_says_why_not(mesh):
         partition.constrain(x, mesh, "seq")
     with pytest.raises(ValueError, match="'rows' is not one of"):
         partition.constrain(x, mesh, "rows")
+
+
+def test_shapes_are_given_the_place_of_each_or_one_for_all(mesh):
+    tree = {"a": np.zeros((2, 4), np.float32), "b": {"c": np.zeros(3, np.int32)}}
+    alone, split = partition.replicated(mesh), partition.batch_sharding(mesh)
+    found = partition.placed_shapes(tree, {"a": split, "b": {"c": alone}})
+    assert (found["a"].sharding, found["b"]["c"].sharding) == (split, alone)
+    assert (found["a"].shape, found["b"]["c"].dtype) == ((2, 4), np.int32)
+    assert {leaf.sharding for leaf in jax.tree.leaves(partition.placed_shapes(tree, alone))} == {alone}

@@ -24,7 +24,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from wanjax import array_files
+from wanjax import array_files, partition
 from wanjax import config as config_lib
 from wanjax.file_digest import sampled_digest
 from wanjax.models import rows
@@ -293,7 +293,7 @@ class SavedExpert:
         shapes = rows.shapes(network_rows(model, self.config.shadow_head(model), self.config.lora), "float32")
         alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         placed = jax.tree.map(lambda _: alone, shapes) | (places or {})
-        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
+        abstract = partition.placed_shapes(shapes, placed)
         try:
             params = _load(self.folder, {self.part: abstract})[self.part]
         except UNREADABLE as error:

@@ -293,8 +293,7 @@ def lowered(
         null_text = jnp.broadcast_to(batch.null_text, batch.text.shape) if program.guided else None
         return carry, batch.text, null_text, batch.condition
 
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-                          jax.eval_shape(given, batch))  # fmt: skip
+    shapes = partition.placed_shapes(jax.eval_shape(given, batch), place)
     step = _step(program)
     return step.lower(program, expert.shapes(streamed=streamed), *shapes, np.float32(stage.guidance), np.int32(0))
 

@@ -58,9 +58,7 @@ class Expert:
         """Tree of ``jax.ShapeDtypeStruct`` like :meth:`variables`; reads nothing."""
         shapes = rows.shapes(dit_rows(self.model.config), self.dtype)
         places = self.places(streamed=streamed)
-        return self._with_changes(
-            jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
-        )
+        return self._with_changes(partition.placed_shapes(shapes, places))
 
     def nbytes(self, *, streamed: bool = False) -> int:
         """Bytes of parameters on the device that holds most of them."""

@@ -178,6 +178,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def placed_shapes(tree: Any, places: Any) -> Any:
+    """Shapes of arrays with the places that they are to lie in.
+
+    Args:
+        tree: of things with ``.shape`` and ``.dtype``.
+        places: a sharding for all of them, or a tree of shardings like ``tree``.
+    """
+    each = jax.tree.map(lambda _: places, tree) if isinstance(places, jax.sharding.Sharding) else places
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, each)
+
+
 def names_of(entry: str | Iterable[str] | None) -> tuple[str, ...]:
     """Mesh axes of one entry of a PartitionSpec, outermost first."""
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)

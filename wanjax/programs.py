@@ -89,17 +89,20 @@ def train(experiment: Experiment, mesh: Mesh) -> Program:
     if "temporal_luminance" in terms.active:
         vae, warnings = _codec(experiment, None)
         decoder = Decoder(lambda params, x: vae.apply({"params": params}, x, method="decode"), None)
-        decoder_shapes = _shapes(rows.shapes(vae_rows(vae.config), "float32"), partition.replicated(mesh))
+        decoder_shapes = partition.placed_shapes(rows.shapes(vae_rows(vae.config), "float32"),
+                                                 partition.replicated(mesh))  # fmt: skip
     # the values of the luminance vector change no shape
     objective = make_objective(terms, np.linspace(0.1, 1.0, experiment.model.out_channels), decoder)
     lora, table = experiment.lora, dit_rows(experiment.model)
     optimizer = make_optimizer(experiment.optimizer, config.steps(name), model, head, lora)
     state = state_shapes(model, optimizer, mesh, head=head, averaged=experiment.optimizer.averaged, lora=lora)
-    base = _placed(table, lora.base_dtype, mesh) if lora.rank else None
+    base = None
+    if lora.rank:
+        base = partition.placed_shapes(rows.shapes(table, lora.base_dtype), rows.shardings(table, mesh))
     step = make_train_step(model, objective, optimizer, timesteps=config.timesteps(name), shift=config.shift,
                            accumulate=config.accumulate, ema_decay=experiment.optimizer.ema_decay,
                            first_frame=config.first_frame, head=head, lora=lora)  # fmt: skip
-    batch = _shapes(_batch(experiment), partition.batch_sharding(mesh))
+    batch = partition.placed_shapes(_batch(experiment), partition.batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def lower() -> jax.stages.Lowered:
@@ -175,7 +178,7 @@ def encode(experiment: Experiment, mesh: Mesh, *, clips: int | None) -> Program:
     data, (frames, height, width) = experiment.data, _latent_grid(experiment)
     clips = _shared_clips(clips, mesh)
     table, place = vae_rows(vae.config), placement(mesh, height)
-    params = _shapes(rows.shapes(table, "float32"), partition.replicated(mesh))
+    params = partition.placed_shapes(rows.shapes(table, "float32"), partition.replicated(mesh))
     video = jax.ShapeDtypeStruct((clips, data.frames, data.height, data.width, 3), jnp.uint8, sharding=place)
 
     def run(params: Any, video: jax.Array) -> jax.Array:
@@ -205,7 +208,7 @@ def decode(experiment: Experiment, mesh: Mesh) -> Program:
     _, height, width = _latent_grid(experiment)
     chunk = jax.ShapeDtypeStruct((1, 1, height, width, vae.config.z_dim), jnp.float32)
     table = vae_rows(vae.config)
-    params = _shapes(rows.shapes(table, "float32"), partition.replicated(vae.mesh))
+    params = partition.placed_shapes(rows.shapes(table, "float32"), partition.replicated(vae.mesh))
     total = codec_work.chunk_flops(vae.config, "decode", height, width)
     least = codec_work.chunk_bytes(vae.config, "decode", height, width, vae.mesh.size, 4)
     formula = "a latent frame to 4 frames, of which a clip has F − 1: convolutions, and attention within a frame"
@@ -238,12 +241,6 @@ def training_flops(experiment: Experiment) -> int:
     return flops.lora_training(model, *size, experiment.lora.rows(dit_rows(model)))
 
 
-def _placed(table: Sequence[Row], dtype: str, mesh: Mesh) -> Any:
-    """Shapes of parameters where they lie on a mesh."""
-    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-                        rows.shapes(table, dtype), rows.shardings(table, mesh))  # fmt: skip
-
-
 def _unread(places: Any) -> Any:
     raise AssertionError("a plan reads no parameters")
 
@@ -268,10 +265,6 @@ def _batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     if first_frame.reads_image(model):
         shapes["image"] = shapes["latents"]
     return {name: jax.ShapeDtypeStruct((clips, *shape), jnp.float32) for name, shape in shapes.items()}
-
-
-def _shapes(tree: Any, place: jax.sharding.Sharding) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
 
 
 def _codec(experiment: Experiment, mesh: Mesh | None) -> tuple[WanVAE, list[str]]:

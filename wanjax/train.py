@@ -86,7 +86,7 @@ def state_shapes(model: WanDiT, optimizer: optax.GradientTransformation, mesh: j
         shapes.opt_state)
     shardings = dataclasses.replace(shapes, step=alone, params=params_sharding,
                                     ema=params_sharding if averaged else None, opt_state=opt_sharding)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return partition.placed_shapes(shapes, shardings)
 
 
 def init_state(model: WanDiT, optimizer: optax.GradientTransformation, shapes: TrainState, key: jax.Array,

@@ -94,7 +94,7 @@ def _block(tokens: int, tiny: bool) -> Case:
     few = (inputs[0].update(shape=(1, 2, model.width)), *inputs[1:3],
            tuple(table.update(shape=(2, model.head_dim // 2)) for table in angles))  # fmt: skip
     params = jax.eval_shape(plain.init, jax.random.key(0), *few)
-    params, inputs = (_placed(tree, _first_device()) for tree in (params, inputs))
+    params, inputs = (partition.placed_shapes(tree, _first_device()) for tree in (params, inputs))
     lowered = jax.jit(block.apply).lower(params, *inputs)
     return Case("block", f"forward of one block, {tokens:,} tokens", lowered, (params, inputs),
                 flops.forward(model, tokens, text), lambda: (_fill(params), *_fill(inputs)))  # fmt: skip
@@ -113,7 +113,7 @@ def _training(name: str, size: tuple[int, int, int], layers: int, changes: Mappi
     lowered = program.lower()
     _, batch, *_ = lowered.args_info[0]
     state, base = program.arguments if program.frozen else (program.arguments, None)
-    batch = _placed(batch, partition.batch_sharding(mesh))
+    batch = partition.placed_shapes(batch, partition.batch_sharding(mesh))
 
     def make() -> tuple[Any, ...]:
         moments = jax.tree.map(_zeros, state.opt_state)
@@ -136,8 +136,8 @@ def _decode(size: tuple[int, int, int], tiny: bool) -> Case:
     frames, height, width = size
     vae = WanVAE(SMALL_CODEC if tiny else VAEConfig())
     grid = (1 + (frames - 1) // 4, height // 8, width // 8)
-    latents = _placed(jax.ShapeDtypeStruct((1, *grid, vae.config.z_dim), jnp.float32), _first_device())
-    params = _placed(shapes(vae_rows(vae.config), "float32"), _first_device())
+    latents = partition.placed_shapes(jax.ShapeDtypeStruct((1, *grid, vae.config.z_dim), jnp.float32), _first_device())
+    params = partition.placed_shapes(shapes(vae_rows(vae.config), "float32"), _first_device())
     run = jax.jit(lambda params, latents: vae.apply({"params": params}, latents, method="decode_chunked"))
     return Case("decode", f"codec, latents to {frames} frames of {width} × {height}, float32",
                 run.lower(params, latents), (params, latents), codec_work.clip_flops(vae.config, "decode", *grid),
@@ -146,10 +146,6 @@ def _decode(size: tuple[int, int, int], tiny: bool) -> Case:
 
 def _first_device() -> jax.sharding.Sharding:
     return SingleDeviceSharding(jax.devices()[0])
-
-
-def _placed(tree: Any, place: jax.sharding.Sharding) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
 
 
 def _fill(tree: Any) -> Any:

@@ -138,8 +138,8 @@ class WanVAE:
         _, kept = jax.eval_shape(partial(_piece, self, method), params, first, None)
         if self.mesh is not None:
             place = placement(self.mesh, self._rows(x.shape[2], method))
-            params = _placed(params, partition.replicated(self.mesh))
-            x, kept = _placed((x, kept), place)
+            params = partition.placed_shapes(params, partition.replicated(self.mesh))
+            x, kept = partition.placed_shapes((x, kept), place)
         return _piece.lower(self, method, params, x, kept)
 
     def _stream(self, params: Params, chunks: Iterable[Any], method: str) -> Iterator[jax.Array]:
@@ -242,10 +242,6 @@ def _piece(model: WanVAE, method: str, params: Params, x: jax.Array, kept: _Kept
         return _chunk(model, method, split, params, x, kept)
 
     return over_parts(model.mesh, model._rows(x.shape[2], method), chunk, params, x, kept)
-
-
-def _placed(tree: Any, place: jax.sharding.Sharding) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
 
 
 def _cast(params: Params, dtype: jnp.dtype) -> Params:
