@@ -5,7 +5,7 @@ One function, several ways to compute it, all with the softmax's statistics in f
 ``plain``      the formula; its memory grows with N · M.
 ``blockwise``  queries in blocks (:mod:`wanjax.models.blockwise`), on any platform; its memory grows with M.
 ``splash``     the TPU's kernel (:mod:`wanjax.models.splash`).
-``cudnn``      the GPU's kernel, flash attention of cuDNN through ``jax.nn.dot_product_attention``; 16-bit operands.
+``cudnn``      the GPU's kernel, flash attention of cuDNN (:mod:`wanjax.models.cudnn`); 16-bit operands.
 ``auto``       by length, platform and dtype: the formula for short sequences; for others the kernel of the platform,
                and blocks where there is none.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from wanjax.models import blockwise, splash
+from wanjax.models import blockwise, cudnn, splash
 from wanjax.models.varying import marked, varying
 
 IMPLEMENTATIONS = ("auto", "plain", "blockwise", "splash", "cudnn")
 _SHORT = 256 * 256  # products of lengths up to which a loop over blocks costs more than it saves
 _LARGEST_CUDNN_HEAD = 128  # GPUs before Hopper; from there on 256
-_CUDNN_PRIMITIVE = "dot_product_attention_fwd_wrapper"
 _DEFAULT_BLOCKS = splash.SplashBlocks()
 
 _Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -65,10 +64,8 @@ def attention(
         return checkpoint_name(out, name) if name else out
     q, k, v = _varying_alike(q, k, v)
     shards = _Shards(mesh, q)
-    if way == "splash":
-        return _splash(shards, splash_blocks, name, q, k, v)
-    if way == "cudnn":
-        return _pulled_back(shards, functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), q, k, v)
+    if way in ("splash", "cudnn"):
+        return _fused(shards, _splash(splash_blocks) if way == "splash" else _cudnn(), name, q, k, v)
     kernel = _heads_first(functools.partial(blockwise.heads, name=name))
     # of plain operations: without heads to share it needs no shard_map of its own
     return kernel(q, k, v) if shards.over is None else _pulled_back(shards, kernel, q, k, v)
@@ -115,35 +112,18 @@ def keeps(*names: str, host: bool = False) -> Callable[..., Any]:
     """A policy of ``jax.checkpoint``: what attention of such a name gives is kept, all else is recomputed.
 
     With the results and the softmax's statistics at hand, the backward pass of a kernel needs no second forward pass.
-    cuDNN's are kept whatever their name: its primitive does not pass one on. Of the plain formula the result is kept.
+    Of the plain formula the result is kept.
 
     Args:
         names: of attention, or of other values that ``jax.ad_checkpoint.checkpoint_name`` named.
         host: whether it is kept in the hosts' pinned memory, and comes back to the device when it is needed.
     """
-    if host:
-        return _moves(*names)
-    named = jax.checkpoint_policies.save_only_these_names(*names)
-
-    def policy(primitive: Any, *avals: Any, **params: Any) -> bool:
-        return primitive.name == _CUDNN_PRIMITIVE or named(primitive, *avals, **params)
-
-    return policy
-
-
-def _moves(*names: str) -> Callable[..., Any]:
-    to_host = {"offload_src": "device", "offload_dst": "pinned_host"}
-    named = jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=(), names_which_can_be_offloaded=names, **to_host)
-    of_products = jax.checkpoint_policies.offload_dot_with_no_batch_dims(**to_host)
-    product = {"dimension_numbers": (((0,), (0,)), ((), ()))}
-
-    def policy(primitive: Any, *avals: Any, **params: Any) -> Any:
-        if primitive.name == _CUDNN_PRIMITIVE:
-            return of_products(jax.lax.dot_general_p, **product)
-        return named(primitive, *avals, **params)
-
-    return policy
+    if not host:
+        return jax.checkpoint_policies.save_only_these_names(*names)
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(), names_which_can_be_offloaded=names, offload_src="device",
+        offload_dst="pinned_host",
+    )  # fmt: skip
 
 
 def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -205,30 +185,64 @@ class _Shards:
         return marked(x, self._varying)
 
 
-def _splash(
-    shards: _Shards, blocks: splash.SplashBlocks, name: str, q: jax.Array, k: jax.Array, v: jax.Array
-) -> jax.Array:
-    """The TPU's kernel. What is kept by name is named outside of the shard_map, whose border it crosses anyway."""
-    operand, statistic = P(None, None, shards.over), P(None, shards.over)
-    clips = q.shape[0]
+class _Fused(NamedTuple):
+    """A kernel with a backward pass of its own; arrays are [B, N, K, d], statistics float32 [B, K, N].
 
-    def apart(x: jax.Array) -> jax.Array:  # [B, N, K·d] -> [B·K, N, d]
-        x = shards.split(x).transpose(0, 2, 1, 3)
+    Attributes:
+        plain: (q, k, v) -> the result, where nothing is differentiated.
+        forward: (q, k, v) -> the result, and the logarithm of the softmax's denominator.
+        backward: (q, k, v, result, statistics, its gradient) -> gradients of q, k and v.
+    """
+
+    plain: _Kernel
+    forward: Callable[..., tuple[jax.Array, jax.Array]]
+    backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+
+
+def _cudnn() -> _Fused:
+    forward = functools.partial(cudnn.forward, heads_first=False)
+    return _Fused(lambda q, k, v: forward(q, k, v)[0], forward, functools.partial(cudnn.backward, heads_first=False))
+
+
+def _splash(blocks: splash.SplashBlocks) -> _Fused:
+    def apart(x: jax.Array) -> jax.Array:  # [B, N, K, d] -> [B·K, N, d]
+        x = x.transpose(0, 2, 1, 3)
         return x.reshape(-1, *x.shape[2:])
 
-    def together(x: jax.Array) -> jax.Array:  # [B·K, N, d] -> [B, N, K·d]
-        return shards.joined(x.reshape(clips, -1, *x.shape[1:]).transpose(0, 2, 1, 3))
+    def together(x: jax.Array, clips: int) -> jax.Array:  # [B·K, N, d] -> [B, N, K, d]
+        return x.reshape(clips, -1, *x.shape[1:]).transpose(0, 2, 1, 3)
 
     def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        def own(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return together(splash.heads(apart(q), apart(k), apart(v), blocks))
+        return together(splash.heads(apart(q), apart(k), apart(v), blocks), len(q))
 
+    def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out, statistics = splash.forward(apart(q), apart(k), apart(v), blocks)
+        return together(out, len(q)), statistics.reshape(len(q), -1, statistics.shape[-1])
+
+    def backward(
+        q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, statistics: jax.Array, d_out: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1).transpose(0, 2, 1)
+        statistics, along = (x.reshape(-1, x.shape[-1]) for x in (statistics, along))
+        found = splash.backward(apart(q), apart(k), apart(v), statistics, along, apart(d_out), blocks)
+        d_q, d_k, d_v = (together(x, len(q)) for x in found)
+        return d_q, d_k, d_v
+
+    return _Fused(plain, forward, backward)
+
+
+def _fused(shards: _Shards, kernel: _Fused, name: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """What is kept by name is named outside of the shard_map, whose border it crosses anyway."""
+    operand, statistic = P(None, None, shards.over), P(None, shards.over)
+
+    def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        own = lambda *x: shards.joined(kernel.plain(*map(shards.split, x)))
         return shards.marked(shards.run(own, in_specs=operand, out_specs=operand)(q, k, v))
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
         def own(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-            out, statistics = splash.forward(apart(q), apart(k), apart(v), blocks)
-            return together(out), statistics.reshape(clips, -1, statistics.shape[-1])
+            out, statistics = kernel.forward(*map(shards.split, (q, k, v)))
+            return shards.joined(out), statistics
 
         out, statistics = shards.run(own, in_specs=operand, out_specs=(operand, statistic))(q, k, v)
         out, statistics = shards.marked(out), shards.marked(statistics)
@@ -239,10 +253,8 @@ def _splash(
     def backward(kept: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
         def own(*of: jax.Array) -> tuple[jax.Array, ...]:
             q, k, v, out, statistics, d_out = of
-            along = jnp.sum(shards.split(d_out.astype(jnp.float32) * out.astype(jnp.float32)), axis=-1)
-            statistics, along = (x.reshape(-1, x.shape[-1]) for x in (statistics, along.transpose(0, 2, 1)))
-            found = splash.backward(apart(q), apart(k), apart(v), statistics, along, apart(d_out), blocks)
-            return tuple(map(together, found))
+            q, k, v, out, d_out = map(shards.split, (q, k, v, out, d_out))
+            return tuple(map(shards.joined, kernel.backward(q, k, v, out, statistics, d_out)))
 
         specs = (operand, operand, operand, operand, statistic, operand)
         return tuple(map(shards.marked, shards.run(own, in_specs=specs, out_specs=operand)(*kept, d_out)))
