@@ -129,7 +129,7 @@ def light_loss(
             )
 
     # Normalising m here makes the projected white error unit-variance.
-    luminance = error @ (vector / jnp.linalg.norm(vector))  # [B, F, h, w]
+    luminance = _dot(error, vector / jnp.linalg.norm(vector))  # [B, F, h, w]
     terms = []
     for pool in pools:
         pooled = _unit_variance_pool(luminance, pool)  # [B, F, cells]
@@ -173,7 +173,7 @@ def light_consistency_loss(
     latents = error if mode == "relative" else jnp.asarray(pred_x0, jnp.float32)
     if error.shape[1] == 1:
         return jnp.zeros(error.shape[0], jnp.float32)
-    change = jnp.abs(jnp.diff(latents @ vector, axis=1))  # [B, F - 1, h, w]
+    change = jnp.abs(jnp.diff(_dot(latents, vector), axis=1))  # [B, F - 1, h, w]
     return _per_clip(change + jnp.maximum(change - threshold, 0.0))
 
 
@@ -261,6 +261,11 @@ def shadow_loss(logits: jax.Array, visibility: jax.Array, sigma: jax.Array) -> j
 def _per_clip(x: jax.Array) -> jax.Array:
     """Mean over everything but the clip."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
+
+
+def _dot(x: jax.Array, vector: jax.Array) -> jax.Array:
+    """x · vector over the last axis, in float32, for which accelerators otherwise take a shorter format."""
+    return jnp.matmul(x, vector, precision=jax.lax.Precision.HIGHEST)
 
 
 def _luminance_vector(name: str, m: ArrayLike, latents: jax.Array) -> jax.Array:

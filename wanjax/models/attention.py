@@ -23,7 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from wanjax.models import blockwise, cudnn, splash
+from wanjax.models import blockwise, cudnn, precision, splash
 from wanjax.models.varying import marked, varying
 
 IMPLEMENTATIONS = ("auto", "plain", "blockwise", "splash", "cudnn")
@@ -127,10 +127,11 @@ def keeps(*names: str, host: bool = False) -> Callable[..., Any]:
 
 
 def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    scale = 1.0 / math.sqrt(q.shape[-1])
-    logits = jnp.einsum("bnkd,bmkd->bknm", q * jnp.asarray(scale, q.dtype), k, preferred_element_type=jnp.float32)
+    q = q * jnp.asarray(1.0 / math.sqrt(q.shape[-1]), q.dtype)
+    product = functools.partial(jnp.einsum, precision=precision.of(q.dtype))
+    logits = product("bnkd,bmkd->bknm", q, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bknm,bmkd->bnkd", weights, v)
+    return product("bknm,bmkd->bnkd", weights, v)
 
 
 def _heads_first(kernel: _Kernel) -> _Kernel:

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from wanjax.models import precision
+
 _BLOCK = 256  # queries, at most; on CPU the weights of one head's block are 1.3 MB at 1,280 keys
 LOWEST = float(jnp.finfo(jnp.float32).min)  # a logit below all others by so much that its weight is exactly 0
 
@@ -160,7 +162,8 @@ def _dot(a: jax.Array, b: jax.Array, of_a: int, of_b: int) -> jax.Array:
     keep all logits otherwise.
     """
     axes = (((of_a + 1,), (of_b + 1,)), ((0,), (0,)))
-    return jax.lax.dot_general(a[None], b[None], axes, preferred_element_type=jnp.float32)[0]
+    exact = precision.of(a.dtype)
+    return jax.lax.dot_general(a[None], b[None], axes, precision=exact, preferred_element_type=jnp.float32)[0]
 
 
 _blocks.defvjp(_forward, _backward)

@@ -54,7 +54,8 @@ def backward(
     kept = (q, k, v, none, *(none if x is None else x for x in lengths), none, none, none, none, statistics, out)
     layout = fused.AttentionLayout.BNTH if heads_first else fused.AttentionLayout.BTNH
     settings = dict(scale=_scale(q), seed=0, dropout_rate=0.0, variadic_args=(False, False), mask_type=_mask(valid),
-                    layout=layout.value, sliding_window_length=None, is_training=True, return_residual=False)  # fmt: skip
+                    layout=layout.value, sliding_window_length=None, is_training=True,
+                    return_residual=False)  # fmt: skip
     given = fused._dot_product_attention_bwd_rule(**settings, res=kept, grad_output=d_out)[:3]
     d_q, d_k, d_v = given if valid is None else (jnp.where(valid > 0, x, 0) for x in given)
     return d_q, d_k, d_v

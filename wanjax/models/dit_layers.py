@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from wanjax import partition
-from wanjax.models import lora, rope
+from wanjax.models import lora, precision, rope
 from wanjax.models.attention import attention
 from wanjax.models.dit_config import DiTConfig
 from wanjax.models.sequence import Shards
@@ -54,7 +54,9 @@ class _Linear(nn.Dense):
 def _dense(
     config: DiTConfig, features: int, name: str | None = None, *, dtype: str | None = None, init: Any = _xavier
 ) -> nn.Dense:
-    return _Linear(features, dtype=dtype or config.dtype, param_dtype=config.param_dtype, kernel_init=init, name=name)
+    dtype = dtype or config.dtype
+    return _Linear(features, dtype=dtype, param_dtype=config.param_dtype, precision=precision.of(dtype),
+                   kernel_init=init, name=name)  # fmt: skip
 
 
 class _Attention(nn.Module):
@@ -220,10 +222,11 @@ class _PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
         c = self.config
-        flat = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=(0, 1, 2, 3), out_axis=4)
-        kernel = self.param("kernel", flat, (*c.patch, c.in_channels, c.width), c.param_dtype)
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=(0, 1, 2, 3), out_axis=4)
+        kernel = self.param("kernel", init, (*c.patch, c.in_channels, c.width), c.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (c.width,), c.param_dtype)
-        x = jnp.dot(patches.astype(c.dtype), kernel.reshape(-1, c.width).astype(c.dtype))
+        flat = kernel.reshape(-1, c.width).astype(c.dtype)
+        x = jnp.dot(patches.astype(c.dtype), flat, precision=precision.of(c.dtype))
         if self.has_variable("lora", "kernel"):
             x = x + lora.product(patches, self.get_variable("lora", "kernel"), x.dtype)
         return x.astype(jnp.float32) + bias.astype(jnp.float32)

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from wanjax.models import precision
+
 Change = Mapping[str, Any]
 _FACTORS = {"down", "up"}
 
@@ -38,7 +40,8 @@ def product(x: jax.Array, change: Change, dtype: Any) -> jax.Array:
     Returns: [..., O].
     """
     down, up = (jnp.asarray(change[part], dtype) for part in ("down", "up"))
-    return jnp.dot(jnp.dot(x.astype(dtype), down.reshape(-1, down.shape[-1])), up)
+    exact = precision.of(dtype)
+    return jnp.dot(jnp.dot(x.astype(dtype), down.reshape(-1, down.shape[-1]), precision=exact), up, precision=exact)
 
 
 def factors(changes: Mapping[str, Any]) -> dict[str, Any]:

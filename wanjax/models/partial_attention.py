@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wanjax.models import attention, blockwise, cudnn, splash
+from wanjax.models import attention, blockwise, cudnn, precision, splash
 
 LOWEST = blockwise.LOWEST
 
@@ -82,14 +82,14 @@ def _plain(
     logits = _logits(q, k, valid)
     statistics = jax.nn.logsumexp(logits, axis=-1)
     weights = jnp.exp(logits - statistics[..., None]).astype(v.dtype)
-    return jnp.einsum("bknm,bkmd->bknd", weights, v), statistics
+    return jnp.einsum("bknm,bkmd->bknd", weights, v, precision=precision.of(v.dtype)), statistics
 
 
 def _plain_gradient(
     q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, statistics: jax.Array, d_out: jax.Array,
     valid: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    product = functools.partial(jnp.einsum, precision=precision.of(q.dtype), preferred_element_type=jnp.float32)
     weights = jnp.exp(_logits(q, k, valid) - statistics[..., None])
     d_logits = (weights * (product("bknd,bkmd->bknm", d_out, v) - _along(out, d_out)[..., None])).astype(q.dtype)
     scale = 1.0 / math.sqrt(q.shape[-1])
@@ -102,7 +102,8 @@ def _plain_gradient(
 def _logits(q: jax.Array, k: jax.Array, valid: jax.Array | None) -> jax.Array:
     """float32 [B, K, N, M]."""
     q = q * jnp.asarray(1.0 / math.sqrt(q.shape[-1]), q.dtype)
-    logits = jnp.einsum("bknd,bkmd->bknm", q, k, preferred_element_type=jnp.float32)
+    exact = precision.of(q.dtype)
+    logits = jnp.einsum("bknd,bkmd->bknm", q, k, precision=exact, preferred_element_type=jnp.float32)
     return logits if valid is None else jnp.where(jnp.arange(k.shape[2]) < valid, logits, LOWEST)
 
 

@@ -6,6 +6,7 @@ as a training signal of one that is not. Its parameters lie beside the transform
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from wanjax.models import precision
 from wanjax.models.dit import WanDiT
 from wanjax.models.dit_layers import layer_norm
 from wanjax.models.rows import Row, tree
@@ -81,13 +83,14 @@ class ShadowHead:
         c, model = self.config, self.model.config
         f, h, w = model.grid(latent_shape)
         f32 = {name: jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), part) for name, part in params.items()}
+        product = functools.partial(jnp.matmul, precision=precision.of("float32"))
         x = f32["projection"]["bias"]
         for state, kernel in zip(states, f32["projection"]["kernel"], strict=True):
-            x = x + layer_norm(state, model.eps) @ kernel
+            x = x + product(layer_norm(state, model.eps), kernel)
         x = jax.nn.gelu(x)  # [B, N, width]
         x = x.reshape(x.shape[0], f, h * w, c.width)
         x = x + jax.nn.gelu(_over_time(x, f32["time"]["kernel"]) + f32["time"]["bias"])
-        x = x @ f32["out"]["kernel"] + f32["out"]["bias"]
+        x = product(x, f32["out"]["kernel"]) + f32["out"]["bias"]
         t, i, j = model.patch
         i, j = i * self.cells, j * self.cells
         x = x.reshape(x.shape[0], f, h, w, t, i, j).transpose(0, 1, 4, 2, 5, 3, 6)
@@ -100,5 +103,5 @@ def _over_time(x: jax.Array, kernel: jax.Array) -> jax.Array:
     padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0), (0, 0)))
     out = jnp.zeros_like(x)
     for k, part in enumerate(kernel):
-        out = out + padded[:, k : k + x.shape[1]] @ part
+        out = out + jnp.matmul(padded[:, k : k + x.shape[1]], part, precision=precision.of(x.dtype))
     return out

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from wanjax import partition
+from wanjax.models import precision
 from wanjax.models import rows as row_table
 from wanjax.models.rows import Row
 from wanjax.models.rows.umt5 import umt5_rows
@@ -126,10 +127,10 @@ class _Attention(nn.Module):
         )
         bias = jnp.moveaxis(table.astype(jnp.float32)[buckets], -1, 0)  # [K, L, L]
         logits = jnp.einsum(
-            "bqkd,bskd->bkqs", q, k, precision=_precision(config), preferred_element_type=jnp.float32
+            "bqkd,bskd->bkqs", q, k, precision=precision.of(config.dtype), preferred_element_type=jnp.float32
         )
         weights = jax.nn.softmax(logits + bias + key_bias[:, None, None, :], axis=-1).astype(config.dtype)
-        out = jnp.einsum("bkqs,bskd->bqkd", weights, v, precision=_precision(config))
+        out = jnp.einsum("bkqs,bskd->bqkd", weights, v, precision=precision.of(config.dtype))
         return _dense(config, config.d_model, "o")(out.reshape(*out.shape[:2], inner))
 
 
@@ -272,17 +273,12 @@ def _initial_std(config: UMT5Config, row: Row) -> float:
     return float(row.shape[0]) ** -0.5
 
 
-def _precision(config: UMT5Config) -> jax.lax.Precision:
-    # Accelerators otherwise multiply float32 matrices in a shorter format.
-    return jax.lax.Precision.HIGHEST if config.dtype == "float32" else jax.lax.Precision.DEFAULT
-
-
 def _dense(config: UMT5Config, features: int, name: str) -> nn.Dense:
     return nn.Dense(
         features,
         use_bias=False,
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
-        precision=_precision(config),
+        precision=precision.of(config.dtype),
         name=name,
     )

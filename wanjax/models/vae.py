@@ -8,7 +8,6 @@ docs/codec.md says what is exact, which precision is safe and what memory it tak
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wanjax import partition
+from wanjax.models import precision
 from wanjax.models.rows import Row, shapes, tree
 from wanjax.models.rows.vae import vae_rows
 from wanjax.models.vae_config import WAN22, VAEConfig, decoder_plan, encoder_plan, stages
@@ -258,7 +258,7 @@ def _chunk(
     config, dtype, memory = model.config, model._dtype(method), Memory(kept, split)
     mean = jnp.asarray(config.latents_mean, jnp.float32)
     std = jnp.asarray(config.latents_std, jnp.float32)
-    with _exact(dtype):
+    with precision.within(dtype):
         if method.startswith("decode"):
             z = (x.astype(jnp.float32) * std + mean).astype(dtype)
             return _decode(config, params, z, memory).astype(jnp.float32), tuple(memory.kept)
@@ -267,17 +267,6 @@ def _chunk(
     if method == "moments":
         return (centre, jnp.clip(logvar, -30.0, 20.0)), tuple(memory.kept)
     return (centre - mean) / std, tuple(memory.kept)
-
-
-def _exact(dtype: jnp.dtype) -> contextlib.AbstractContextManager[Any]:
-    """float32 products where the type is float32: accelerators otherwise multiply in a shorter format.
-
-    A precision that the caller has set for all of jax is obeyed.
-    """
-    chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # jax makes it at run time
-    if dtype != jnp.float32 or chosen is not None:
-        return contextlib.nullcontext()
-    return jax.default_matmul_precision("highest")
 
 
 def _encode(config: VAEConfig, params: Params, x: jax.Array, memory: Memory) -> jax.Array:
