@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 Options = dict[str, str | bool]
+
+_PIPELINED = ("all_gather", "reduce_scatter", "all_reduce")
+# jax 0.11's compiler calls some by other names than jax 0.10's.
+_GPU_PIPELINES: Mapping[str, str | bool] = (
+    {f"xla_gpu_pipeline_{op}": "COLLECTIVE_PIPELINING_MODE_ON" for op in _PIPELINED}
+    if jax.__version_info__ >= (0, 11)
+    else {f"xla_gpu_enable_pipelined_{op}": True for op in _PIPELINED}
+)
 
 # By platform, for every program.
 PLATFORM: Mapping[str, Mapping[str, str | bool]] = {
@@ -18,12 +28,7 @@ PLATFORM: Mapping[str, Mapping[str, str | bool]] = {
     # Copies from and to the hosts start early of themselves, those of the next block while this one is at work.
     "tpu": {},
     # Gathers and scatters of one block's parameters run beside the work of its neighbours: one more block in memory.
-    "gpu": {
-        "xla_gpu_enable_latency_hiding_scheduler": True,
-        "xla_gpu_enable_pipelined_all_gather": True,
-        "xla_gpu_enable_pipelined_reduce_scatter": True,
-        "xla_gpu_enable_pipelined_all_reduce": True,
-    },
+    "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True, **_GPU_PIPELINES},
 }
 # By kind of device, for a training step besides. Without them a TPU waits for every gather; the sparse cores of a v5p
 # send while its tensor cores compute. (The fusion that lets a v5e do so is refused for v5p.)
