@@ -35,7 +35,7 @@ def test_a_name_says_chips_devices_hosts_and_rings(name):
 
 
 def test_memory_of_a_device_is_its_share_of_the_chip():
-    makers = {"v4": 32, "v5e": 16, "v5p": 96, "v6e": 32, "tpu7x": 192, "h100": 80}  # GiB of a chip
+    makers = {"v4": 32, "v5e": 16, "v5p": 96, "v6e": 32, "tpu7x": 192, "h100": 80, "h200": 141}  # GiB of a chip
     for name, chip in CHIPS.items():
         assert 0.94 < chip.hbm_bytes * chip.devices / 2**30 / makers[name] < 1, name
     assert 8 * parse("cpu:8").hbm_bytes() == pytest.approx(parse("cpu:1").hbm_bytes(), rel=0.01)

@@ -85,12 +85,12 @@ def chosen(implementation: str, platform: str, dtype: Any, queries: tuple[int, .
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
-    size, even = queries[-1], queries[1] % 2 == keys[1] % 2 == 0
+    size = queries[-1]
     narrow = jnp.dtype(dtype).name in ("bfloat16", "float16")
     if implementation == "auto":
         if queries[1] * keys[1] <= _SHORT:
             return "plain"
-        if platform == "gpu" and narrow and even and size % 8 == 0 and size <= _LARGEST_CUDNN_HEAD:
+        if platform == "gpu" and narrow and size % 8 == 0 and size <= _LARGEST_CUDNN_HEAD:
             return "cudnn"
         return "splash" if platform == "tpu" else "blockwise"
     needs = {"splash": "tpu", "cudnn": "gpu"}.get(implementation, platform)
@@ -102,9 +102,9 @@ def chosen(implementation: str, platform: str, dtype: Any, queries: tuple[int, .
     if implementation == "cudnn" and not narrow:
         raise ValueError(f"attention 'cudnn' takes bfloat16 or float16 operands, not {jnp.dtype(dtype).name}: choose"
                          f" such a dtype, or 'blockwise'")  # fmt: skip
-    if implementation == "cudnn" and (size % 8 or not even):
-        raise ValueError(f"attention 'cudnn' takes heads whose size is a multiple of 8 and even numbers of queries and"
-                         f" keys, not {size}, {queries[1]} and {keys[1]}: choose 'auto' or 'blockwise'")  # fmt: skip
+    if implementation == "cudnn" and size % 8:
+        raise ValueError(f"attention 'cudnn' takes heads whose size is a multiple of 8, not {size}: choose 'auto' or"
+                         " 'blockwise'")  # fmt: skip
     return implementation
 
 

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 
 from wanjax.models.varying import marked, varying
 
-_ROWS = 16  # tokens of a chunk are a multiple of it where that divides: rows of a TPU's tiles of bfloat16
+# Tokens of a chunk are a multiple of the first that divides: rows of a TPU's tiles of bfloat16 and of float32, what a
+# GPU copies at once, pairs.
+_ROWS = (16, 8, 4, 2, 1)
 Function = Callable[[Any, jax.Array, jax.Array, Any, Any], Any]
 
 
@@ -56,10 +58,10 @@ read.defvjp(lambda x, kept: (_as_read(x, kept), None), lambda _, d_read: (d_read
 
 
 def _cut(count: int, size: int) -> tuple[int, int]:
-    """Chunks and tokens of each: whole rows of tiles, or at least nothing added, where up to twice as many chunks allow
-    that."""
+    """Chunks and tokens of each: the roundest number of tokens, without any added, where up to twice as many chunks
+    allow that."""
     least = -(-count // size)
-    for rows in (_ROWS, 1):
+    for rows in _ROWS:
         for chunks in range(least, 2 * least):
             if count % (chunks * rows) == 0:
                 return chunks, count // chunks
