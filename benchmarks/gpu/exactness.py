@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,9 +112,8 @@ def transformer(dtype: str, grid: tuple[int, int, int], seed: int, **sizes: Any)
     weight = draw.standard_normal(clip.shape, np.float32)
 
     def run(config: DiTConfig, params: Any, weight: Any, *given: Any) -> Any:
-        loss = lambda params: (lambda out: (jnp.vdot(out, weight), out))(WanDiT(config).apply({"params": params}, *given))
-        (_, out), slope = jax.value_and_grad(loss, has_aux=True)(params)
-        return out, slope
+        out, pull = jax.vjp(lambda params: WanDiT(config).apply({"params": params}, *given), params)
+        return out, pull(weight)[0]
 
     found, slope = jax.jit(functools.partial(run, config))(params, weight, *given)
     exact = DiTConfig(**{**{f: getattr(config, f) for f in config.__dataclass_fields__}, "dtype": "float32",
@@ -166,9 +166,9 @@ def _on_the_processor(function: Callable[..., Any], *given: Any) -> Any:
         return jax.device_get(jax.jit(function)(*given))
 
 
-def lines(tiny: bool, seed: int) -> Iterator[Line]:
-    """All comparisons that the default platform has."""
-    lengths, size, codec_size = (TINY_LENGTHS, 384, (5, 32, 32)) if tiny else (LENGTHS, 3000, (9, 64, 96))
+def kernels(tiny: bool, seed: int) -> Iterator[Line]:
+    """All implementations of attention that the default platform has."""
+    lengths, size = (TINY_LENGTHS, 384) if tiny else (LENGTHS, 3000)
     if jax.default_backend() == "gpu":
         yield from attentions("cudnn", "bfloat16", lengths, seed)
         yield from attentions("cudnn", "float16", lengths[:1], seed)
@@ -176,17 +176,25 @@ def lines(tiny: bool, seed: int) -> Iterator[Line]:
     for way, dtype in ("blockwise", "float32"), ("plain", "bfloat16"):
         yield from attentions(way, dtype, lengths[:1], seed)
     yield from parts("blockwise", "bfloat16", size, seed + 1)
+
+
+def networks(tiny: bool, seed: int) -> Iterator[Line]:
+    """Transformer and codec."""
     grid, wide = ((2, 8, 8), {"width": 64, "ffn": 64, "layers": 1}) if tiny else ((5, 32, 32), {})
     for dtype in ("float32",) if tiny else ("float32", "bfloat16"):
         yield from transformer(dtype, grid, seed + 2, **wide)
     small = VAEConfig(base_dim=4, dim_mult=(1, 1, 1, 1), num_res_blocks=1) if tiny else VAEConfig(base_dim=32)
-    yield from codec(small, codec_size, seed + 3)
+    yield from codec(small, (5, 32, 32) if tiny else (9, 64, 96), seed + 3)
+
+
+WHAT = {"attention": kernels, "networks": networks}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table; the number of lines beyond their limits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="on a CPU, to test this code")
+    parser.add_argument("--only", choices=WHAT, help="one of them; both by default")
     parser.add_argument("--seed", type=int, default=None, help="of the operands; the time of day unless given")
     asked = parser.parse_args(arguments)
     if jax.default_backend() != "gpu" and not asked.tiny:
@@ -196,7 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"<!-- {datetime.date.today()}, {jax.devices()[0].device_kind}, jax {jax.__version__}, --seed {seed} -->\n"
           "| what | of | relative error | limit |\n|---|---|---|---|")  # fmt: skip
     beyond = 0
-    for line in lines(asked.tiny, seed):
+    of = [WHAT[asked.only]] if asked.only else WHAT.values()
+    for line in itertools.chain.from_iterable(each(asked.tiny, seed) for each in of):
         wrong = line.error > line.limit
         beyond += wrong
         print(f"| {line.what} | {line.of} | {line.error:.1e} | {line.limit:.0e}{' **exceeded**' if wrong else ''} |",

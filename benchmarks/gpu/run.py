@@ -36,7 +36,8 @@ from wanjax.compiled_memory import Memory, compile_with_memory
 from wanjax.device_memory import free_bytes
 from wanjax.throughput import peak
 
-PLANNED_AS = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"}  # by jax.Device.device_kind, what the planner calls it
+# by jax.Device.device_kind, what the planner calls it
+PLANNED_AS = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"}
 
 
 class Refused(ValueError):
