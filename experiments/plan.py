@@ -7,8 +7,8 @@
 
 The program is the launcher's own, compiled from shapes by the machine's compiler and never run; a TPU's needs
 ``pip install "wanjax[tpu]"`` and no TPU, a GPU's ``pip install "wanjax[cuda12]"`` and no GPU. Topologies: cpu:N
-simulated devices; h100:NxG nodes and GPUs of each; v4, v5p or tpu7x:AxBxC and v5e or v6e:AxB chips; 2*v5p:4x4x4 two
-slices.
+simulated devices; h100:NxG and h200:NxG nodes and GPUs of each; v4, v5p or tpu7x:AxBxC and v5e or v6e:AxB chips;
+2*v5p:4x4x4 two slices.
 ``--search`` tries meshes, remat policies and what is held where, in place of the config's. The same question is
 answered from a cache the next time. Exit code 0 says that there is a plan; whether it fits is in the plan.
 docs/scaling.md explains every figure.

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from benchmarks.gpu import cases, run
+from benchmarks.gpu import cases, exactness, run
 from wanjax import device_memory, flops
 from wanjax.models.dit_config import DiTConfig
 
@@ -57,3 +57,16 @@ def test_what_does_not_fit_is_refused_before_it_runs(capsys, monkeypatch):
 def test_a_mistake_is_named(arguments, message, capsys):
     assert run.main(["--tiny", *arguments]) >= 1
     assert message in capsys.readouterr().err
+
+
+def test_what_a_gpu_computes_is_compared_with_the_formulas(capsys, monkeypatch):
+    monkeypatch.setattr(exactness, "TINY_LENGTHS", ((65, 31),))
+    assert exactness.main(["--tiny", "--only", "attention", "--seed", "1"]) == 0
+    assert "| attention blockwise, float32, 65 × 31 | d q |" in capsys.readouterr().out
+    right = exactness.attention.attention
+    off = {"blockwise": 3e-4, "plain": 0.0}
+    wrong = lambda *x, implementation: right(*x, implementation=implementation) * (1 + off[implementation])
+    monkeypatch.setattr(exactness.attention, "attention", wrong)  # as TF32 would
+    assert exactness.main(["--tiny", "--only", "attention", "--seed", "1"]) == 4
+    assert capsys.readouterr().out.count("**exceeded**") == 4
+    assert exactness.error([1.0, float("nan")], [1.0, 2.0]) == float("inf")

@@ -87,7 +87,7 @@ GPUS: dict[str, Chip] = {
                   "docs.nvidia.com/dgx/dgxh100-user-guide (adapters)",
                   "jax-ml.github.io/scaling-book/gpus (links per direction, network per node)"),
                  target="h100_sxm.txtpb", node=8),
-    "h200": Chip(1, 989.5e12, 150_110_011_392, 4.8e12, 450e9, 50e9,
+    "h200": Chip(1, 989.5e12, 150_109_880_320, 4.8e12, 450e9, 50e9,
                  ("nvidia.com/en-us/data-center/h200 (SXM: half of the sparse figure)",
                   "docs.nvidia.com/dgx/dgxh200-user-guide (adapters)"),
                  target="h200_sxm.txtpb", node=8),

@@ -20,8 +20,8 @@ from wanjax.chips import CHIPS, GPUS, TPUS, Chip
 from wanjax.device_memory import free_bytes
 
 FORMS = (
-    "cpu:N (simulated devices), h100:NxG (nodes x GPUs of each), v4:AxBxC, v5p:AxBxC, tpu7x:AxBxC, v5e:AxB, v6e:AxB "
-    "(chips along the axes of the torus), each TPU with N* in front for N slices, such as 2*v5p:4x4x4"
+    "cpu:N (simulated devices), h100:NxG, h200:NxG (nodes x GPUs of each), v4:AxBxC, v5p:AxBxC, tpu7x:AxBxC, v5e:AxB, "
+    "v6e:AxB (chips along the axes of the torus), each TPU with N* in front for N slices, such as 2*v5p:4x4x4"
 )
 _PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 

@@ -29,7 +29,7 @@ from wanjax.run_folder import is_remote
 # Source: docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus, .../how-to/gpus
 ACCELERATORS = {
     "v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice",
-    "tpu7x": "tpu7x", "h100": "nvidia-h100-80gb",
+    "tpu7x": "tpu7x", "h100": "nvidia-h100-80gb", "h200": "nvidia-h200-141gb",
 }  # fmt: skip
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 CONTAINER = "train"
