@@ -236,7 +236,7 @@ def test_what_fits_is_held(experts, monkeypatch):
     assert own == 4 * sum(leaf.size for leaf in jax.tree.leaves(experts["high"].shapes()))
     chosen = {}
     for free in range(3 * own, 0, -own // 64):
-        monkeypatch.setattr(denoise, "free_bytes", lambda devices, free=free: free)
+        monkeypatch.setattr(denoise, "free_everywhere", lambda devices, free=free: free)
         try:
             found = denoise.fitting(experts, Batch(noise, prompt, null), GUIDED, Execution())
         except ValueError as error:
@@ -251,7 +251,7 @@ def test_what_fits_is_held(experts, monkeypatch):
 
 
 def test_what_is_asked_for_is_not_second_guessed(experts, monkeypatch):
-    monkeypatch.setattr(denoise, "free_bytes", lambda devices: 0)
+    monkeypatch.setattr(denoise, "free_everywhere", lambda devices: 0)
     asked = Execution(holding="both", passes="batched")
     assert denoise.fitting(experts, Batch(*inputs()), GUIDED, asked) == asked
     with pytest.raises(ValueError, match="holding = 'all'"):

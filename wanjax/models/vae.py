@@ -145,7 +145,7 @@ class WanVAE:
     def _stream(self, params: Params, chunks: Iterable[Any], method: str) -> Iterator[jax.Array]:
         params = _cast(params, self._dtype(method))  # once, not with every chunk
         if self.mesh is not None:
-            params = jax.device_put(params, partition.replicated(self.mesh))
+            params = partition.put(params, partition.replicated(self.mesh))
         kept: _Kept | None = None
         ready: jax.Array | None = None
         for chunk in chunks:
@@ -160,7 +160,7 @@ class WanVAE:
     def _placed(self, chunk: Any, method: str) -> jax.Array:
         if self.mesh is None:
             return jnp.asarray(chunk)
-        return jax.device_put(chunk, placement(self.mesh, chunk.shape[2]))
+        return partition.put(chunk, placement(self.mesh, chunk.shape[2]))
 
     def _grouped(self, frames: Iterable[Any], method: str) -> Iterator[np.ndarray]:
         """Chunks of the frames, checked."""
