@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -16,8 +17,10 @@ import pytest
 from PIL import Image
 
 from experiments import sample as launcher
+from tests.fake_store import clusters, together
 from tests.tiny_release import DIT, QUICK, TEXT, VAE, randomised, write_index, write_release
 from wanjax import checkpoint, config, generate, hub, partition, pipeline, train, video
+from wanjax.cluster import ClusterError
 from wanjax.denoise import Execution
 from wanjax.models.dit import WanDiT
 from wanjax.models.vae import WanVAE
@@ -218,6 +221,60 @@ def test_a_setting_that_is_wrong_or_would_do_nothing_is_refused(
     with pytest.raises(ValueError, match=message):
         launcher.sample(str(workdir), lines("a"), str(tmp_path), changes=changes)
     assert not list(tmp_path.iterdir())
+
+
+# -- several processes ------------------------------------------------------------------------------------
+
+
+def sampled_by_two(workdir, out, asked=("a", "b"), mesh=True, **options):
+    """Two processes, as threads that share all devices and a coordination service; `benchmarks.cluster_sampling` has
+    real ones."""
+    mesh = partition.make_mesh({"fsdp": -1}) if mesh else None
+    # one after the other: transformers cannot be imported by two threads at once
+    launcher.open_pipeline(str(workdir), weights="ema", mesh=mesh, text_cache=None)
+    return together(*[
+        lambda one=one: launcher.sample(str(workdir), lines(*asked[: 2 + one.process * (len(asked) - 2)]), str(out),
+                                        mesh=mesh, cluster=one, **options)
+        for one in clusters(2)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("correct", [False, True])
+def test_of_several_processes_one_writes_and_speaks_and_all_decode(
+    workdir, tmp_path, painter, monkeypatch, capsys, correct
+):
+    writers, decoded, write, frames = [], [], video.write, generate.frames
+    monkeypatch.setattr(video, "write", lambda path, *rest: (writers.append(threading.get_ident()), write(path, *rest)))
+    monkeypatch.setattr(generate, "frames", lambda *given: decoded.append(threading.get_ident()) or frames(*given))
+    first, second = sampled_by_two(workdir, tmp_path, correct=correct)
+    assert first == second == records(tmp_path) and [one["file"] for one in first] == ["clip_000.mp4", "clip_001.mp4"]
+    assert len(writers) == 2 and len(set(writers)) == 1
+    # as often by the one that writes as by the other: their devices decode together
+    assert sorted(decoded.count(one) for one in set(decoded)) == [4, 4] if correct else [2, 2]
+    assert sorted(painter.asked) == [("a", 0), ("a", 0), ("b", 1), ("b", 1)]
+    assert capsys.readouterr().out.count("2 clips in ") == 1
+    (tmp_path / "clip_000.mp4").unlink()
+    painter.asked.clear()
+    assert sampled_by_two(workdir, tmp_path, correct=correct) == [first, second]
+    assert painter.asked == [("a", 0), ("a", 0)]  # what is there is known to both
+
+
+def test_processes_that_mean_different_clips_stop_before_any_is_made(workdir, tmp_path, painter):
+    errors = sampled_by_two(workdir, tmp_path / "a", asked=("a", "b", "c"))
+    assert [type(error) for error in errors] == [ClusterError] * 2 and str(errors[0]) == str(errors[1])
+    assert "do not agree on what to sample:\n  prompts and seeds: " in str(errors[0])
+    errors = sampled_by_two(workdir, tmp_path / "a", changes={"frames": 6})
+    assert {str(error) for error in errors} == {"frames = 6: the codec takes 4n + 1 frames; use 5 or 9"}
+    errors = sampled_by_two(workdir, tmp_path / "b", mesh=False)
+    assert [type(error) for error in errors] == [ClusterError] * 2
+    assert str(errors[0]).startswith("2 processes sample on one mesh of all their 8 devices: give --mesh")
+    assert painter.asked == [] and not list(tmp_path.glob("*/*"))
+
+
+def test_what_process_0_cannot_write_fails_on_all(workdir, tmp_path, painter):
+    (tmp_path / "file").touch()
+    errors = sampled_by_two(workdir, tmp_path / "file")
+    assert [type(error) for error in errors] == [ClusterError] * 2 and "is a file" in str(errors[1])
 
 
 # -- devices and memory -----------------------------------------------------------------------------------
