@@ -37,18 +37,18 @@ PROMPTS = ("dawn", "a lamp is lit")
 # latent rows that four devices do not divide, and guidance
 SETTINGS = {"solver": "unipc", "steps": 4, "shift": 3.0, "guidance_high": 2.0, "guidance_low": 2.0, "frames": 9,
             "height": 48, "width": 32}  # fmt: skip
-CASES = {
-    "a clip on each process": ["--mesh=fsdp=2,seq=2", "--batch=2"],
-    "both on one clip, tokens split": ["--mesh=seq=4", "--holding=one"],
-    "the same, flicker taken out, in two passes": ["--mesh=seq=2,tensor=2", "--correct", "--passes=two"],
+CASES = {  # checkpoint, options
+    "a release, a clip on each process": ("release", ["--mesh=fsdp=2,seq=2", "--batch=2"]),
+    "both on one clip, blocks from the host": ("release", ["--mesh=seq=4", "--holding=blocks", "--passes=two"]),
+    "a run, heads split too, flicker taken out": ("run", ["--mesh=seq=2,tensor=2", "--holding=one", "--correct"]),
 }
 LIMIT = 1e-5
 KILLED = 6  # clips of the call of which one process is killed
 
 
-def sample(release: pathlib.Path, out: pathlib.Path, prompts: pathlib.Path, options: Sequence[str]) -> list[str]:
+def sample(checkpoint: pathlib.Path, out: pathlib.Path, prompts: pathlib.Path, options: Sequence[str]) -> list[str]:
     """The launcher's command."""
-    return [sys.executable, "-m", "experiments.sample", f"--checkpoint={release}", f"--prompts={prompts}",
+    return [sys.executable, "-m", "experiments.sample", f"--checkpoint={checkpoint}", f"--prompts={prompts}",
             f"--out={out}", "--text_cache=", *options,
             *(f"--{name}={value}" for name, value in SETTINGS.items())]  # fmt: skip
 
@@ -165,14 +165,18 @@ def prove(folder: pathlib.Path) -> str:
     for old in folder.glob("sampled_*"):
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     shutil.rmtree(folder / "logs", ignore_errors=True)
+    for name in ("release", "run"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).mkdir()
     release = tiny_release.write_release(folder / "release")
+    tiny_release.write_run(folder / "run")
     prompts = write_prompts(folder / "prompts.txt", PROMPTS)
     lines = [same_numbers(folder, release, mesh) for mesh in ("fsdp=2,seq=2", "seq=4")]
-    for i, (what, options) in enumerate(CASES.items()):
+    for i, (what, (checkpoint, options)) in enumerate(CASES.items()):
         outs = []
         for processes in (1, 2):
             outs.append(folder / f"sampled_{i}_{processes}")
-            made_by(processes, folder, str(i), sample(release, outs[-1], prompts, options))
+            made_by(processes, folder, str(i), sample(folder / checkpoint, outs[-1], prompts, options))
         lines.append(same_files(*outs, what))
     lines.append(disagree(folder, release, prompts))
     for victim in (1, 0):
@@ -180,7 +184,7 @@ def prove(folder: pathlib.Path) -> str:
     return "\n".join([
         f"<!-- {datetime.date.today().isoformat()}, {platform.machine()}, {os.cpu_count()} cores, "
         f"jax {jax.__version__} -->",
-        "`python -m benchmarks.cluster_sampling`: a tiny release of both experts, "
+        "`python -m benchmarks.cluster_sampling`: a tiny release and a tiny run of two experts, "
         f"{json.dumps({**SETTINGS, 'prompts': len(PROMPTS)})},",
         "four simulated devices: of one process, and of two with two each, over gloo on the loopback.", "",
         *(f"- {line}" for line in lines), "",

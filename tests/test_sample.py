@@ -18,12 +18,11 @@ from PIL import Image
 
 from experiments import sample as launcher
 from tests.fake_store import clusters, together
-from tests.tiny_release import DIT, QUICK, TEXT, VAE, randomised, write_index, write_release
-from wanjax import checkpoint, config, generate, hub, partition, pipeline, train, video
+from tests.tiny_release import DIT, QUICK, randomised, write_index, write_release, write_run
+from wanjax import checkpoint, generate, hub, partition, pipeline, video
 from wanjax.cluster import ClusterError
 from wanjax.denoise import Execution
 from wanjax.models.dit import WanDiT
-from wanjax.models.vae import WanVAE
 from wanjax.sample_config import SampleConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -32,23 +31,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A run of both experts with random weights, as the trainer leaves it."""
-    folder = tmp_path_factory.mktemp("run")
-    hub.save_vae(folder / "codec", WanVAE(VAE), randomised(WanVAE(VAE), 3, 0.3))
-    experiment = config.load(
-        ROOT / "configs" / "light_scenes_tiny.py",
-        {"model": dataclasses.asdict(DIT), "codec": str(folder / "codec"), "text.length": 32,
-         "text.model": dataclasses.asdict(TEXT), "data.frames": 5, "data.height": 32, "data.width": 32,
-         "objective.light.orders": (1,)}
-        | {f"sample.{name}": value for name, value in QUICK.items()},
-    )  # fmt: skip
-    for seed, name in enumerate(("high", "low")):
-        params = jax.tree.map(jax.numpy.asarray, randomised(WanDiT(DIT), seed, 0.15))
-        ema = jax.tree.map(lambda leaf: leaf * 0.9, params)
-        state = train.TrainState(jax.numpy.int32(7), params, ema, {"not read": jax.numpy.zeros(1)})
-        with checkpoint.Checkpoints(folder / name / "checkpoints", experiment=experiment, expert=name, keep=1) as saved:
-            saved.save(7, state, {"position": 0})
-            saved.wait()
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
