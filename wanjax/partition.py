@@ -190,7 +190,7 @@ def placed_shapes(tree: Any, places: Any) -> Any:
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, each)
 
 
-def put(tree: Any, places: Any) -> Any:
+def put(tree: Any, place: jax.sharding.Sharding) -> Any:
     """Host values on devices that may be those of several processes.
 
     ``jax.device_put`` first compares what the processes give, over the network; here each gives its own devices their
@@ -198,17 +198,16 @@ def put(tree: Any, places: Any) -> Any:
 
     Args:
         tree: arrays, the same on every process.
-        places: a sharding for all of them, or a tree of shardings like ``tree``.
+        place: of all of them.
     """
-    each = jax.tree.map(lambda _: places, tree) if isinstance(places, jax.sharding.Sharding) else places
 
-    def placed(x: Any, place: jax.sharding.Sharding) -> jax.Array:
+    def placed(x: Any) -> jax.Array:
         if place.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
             return jax.device_put(x, place)
         whole = np.asarray(x)
         return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
 
-    return jax.tree.map(placed, tree, each)
+    return jax.tree.map(placed, tree)
 
 
 def to_host(tree: Any) -> Any:
