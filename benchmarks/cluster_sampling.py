@@ -42,7 +42,8 @@ CASES = {  # checkpoint, options
     "both on one clip, blocks from the host": ("release", ["--mesh=seq=4", "--holding=blocks", "--passes=two"]),
     "a run, heads split too, flicker taken out": ("run", ["--mesh=seq=2,tensor=2", "--holding=one", "--correct"]),
 }
-LIMIT = 1e-5
+LIMIT = 1e-5  # of latents, and of pixels in [-1, 1]
+TURNED = 0.1  # of 255, see same_files
 KILLED = 6  # clips of the call of which one process is killed
 
 
@@ -59,27 +60,29 @@ def made_by(processes: int, folder: pathlib.Path, name: str, command: list[str])
     wait(launch(command, processes, logs), logs, [0] * processes)
 
 
-def same_files(one: pathlib.Path, two: pathlib.Path, what: str) -> str:
+def same_files(one: pathlib.Path, two: pathlib.Path, what: str, *, exact: bool = False) -> str:
     """Compares the folders of two calls: the names, every record, every pixel.
 
-    Hidden is what a process that was killed had begun to write.
+    Hidden is what a process that was killed had begun to write. Rounding may turn a pixel by 1 of 255, after which H.264
+    codes that frame differently.
     """
     names = [sorted(path.name for path in folder.glob("[!.]*")) for folder in (one, two)]
     if names[0] != names[1] or not any(name.endswith(".mp4") for name in names[0]):
-        raise DoesNotHold(f"{what}: {names[0]} by one process, {names[1]} by two")
+        raise DoesNotHold(f"{what}: {names[0]} and {names[1]}")
     if (one / "samples.jsonl").read_text() != (two / "samples.jsonl").read_text():
         raise DoesNotHold(f"{what}: samples.jsonl differs")
     clips = [name for name in names[0] if name.endswith(".mp4")]
-    apart, equal = 0, 0
+    apart, equal = 0.0, 0
     for name in clips:
         a, b = (video.read(folder / name) for folder in (one, two))
         if a.metadata != b.metadata or a.frames.std() < 5:
             raise DoesNotHold(f"{what}: {name} has another record, or shows nothing")
-        apart = max(apart, int(np.abs(a.frames.astype(int) - b.frames).max()))
+        apart = max(apart, float(np.abs(a.frames.astype(int) - b.frames).mean()))
         equal += (one / name).read_bytes() == (two / name).read_bytes()
-    if apart > 1:
-        raise DoesNotHold(f"{what}: pixels differ by {apart} of 255")
-    return f"{what}: the same records; {equal} of {len(clips)} files byte for byte, pixels within {apart} of 255"
+    if apart > (0.0 if exact else TURNED):
+        raise DoesNotHold(f"{what}: pixels of a clip differ by {apart} of 255 on average")
+    return (f"{what}: the same records; {equal} of {len(clips)} files byte for byte, pixels of a clip differ by "
+            f"{apart:.2g} of 255 on average")
 
 
 def numbers(release: pathlib.Path, mesh: str, file: pathlib.Path) -> None:
@@ -117,7 +120,7 @@ def kill(folder: pathlib.Path, release: pathlib.Path, victim: int) -> list[str]:
     prompts = write_prompts(folder / "many.txt", [f"dawn of day {i}" for i in range(KILLED)])
     options = ["--mesh=seq=4", "--holding=both"]
     if not whole.exists():
-        made_by(1, folder, "whole", sample(release, whole, prompts, options))
+        made_by(2, folder, "whole", sample(release, whole, prompts, options))
     logs = folder / "logs" / f"sample_killed_{victim}"
     running = launch(sample(release, out, prompts, options), 2, logs)
     while not (out / "samples.jsonl").exists():
@@ -140,7 +143,7 @@ def kill(folder: pathlib.Path, release: pathlib.Path, victim: int) -> list[str]:
     if changed := [path.name for path, when in kept.items() if path.stat().st_mtime_ns != when]:
         raise DoesNotHold(f"finished clips were made again: {changed}")
     return [f"process {victim} killed after clip {len(kept)} of {KILLED}: the other ended within {took:.1f} s naming "
-            f"it, exit code {code}", same_files(whole, out, "made by one call and by two")]  # fmt: skip
+            f"it, exit code {code}", same_files(whole, out, "made by two calls, and by one", exact=True)]  # fmt: skip
 
 
 def write_prompts(file: pathlib.Path, prompts: Sequence[str]) -> pathlib.Path:
