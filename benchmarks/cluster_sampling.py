@@ -63,8 +63,8 @@ def made_by(processes: int, folder: pathlib.Path, name: str, command: list[str])
 def same_files(one: pathlib.Path, two: pathlib.Path, what: str, *, exact: bool = False) -> str:
     """Compares the folders of two calls: the names, every record, every pixel.
 
-    Hidden is what a process that was killed had begun to write. Rounding may turn a pixel by 1 of 255, after which H.264
-    codes that frame differently.
+    Hidden is what a process that was killed had begun to write. Rounding may turn a pixel by 1 of 255, after which
+    H.264 codes that frame differently.
     """
     names = [sorted(path.name for path in folder.glob("[!.]*")) for folder in (one, two)]
     if names[0] != names[1] or not any(name.endswith(".mp4") for name in names[0]):
