@@ -11,8 +11,8 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from experiments import convert
-from tests.test_sample import DIT, QUICK, TEXT, VAE, randomised
 from tests.test_train import ALONE, lines, make_mesh
+from tests.tiny_release import DIT, QUICK, TEXT, VAE, randomised
 from wanjax import (
     checkpoint,
     config,
