@@ -144,7 +144,7 @@ def sample(
     pending = [i for i in range(len(lines)) if i not in done]
     if pending:
         _make(ready, [ready.requests[i] for i in pending], execution,
-              lambda number, latents: finish(pending[number], latents), quiet=not cluster.first)  # fmt: skip
+              lambda number, latents: finish(pending[number], latents), cluster)  # fmt: skip
     if folder:
         _write_records(folder, targets, lines, ready.records, done)
         others = sorted(set(folder.glob("clip_*.mp4")) - set(targets))
@@ -196,16 +196,15 @@ def _make(
     requests: Sequence[generate.Request],
     execution: Execution,
     finish: Callable[[int, Any], None],
-    *,
-    quiet: bool,
+    cluster: Cluster,
 ) -> None:
     """Latents of the requests, each handed on as it comes, with an estimate and a progress bar."""
     pipeline, config = ready.pipeline, ready.config
     models = {name: expert.model for name, expert in pipeline.experts.items()}
     clips = -(-len(requests) // execution.batch) * execution.batch
-    if not quiet:
+    if cluster.first:
         print(estimate(models, config, pipeline.latent_shape, pipeline.text.length, clips), flush=True)
-    with tqdm(total=config.steps * -(-len(requests) // execution.batch), unit="step", disable=quiet) as bar:
+    with tqdm(total=config.steps * -(-len(requests) // execution.batch), unit="step", disable=not cluster.first) as bar:
 
         def on_step(step: Step) -> None:
             bar.total = step.total  # requests with and without images do not share a batch
@@ -215,6 +214,7 @@ def _make(
         made = generate.latents(
             pipeline, requests, config=config, execution=execution, on_step=on_step,
             on_read=lambda name: bar.set_postfix_str(f"reading the {name}-noise expert"),
+            on_ready=lambda: cluster.gather("embeddings and images", "made"),
         )  # fmt: skip
         for number, latents in enumerate(made):
             finish(number, latents)

@@ -303,6 +303,14 @@ def test_a_clip_depends_on_nothing_but_its_own_prompt_and_seed(pipeline):
     assert np.abs(one[0] - one[2]).max() > 1e-3  # the same seed, another prompt
 
 
+def test_what_a_process_makes_by_itself_is_made_before_devices_work_together(pipeline, monkeypatch):
+    told, embed = [], type(pipeline.text).embed
+    monkeypatch.setattr(type(pipeline.text), "embed", lambda *given: told.append("embed") or embed(*given))
+    monkeypatch.setattr(generate, "denoise", lambda *_, **__: told.append("denoise") or [np.zeros((1, *pipeline.latent_shape))])
+    list(generate.latents(pipeline, [Request("dawn", 1)], on_ready=lambda: told.append("ready")))
+    assert told == ["embed", "ready", "denoise"]
+
+
 def test_whole_clips_are_the_frames_of_their_latents(pipeline):
     prompts, seeds = ["sun rises", "太阳落下"], [5, 6]
     clips = list(generate.generate(pipeline, prompts, seeds, batch=2))

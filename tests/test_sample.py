@@ -48,6 +48,7 @@ class Painter:
 
     def latents(self, pipeline, requests, **options):
         self.options = options
+        options["on_ready"]()
         for number, request in enumerate(requests):
             if number == self.stop_after:
                 raise KeyboardInterrupt

@@ -142,6 +142,7 @@ def latents(
     execution: Execution | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
     on_read: Callable[[str], None] = lambda name: None,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> Iterator[np.ndarray]:
     """Latents of each clip in the order of the requests, float32 [F, h, w, C] on the host.
 
@@ -154,6 +155,8 @@ def latents(
         config: settings, the pipeline's own by default.
         execution: how the work is laid out.
         on_step, on_read: see `wanjax.denoise.denoise`.
+        on_ready: called once embeddings and images are made, which a process does by itself, before the devices of
+            several work together: these give up on a process that is late by half a minute.
     Raises: ValueError on what cannot work, as `check`; FloatingPointError where latents are not finite.
     """
     config, execution = config or pipeline.config, execution or Execution()
@@ -173,6 +176,7 @@ def latents(
                 jax.tree.map(lambda *leaves: np.concatenate(leaves), *(given[i] for i in filled)),
             )
         )
+    on_ready()
     made = denoise(pipeline.experts, batches, config, execution=execution, on_step=on_step, on_read=on_read)
     for group, batch in zip(groups, made, strict=True):
         for i, row in zip(group, batch, strict=False):
