@@ -306,7 +306,8 @@ def test_a_clip_depends_on_nothing_but_its_own_prompt_and_seed(pipeline):
 def test_what_a_process_makes_by_itself_is_made_before_devices_work_together(pipeline, monkeypatch):
     told, embed = [], type(pipeline.text).embed
     monkeypatch.setattr(type(pipeline.text), "embed", lambda *given: told.append("embed") or embed(*given))
-    monkeypatch.setattr(generate, "denoise", lambda *_, **__: told.append("denoise") or [np.zeros((1, *pipeline.latent_shape))])
+    nothing = np.zeros((1, *pipeline.latent_shape))
+    monkeypatch.setattr(generate, "denoise", lambda *_, **__: told.append("denoise") or [nothing])
     list(generate.latents(pipeline, [Request("dawn", 1)], on_ready=lambda: told.append("ready")))
     assert told == ["embed", "ready", "denoise"]
 
