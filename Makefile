@@ -92,6 +92,7 @@ lint: setup
 
 cluster: setup
 	$(RUN) -m benchmarks.cluster_processes --folder runs/cluster --result benchmarks/results/cluster_processes.md
+	$(RUN) -m benchmarks.cluster_sampling --folder runs/cluster --result benchmarks/results/cluster_sampling.md
 	$(RUN) -m benchmarks.cluster_slurm --folder runs/cluster --result benchmarks/results/cluster_slurm.md
 	$(RUN) -m benchmarks.checkpoint_processes --folder runs/cluster
 

@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")  # a process that it starts is told
@@ -51,8 +51,14 @@ class DoesNotHold(SystemExit):
     """What was promised is not so."""
 
 
-def launch(arguments: Sequence[str], processes: int, logs: pathlib.Path) -> list[subprocess.Popen[bytes]]:
-    """Starts a command as one process that has all devices, or as several that share them."""
+def launch(
+    arguments: Sequence[str], processes: int, logs: pathlib.Path, own: Mapping[int, Sequence[str]] | None = None
+) -> list[subprocess.Popen[bytes]]:
+    """Starts a command as one process that has all devices, or as several that share them.
+
+    Args:
+        own: process -> what it alone is told besides.
+    """
     logs.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -62,8 +68,9 @@ def launch(arguments: Sequence[str], processes: int, logs: pathlib.Path) -> list
     for i in range(processes):
         place = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={i}"]
         with (logs / f"{i}.log").open("ab") as log:
-            out.append(subprocess.Popen([*arguments, *(place if processes > 1 else [])], cwd=launching.ROOT,
-                                        env=environment, stdout=log, stderr=subprocess.STDOUT))  # fmt: skip
+            told = [*arguments, *(place if processes > 1 else []), *(own or {}).get(i, ())]
+            out.append(subprocess.Popen(told, cwd=launching.ROOT, env=environment, stdout=log,
+                                        stderr=subprocess.STDOUT))  # fmt: skip
     return out
 
 

@@ -19,8 +19,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,7 +26,7 @@ from wanjax import partition
 from wanjax.models import vae
 from wanjax.models.rows import shapes
 from wanjax.models.rows.vae import vae_rows
-from wanjax.models.vae_split import ROWS, placement
+from wanjax.models.vae_split import kept_placement, placement
 
 CODECS = {"wan2.1": vae.VAEConfig(), "wan2.2": vae.WAN22}
 
@@ -69,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("|---" * 6 + "|")
     first = partial(vae._piece, model, "decode")
     _, kept = jax.eval_shape(first, params, latents(1), None)
-    kept = placed(kept, mesh and NamedSharding(mesh, P(partition.BATCH, None, ROWS)))
+    kept = placed(kept, mesh and kept_placement(mesh))
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in kept) / options.devices
     row("stream, first chunk", vae._piece.lower(model, "decode", params, latents(1), None))
     row("stream, later chunks", vae._piece.lower(model, "decode", params, latents(1), kept))

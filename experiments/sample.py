@@ -10,12 +10,15 @@ clip_000.mp4, clip_001.mp4, ... and samples.jsonl, one record per clip. Every cl
 stored in the file itself, so that it can be made again; clips that are there already, from the same weights and
 settings, are kept. Settings that are not given are the checkpoint's own. --correct takes flicker of exposure and colour
 out of the clips (docs/correct.md). --lora_high and --lora_low add LoRA files to the experts' weights (docs/lora.md).
-How the work is laid out in memory: docs/sampling.md.
+How the work is laid out in memory: docs/sampling.md. On several machines every process is started with the same command
+by SLURM, Kubernetes or Cloud TPU; by hand each is told --coordinator, --processes and --process (docs/cluster.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import json
 import logging
 import os
@@ -32,21 +35,21 @@ from wanjax import (
     generate,
     images,
     lora,
-    lora_factors,
-    offload,
     partition,
+    preflight,
     prompt_embeddings,
     sample_records,
     solvers,
     video,
 )
 from wanjax.checkpoint import CheckpointError
+from wanjax.cluster import Cluster, ClusterError, start
 from wanjax.denoise import HOLDING, PASSES, Execution, Step
 from wanjax.estimate import estimate
-from wanjax.experts import Expert
 from wanjax.generate import Pipeline
+from wanjax.heartbeat import Watch
 from wanjax.light import correct as corrector
-from wanjax.models.rows.dit import dit_rows
+from wanjax.lora_experts import LORA_MODES, with_loras
 from wanjax.pipeline import open_pipeline
 from wanjax.prompt_file import Line, read_prompts
 from wanjax.run_folder import local_folder
@@ -54,8 +57,26 @@ from wanjax.sample_config import SampleConfig
 from wanjax.sample_records import SIZES
 
 RECORDS = "samples.jsonl"
-LORA_MODES = ("into", "beside")
+ERRORS = (CheckpointError, OSError, ValueError, FloatingPointError)
 SETTINGS = tuple(field.name for field in dataclasses.fields(SampleConfig))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """What is to be made, checked; nothing has been computed or written.
+
+    Attributes:
+      pipeline: at the asked size, with LoRAs.
+      config: the settings.
+      requests, records: of every clip.
+      said: about it, for people.
+    """
+
+    pipeline: Pipeline
+    config: SampleConfig
+    requests: list[generate.Request]
+    records: list[dict[str, Any]]
+    said: list[str]
 
 
 def sample(
@@ -71,6 +92,7 @@ def sample(
     lora_mode: str = "into",
     mesh: jax.sharding.Mesh | None = None,
     text_cache: pathlib.Path | None = None,
+    cluster: Cluster | None = None,
 ) -> list[dict[str, Any]]:
     """Makes the clips of `lines` that are not there yet; returns every clip's record.
 
@@ -83,19 +105,82 @@ def sample(
       correct: whether flicker of exposure and colour is taken out, see `wanjax.light.correct`.
       loras: "high" or "low" -> LoRA files that are added to that expert's weights, see `wanjax.lora.parse`.
       lora_mode: "into", merged as the weights are read, or "beside", added at every use, see `wanjax.lora_factors`.
+      cluster: the processes whose devices the mesh has, all of which call this; process 0 alone writes and speaks.
     """
-    if lora_mode not in LORA_MODES:
-        raise ValueError(f"lora_mode = {lora_mode!r}: expected one of {', '.join(LORA_MODES)}")
-    files = {name: lora.parse(text) for name, text in (loras or {}).items()}
-    targets = _targets(out, len(lines))
+    cluster, execution = cluster or Cluster(), execution or Execution()
+    if cluster.processes > 1:
+        facts = {"--checkpoint": checkpoint, "--out": out, "--weights": weights, "--correct": correct,
+                 "--lora_mode": lora_mode, **{f"--lora_{name}": text for name, text in (loras or {}).items()},
+                 **{f"--{name}": value for name, value in dataclasses.asdict(execution).items()},
+                 **{f"--{name}": value for name, value in (changes or {}).items()},
+                 "prompts and seeds": _digest([(line.prompt, line.seed) for line in lines])}  # fmt: skip
+        preflight.check_sampling(cluster, facts, mesh)
+    targets = cluster.once("output", lambda: _targets(out, len(lines)), ERRORS) or []
+    ready = cluster.each("checkpoint", lambda: _prepared(
+        checkpoint, lines, weights, changes or {}, correct, loras or {}, lora_mode, mesh, text_cache,
+    ), ERRORS)  # fmt: skip
+    if cluster.processes > 1:
+        first = preflight.flat(ready.records[0]["checkpoint"], "checkpoint")
+        cluster.agree("what was opened", {**first, **ready.records[0]["settings"], "clips": _digest(ready.records)})
+    say = functools.partial(print, flush=True) if cluster.first else _silent
+    for message in ready.said:
+        say(message)
+    found = [i for i, target in enumerate(targets) if sample_records.is_there(target, ready.records[i])]
+    done: set[int] = set(json.loads(cluster.gather("clips that are there", json.dumps(found))[0]))
+    if done:
+        say(f"{len(done)} of {len(lines)} clips are there already and are kept")
+    folder = pathlib.Path(out) if targets and targets[0] != pathlib.Path(out) else None
+
+    def finish(i: int, latents: Any) -> None:
+        if not cluster.first:
+            _decode_along(ready.pipeline, latents, correct)
+            return
+        _write_clip(targets[i], ready.pipeline, latents, ready.records[i], correct)
+        done.add(i)
+        if folder:
+            _write_records(folder, targets, lines, ready.records, done)
+        tqdm.write(f"{targets[i].name}  seed {lines[i].seed}  {lines[i].prompt}")
+
+    pending = [i for i in range(len(lines)) if i not in done]
+    if pending:
+        _make(ready, [ready.requests[i] for i in pending], execution,
+              lambda number, latents: finish(pending[number], latents), cluster)  # fmt: skip
+    if folder:
+        _write_records(folder, targets, lines, ready.records, done)
+        others = sorted(set(folder.glob("clip_*.mp4")) - set(targets))
+        if others:
+            say(f"{len(others)} other clips in {folder} ({others[0].name} ...) are of other prompts")
+    say(f"{len(lines)} clips in {out}; settings {json.dumps(ready.records[0]['settings'])}")
+    cluster.gather("end", "")  # where process 0 fails to write the last of it, no process ends well
+    names = [path.name for path in _places(out, len(lines))]
+    return [_line(name, line, record) for name, line, record in zip(names, lines, ready.records, strict=True)]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+
+
+def _silent(message: str) -> None:
+    """What a process says that is not the first."""
+
+
+def _prepared(
+    checkpoint: str, lines: Sequence[Line], weights: str, changes: Mapping[str, Any], correct: bool,
+    loras: Mapping[str, str], lora_mode: str, mesh: jax.sharding.Mesh | None, text_cache: pathlib.Path | None,
+) -> Prepared:  # fmt: skip
+    """All that can be found wrong before work is spent; arguments as of `sample`."""
+    files = {name: lora.parse(text) for name, text in loras.items()}
     pixels = [_pixels(line) for line in lines]
     opened = open_pipeline(checkpoint, weights=weights, mesh=mesh, text_cache=text_cache)
-    pipeline, config = _configured(opened, changes or {}, pixels)
-    print(f"found {pipeline.description}", flush=True)
+    pipeline, config = _configured(opened, changes, pixels)
+    said = [f"found {pipeline.description}"]
     if pipeline.frames > opened.frames:
-        print(f"warning: {pipeline.frames} frames, made for {opened.frames}: beyond that, models of this family are "
-              "known to burn or shift the brightness of the first frames", flush=True)  # fmt: skip
-    pipeline, merged = _with_loras(pipeline, config, files, lora_mode)
+        said.append(f"warning: {pipeline.frames} frames, made for {opened.frames}: beyond that, models of this family "
+                    "are known to burn or shift the brightness of the first frames")  # fmt: skip
+    pipeline, merged = with_loras(pipeline, config, files, lora_mode)
+    for name, named in merged.items():
+        said += [f"{one['file']} {lora_mode} the {name}-noise expert's weights, weight {one['weight']}"
+                 for one in named]  # fmt: skip
     requests = [generate.Request(line.prompt, line.seed, *given) for line, given in zip(lines, pixels, strict=True)]
     generate.check(pipeline, requests, config)
     records = [
@@ -103,43 +188,23 @@ def sample(
                               loras=merged)
         for line in lines
     ]  # fmt: skip
-    done = {i for i, target in enumerate(targets) if sample_records.is_there(target, records[i])}
-    if done:
-        print(f"{len(done)} of {len(lines)} clips are there already and are kept", flush=True)
-    folder = None if targets[0] == pathlib.Path(out) else pathlib.Path(out)
-
-    def finish(i: int, latents: Any) -> None:
-        _write_clip(targets[i], pipeline, latents, records[i], correct)
-        done.add(i)
-        if folder:
-            _write_records(folder, targets, lines, records, done)
-        tqdm.write(f"{targets[i].name}  seed {lines[i].seed}  {lines[i].prompt}")
-
-    pending = [i for i in range(len(lines)) if i not in done]
-    if pending:
-        _make(pipeline, [requests[i] for i in pending], config, execution or Execution(),
-              lambda number, latents: finish(pending[number], latents))  # fmt: skip
-    if folder:
-        _write_records(folder, targets, lines, records, done)
-        others = sorted(set(folder.glob("clip_*.mp4")) - set(targets))
-        if others:
-            print(f"{len(others)} other clips in {folder} ({others[0].name} ...) are of other prompts", flush=True)
-    print(f"{len(lines)} clips in {out}; settings {json.dumps(records[0]['settings'])}", flush=True)
-    return [_line(target, line, record) for target, line, record in zip(targets, lines, records, strict=True)]
+    return Prepared(pipeline, config, requests, records, said)
 
 
 def _make(
-    pipeline: Pipeline,
+    ready: Prepared,
     requests: Sequence[generate.Request],
-    config: SampleConfig,
     execution: Execution,
     finish: Callable[[int, Any], None],
+    cluster: Cluster,
 ) -> None:
     """Latents of the requests, each handed on as it comes, with an estimate and a progress bar."""
+    pipeline, config = ready.pipeline, ready.config
     models = {name: expert.model for name, expert in pipeline.experts.items()}
     clips = -(-len(requests) // execution.batch) * execution.batch
-    print(estimate(models, config, pipeline.latent_shape, pipeline.text.length, clips), flush=True)
-    with tqdm(total=config.steps * -(-len(requests) // execution.batch), unit="step") as bar:
+    if cluster.first:
+        print(estimate(models, config, pipeline.latent_shape, pipeline.text.length, clips), flush=True)
+    with tqdm(total=config.steps * -(-len(requests) // execution.batch), unit="step", disable=not cluster.first) as bar:
 
         def on_step(step: Step) -> None:
             bar.total = step.total  # requests with and without images do not share a batch
@@ -149,6 +214,7 @@ def _make(
         made = generate.latents(
             pipeline, requests, config=config, execution=execution, on_step=on_step,
             on_read=lambda name: bar.set_postfix_str(f"reading the {name}-noise expert"),
+            on_ready=lambda: cluster.gather("embeddings and images", "made"),
         )  # fmt: skip
         for number, latents in enumerate(made):
             finish(number, latents)
@@ -170,10 +236,23 @@ def _write_clip(
     video.write(target, corrected, pipeline.fps, record)
 
 
+def _decode_along(pipeline: Pipeline, latents: Any, correct: bool) -> None:
+    """A process's part in what process 0 writes: its devices decode, as often as there."""
+    for _ in range(2 if correct else 1):
+        for _ in generate.frames(pipeline.vae, pipeline.vae_params, latents):
+            pass
+
+
 def _pixels(line: Line) -> tuple[Any, Any]:
     """First and last image of a clip, uint8 [H0, W0, 3] or None."""
     first, last = (None if file is None else images.read_image(file) for file in (line.image, line.last_image))
     return first, last
+
+
+def _places(out: str, count: int) -> list[pathlib.Path]:
+    """The file of every clip."""
+    path = local_folder(out, "--out")
+    return [path] if path.suffix == ".mp4" else [path / f"clip_{i:03d}.mp4" for i in range(count)]
 
 
 def _targets(out: str, count: int) -> list[pathlib.Path]:
@@ -185,11 +264,11 @@ def _targets(out: str, count: int) -> list[pathlib.Path]:
         if path.is_dir():
             raise ValueError(f"--out {out!r} is a folder whose name ends in .mp4: give the name of a file in it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        return [path]
+        return _places(out, count)
     if path.exists() and not path.is_dir():
         raise ValueError(f"--out {out!r} is a file: expected a folder, or for one prompt a name that ends in .mp4")
     path.mkdir(parents=True, exist_ok=True)
-    return [path / f"clip_{i:03d}.mp4" for i in range(count)]
+    return _places(out, count)
 
 
 def _configured(
@@ -229,48 +308,8 @@ def _size_of_images(pipeline: Pipeline, pixels: Sequence[tuple[Any, Any]]) -> di
     return dict(zip(("height", "width"), found.pop(), strict=True)) if found else {}
 
 
-def _with_loras(
-    pipeline: Pipeline, config: SampleConfig, files: Mapping[str, list[tuple[pathlib.Path, float]]], mode: str
-) -> tuple[Pipeline, dict[str, list[dict[str, Any]]]]:
-    """The pipeline whose experts have LoRAs in or beside their weights; and which, by expert."""
-    experts, records = dict(pipeline.experts), {}
-    for name in files:
-        if name not in experts:
-            raise ValueError(f"lora_{name}: there is no {name}-noise expert here, only {', '.join(experts)}")
-        if not config.expert_steps[name]:
-            raise ValueError(f"lora_{name} would do nothing: no step falls to the {name}-noise expert here")
-    for name, named in files.items():
-        model = experts[name].model
-        table = dit_rows(model.config)
-        opened, records[name] = lora.read_files(named, table, expert=name)
-        if mode == "beside" and experts[name].changes:
-            raise ValueError(f"lora_{name}: the run's own LoRA is beside the {name}-noise expert's weights already: "
-                             "merge files into them (--lora_mode into), or write the run's as a file "
-                             "(experiments.convert --only lora) and give all to what it is for")  # fmt: skip
-        if mode == "beside":
-            beside = lora_factors.factors(table, opened, mesh=model.mesh)
-            experts[name] = dataclasses.replace(experts[name], changes=beside)
-        else:
-            experts[name] = _merged(experts[name], opened)
-        for record in records[name]:
-            print(f"{record['file']} {mode} the {name}-noise expert's weights, weight {record['weight']}", flush=True)
-    return dataclasses.replace(pipeline, experts=experts), records
-
-
-def _merged(expert: Expert, loras: Sequence[tuple[lora.Lora, float]]) -> Expert:
-    """The expert whose parameters are changed as they are read."""
-
-    def read(places: Any) -> Any:
-        if any(place.memory_kind == offload.HOST for place in jax.tree.leaves(places)):
-            raise ValueError("LoRAs cannot be merged into weights that are streamed from the host block by block: keep "
-                             "them beside (--lora_mode beside), or hold a whole expert (--holding one)")  # fmt: skip
-        return lora.merge(expert.read(places), dit_rows(expert.model.config), loras, donate=True)
-
-    return dataclasses.replace(expert, read=read)
-
-
-def _line(target: pathlib.Path, line: Line, record: Mapping[str, Any]) -> dict[str, Any]:
-    return {"file": target.name, **record, **line.carried}
+def _line(name: str, line: Line, record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"file": name, **record, **line.carried}
 
 
 def _write_records(
@@ -281,7 +320,7 @@ def _write_records(
     done: set[int],
 ) -> None:
     """samples.jsonl with the clips that are finished, whole at any time."""
-    written = [json.dumps(_line(targets[i], lines[i], records[i]), ensure_ascii=False) for i in sorted(done)]
+    written = [json.dumps(_line(targets[i].name, lines[i], records[i]), ensure_ascii=False) for i in sorted(done)]
     part = folder / f".{RECORDS}.part"
     part.write_text("".join(f"{line}\n" for line in written), encoding="utf-8")
     os.replace(part, folder / RECORDS)
@@ -292,27 +331,41 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --")
     logging.getLogger("absl").setLevel(logging.WARNING)
     given = flags.FLAGS
+    try:
+        cluster = start(given.coordinator, given.processes, given.process)
+    except ClusterError as error:
+        sys.exit(f"error: {error}")
+    if cluster.processes > 1:
+        print(f"{cluster.names[cluster.process]}, one of {cluster.processes}", flush=True)
+    with Watch(cluster) as watch:
+        try:
+            sample(**cluster.each("command line", lambda: _arguments(given), ERRORS), cluster=cluster)
+        except ClusterError as error:  # all processes have the same one
+            sys.exit(f"error: {error}" if cluster.first else 1)
+        except ERRORS as error:
+            watch.fail(f"error: {error}")
+
+
+def _arguments(given: flags.FlagValues) -> dict[str, Any]:
+    """Those of `sample` that the flags give."""
     changes = {name: given[name].value for name in (*SETTINGS, *SIZES) if given[name].value is not None}
     loras = {name: given[f"lora_{name}"].value for name in ("high", "low") if given[f"lora_{name}"].value is not None}
-    try:
-        if given.prompts is not None:
-            for name in ("image", "last_image"):
-                if given[name].value is not None:
-                    raise ValueError(f"--{name} goes with --prompt; with --prompts, name it in a .jsonl file's lines")
-            lines = read_prompts(given.prompts, given.seed)
-        elif given.prompt.strip():
-            first, last = (None if file is None else pathlib.Path(file) for file in (given.image, given.last_image))
-            lines = [Line(given.prompt, given.seed, first, last)]
-        else:
-            raise ValueError("--prompt is empty")
-        sample(
-            given.checkpoint, lines, given.out,
-            weights=given.weights, changes=changes, correct=given.correct, loras=loras, lora_mode=given.lora_mode,
-            execution=Execution(given.batch, given.holding, given.passes), mesh=_mesh(given.mesh),
-            text_cache=pathlib.Path(given.text_cache) if given.text_cache else None,
-        )  # fmt: skip
-    except (CheckpointError, OSError, ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    if given.prompts is not None:
+        for name in ("image", "last_image"):
+            if given[name].value is not None:
+                raise ValueError(f"--{name} goes with --prompt; with --prompts, name it in a .jsonl file's lines")
+        lines = read_prompts(given.prompts, given.seed)
+    elif given.prompt.strip():
+        first, last = (None if file is None else pathlib.Path(file) for file in (given.image, given.last_image))
+        lines = [Line(given.prompt, given.seed, first, last)]
+    else:
+        raise ValueError("--prompt is empty")
+    return dict(
+        checkpoint=given.checkpoint, lines=lines, out=given.out, weights=given.weights, changes=changes,
+        correct=given.correct, loras=loras, lora_mode=given.lora_mode,
+        execution=Execution(given.batch, given.holding, given.passes), mesh=_mesh(given.mesh),
+        text_cache=pathlib.Path(given.text_cache) if given.text_cache else None,
+    )  # fmt: skip
 
 
 def _mesh(text: str) -> jax.sharding.Mesh | None:
@@ -341,7 +394,10 @@ def entry() -> None:
     flags.DEFINE_integer("batch", 1, "Clips denoised together; more is faster and takes more memory.", lower_bound=1)
     flags.DEFINE_enum("holding", "auto", HOLDING, "What is on the devices at a time: experts, or blocks of one.")
     flags.DEFINE_enum("passes", "auto", PASSES, "With guidance: both answers at once, or in two passes.")
-    flags.DEFINE_string("mesh", "", "Devices by axis, such as seq=4; one device by default.")
+    flags.DEFINE_string("mesh", "", "Devices by axis, such as seq=4, those of all processes; one device by default.")
+    flags.DEFINE_string("coordinator", None, "Of several processes started by hand: host:port of process 0.")
+    flags.DEFINE_integer("processes", None, "How many processes; 1 is a single one whatever the environment says.")
+    flags.DEFINE_integer("process", None, "Which of the processes this is, from 0.")
     flags.DEFINE_string("text_cache", str(prompt_embeddings.default_cache()), "Folder of embeddings; empty for none.")
     flags.DEFINE_bool("correct", False, "Take flicker of exposure and colour out of each clip.")
     flags.DEFINE_string("lora_high", None, "LoRA files for the high-noise expert: file[:weight],...")

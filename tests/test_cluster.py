@@ -136,3 +136,22 @@ def test_what_fails_on_process_0_fails_everywhere_with_its_words():
                                                 *["process 0 (host h0, pid 100): the disk is full"] * 2]  # fmt: skip
     with pytest.raises(OSError, match="the disk is full"):  # a single process has its own error
         Cluster().once("cache", full, (OSError,))
+
+
+def test_what_each_does_counts_once_all_have_done_it():
+    assert together(*[lambda c=c: c.each("read", lambda: c.process, (OSError,)) for c in clusters(3)]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("failing", "words"), [
+    ([1], "process 1 (host h1, pid 101): no file a"),  # on one machine alone
+    ([0, 1, 2], "no file a"),  # everywhere: a mistake, said once
+])  # fmt: skip
+def test_what_fails_on_some_fails_everywhere_with_whose_it_is(failing, words):
+    def read(process):
+        if process in failing:
+            raise OSError("no file a")
+
+    errors = together(*[lambda c=c: c.each("read", lambda: read(c.process), (OSError,)) for c in clusters(3)])
+    assert [(type(error), str(error)) for error in errors] == [(ClusterError, words)] * 3
+    with pytest.raises(OSError, match="no file a"):
+        Cluster().each("read", lambda: read(1), (OSError,))

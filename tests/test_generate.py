@@ -236,7 +236,7 @@ def test_what_fits_is_held(experts, monkeypatch):
     assert own == 4 * sum(leaf.size for leaf in jax.tree.leaves(experts["high"].shapes()))
     chosen = {}
     for free in range(3 * own, 0, -own // 64):
-        monkeypatch.setattr(denoise, "free_bytes", lambda devices, free=free: free)
+        monkeypatch.setattr(denoise, "free_everywhere", lambda devices, free=free: free)
         try:
             found = denoise.fitting(experts, Batch(noise, prompt, null), GUIDED, Execution())
         except ValueError as error:
@@ -251,7 +251,7 @@ def test_what_fits_is_held(experts, monkeypatch):
 
 
 def test_what_is_asked_for_is_not_second_guessed(experts, monkeypatch):
-    monkeypatch.setattr(denoise, "free_bytes", lambda devices: 0)
+    monkeypatch.setattr(denoise, "free_everywhere", lambda devices: 0)
     asked = Execution(holding="both", passes="batched")
     assert denoise.fitting(experts, Batch(*inputs()), GUIDED, asked) == asked
     with pytest.raises(ValueError, match="holding = 'all'"):
@@ -301,6 +301,15 @@ def test_a_clip_depends_on_nothing_but_its_own_prompt_and_seed(pipeline):
     for a, b in zip([*one, one[2]], [*two, last], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert np.abs(one[0] - one[2]).max() > 1e-3  # the same seed, another prompt
+
+
+def test_what_a_process_makes_by_itself_is_made_before_devices_work_together(pipeline, monkeypatch):
+    told, embed = [], type(pipeline.text).embed
+    monkeypatch.setattr(type(pipeline.text), "embed", lambda *given: told.append("embed") or embed(*given))
+    nothing = np.zeros((1, *pipeline.latent_shape))
+    monkeypatch.setattr(generate, "denoise", lambda *_, **__: told.append("denoise") or [nothing])
+    list(generate.latents(pipeline, [Request("dawn", 1)], on_ready=lambda: told.append("ready")))
+    assert told == ["embed", "ready", "denoise"]
 
 
 def test_whole_clips_are_the_frames_of_their_latents(pipeline):

@@ -21,7 +21,8 @@ from safetensors.numpy import save_file
 from experiments import convert
 from experiments import sample as launcher
 from tests.parity import dit_case
-from tests.test_sample import DIT, QUICK, release, workdir  # noqa: F401 (fixtures)
+from tests.test_sample import release, workdir  # noqa: F401 (fixtures)
+from tests.tiny_release import DIT, QUICK
 from wanjax import generate, hub, lora, partition, video
 from wanjax.denoise import Execution
 from wanjax.models import rows

@@ -11,15 +11,15 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from experiments import convert
-from experiments import sample as launcher
-from tests.test_sample import DIT, QUICK, TEXT, VAE, randomised
 from tests.test_train import ALONE, lines, make_mesh
+from tests.tiny_release import DIT, QUICK, TEXT, VAE, randomised
 from wanjax import (
     checkpoint,
     config,
     generate,
     hub,
     lora,
+    lora_experts,
     lora_factors,
     objectives,
     partition,
@@ -173,7 +173,7 @@ def beside_files(opened, base, files, mode):
         frozen = warm_start.open_start(base, name, DIT)
         experts[name] = Expert(expert.model, lambda places, own=frozen: own.read(places, "float32"), name, "float32")
     plain = dataclasses.replace(opened, experts=experts)
-    return plain, launcher._with_loras(plain, plain.config, files, mode)[0]
+    return plain, lora_experts.with_loras(plain, plain.config, files, mode)[0]
 
 
 @pytest.mark.parametrize("layout,mode", [("diffusers", "beside"), ("comfyui", "into")])
@@ -191,7 +191,7 @@ def test_a_run_samples_what_the_written_file_makes_of_the_frozen_weights(base, t
     assert stored.tensors.shape_of(key) == (2, 24) and len(stored.changes) == 5
     assert json.loads(stored.tensors.metadata["base"])["source"] == str(base)
     with pytest.raises(ValueError, match="the run's own LoRA is beside the high-noise expert's weights already"):
-        launcher._with_loras(opened, opened.config, files, "beside")
+        lora_experts.with_loras(opened, opened.config, files, "beside")
 
 
 def test_another_layout_writes_the_weights_with_the_factors_merged(base, trained, tmp_path):

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -16,75 +17,27 @@ import pytest
 from PIL import Image
 
 from experiments import sample as launcher
-from wanjax import checkpoint, config, generate, hub, partition, pipeline, train, video
+from tests.fake_store import clusters, together
+from tests.tiny_release import DIT, QUICK, randomised, write_index, write_release, write_run
+from wanjax import checkpoint, generate, hub, partition, pipeline, video
+from wanjax.cluster import ClusterError
 from wanjax.denoise import Execution
-from wanjax.models.dit import DiTConfig, WanDiT
-from wanjax.models.umt5 import UMT5Config, UMT5Encoder
-from wanjax.models.vae import VAEConfig, WanVAE
+from wanjax.models.dit import WanDiT
 from wanjax.sample_config import SampleConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
-DIT = DiTConfig(width=24, heads=2, layers=1, ffn=32, freq_dim=16, text_dim=16, in_channels=4, out_channels=4)
-TEXT = UMT5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=32, num_heads=2, num_layers=1)
-VAE = VAEConfig(
-    base_dim=4,
-    z_dim=4,
-    dim_mult=(1, 1, 1, 1),
-    num_res_blocks=1,
-    temporal_downsample=(False, True, True),
-    latents_mean=(0.0,) * 4,
-    latents_std=(1.0,) * 4,
-)
-QUICK = {"shift": 3.0, "solver": "euler", "steps": 2, "guidance_high": 1.0, "guidance_low": 1.0}
-
-
-def randomised(model, seed, scale):
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))["params"]
-    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32) * scale, shapes)
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A run of both experts with random weights, as the trainer leaves it."""
-    folder = tmp_path_factory.mktemp("run")
-    hub.save_vae(folder / "codec", WanVAE(VAE), randomised(WanVAE(VAE), 3, 0.3))
-    experiment = config.load(
-        ROOT / "configs" / "light_scenes_tiny.py",
-        {"model": dataclasses.asdict(DIT), "codec": str(folder / "codec"), "text.length": 32,
-         "text.model": dataclasses.asdict(TEXT), "data.frames": 5, "data.height": 32, "data.width": 32,
-         "objective.light.orders": (1,)}
-        | {f"sample.{name}": value for name, value in QUICK.items()},
-    )  # fmt: skip
-    for seed, name in enumerate(("high", "low")):
-        params = jax.tree.map(jax.numpy.asarray, randomised(WanDiT(DIT), seed, 0.15))
-        ema = jax.tree.map(lambda leaf: leaf * 0.9, params)
-        state = train.TrainState(jax.numpy.int32(7), params, ema, {"not read": jax.numpy.zeros(1)})
-        with checkpoint.Checkpoints(folder / name / "checkpoints", experiment=experiment, expert=name, keep=1) as saved:
-            saved.save(7, state, {"position": 0})
-            saved.wait()
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
     """A pipeline in the diffusers layout with random weights."""
-    folder = tmp_path_factory.mktemp("release")
-    for seed, part in enumerate(("transformer", "transformer_2")):
-        hub.save_dit(folder / part, WanDiT(DIT), randomised(WanDiT(DIT), seed, 0.15))
-    hub.save_vae(folder / "vae", WanVAE(VAE), randomised(WanVAE(VAE), 3, 0.3))
-    hub.save_text_encoder(folder / "text_encoder", UMT5Encoder(TEXT), randomised(UMT5Encoder(TEXT), 4, 0.3))
-    from transformers import ByT5Tokenizer
-
-    ByT5Tokenizer().save_pretrained(str(folder / "tokenizer"))
-    write_index(folder, boundary_ratio=0.9)
-    return folder
-
-
-def write_index(folder, *, boundary_ratio, **absent):
-    parts = {"transformer": 1, "transformer_2": 1, "vae": 1, "text_encoder": 1, "tokenizer": 1} | absent
-    index = {name: ["library", "Class"] if there else [None, None] for name, there in parts.items()}
-    (folder / "model_index.json").write_text(json.dumps(index | {"boundary_ratio": boundary_ratio}))
+    return write_release(tmp_path_factory.mktemp("release"))
 
 
 class Painter:
@@ -95,6 +48,7 @@ class Painter:
 
     def latents(self, pipeline, requests, **options):
         self.options = options
+        options["on_ready"]()
         for number, request in enumerate(requests):
             if number == self.stop_after:
                 raise KeyboardInterrupt
@@ -251,6 +205,60 @@ def test_a_setting_that_is_wrong_or_would_do_nothing_is_refused(
     with pytest.raises(ValueError, match=message):
         launcher.sample(str(workdir), lines("a"), str(tmp_path), changes=changes)
     assert not list(tmp_path.iterdir())
+
+
+# -- several processes ------------------------------------------------------------------------------------
+
+
+def sampled_by_two(workdir, out, asked=("a", "b"), mesh=True, **options):
+    """Two processes, as threads that share all devices and a coordination service; `benchmarks.cluster_sampling` has
+    real ones."""
+    mesh = partition.make_mesh({"fsdp": -1}) if mesh else None
+    # one after the other: transformers cannot be imported by two threads at once
+    launcher.open_pipeline(str(workdir), weights="ema", mesh=mesh, text_cache=None)
+    return together(*[
+        lambda one=one: launcher.sample(str(workdir), lines(*asked[: 2 + one.process * (len(asked) - 2)]), str(out),
+                                        mesh=mesh, cluster=one, **options)
+        for one in clusters(2)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("correct", [False, True])
+def test_of_several_processes_one_writes_and_speaks_and_all_decode(
+    workdir, tmp_path, painter, monkeypatch, capsys, correct
+):
+    writers, decoded, write, frames = [], [], video.write, generate.frames
+    monkeypatch.setattr(video, "write", lambda path, *rest: (writers.append(threading.get_ident()), write(path, *rest)))
+    monkeypatch.setattr(generate, "frames", lambda *given: decoded.append(threading.get_ident()) or frames(*given))
+    first, second = sampled_by_two(workdir, tmp_path, correct=correct)
+    assert first == second == records(tmp_path) and [one["file"] for one in first] == ["clip_000.mp4", "clip_001.mp4"]
+    assert len(writers) == 2 and len(set(writers)) == 1
+    # as often by the one that writes as by the other: their devices decode together
+    assert sorted(decoded.count(one) for one in set(decoded)) == [4, 4] if correct else [2, 2]
+    assert sorted(painter.asked) == [("a", 0), ("a", 0), ("b", 1), ("b", 1)]
+    assert capsys.readouterr().out.count("2 clips in ") == 1
+    (tmp_path / "clip_000.mp4").unlink()
+    painter.asked.clear()
+    assert sampled_by_two(workdir, tmp_path, correct=correct) == [first, second]
+    assert painter.asked == [("a", 0), ("a", 0)]  # what is there is known to both
+
+
+def test_processes_that_mean_different_clips_stop_before_any_is_made(workdir, tmp_path, painter):
+    errors = sampled_by_two(workdir, tmp_path / "a", asked=("a", "b", "c"))
+    assert [type(error) for error in errors] == [ClusterError] * 2 and str(errors[0]) == str(errors[1])
+    assert "do not agree on what to sample:\n  prompts and seeds: " in str(errors[0])
+    errors = sampled_by_two(workdir, tmp_path / "a", changes={"frames": 6})
+    assert {str(error) for error in errors} == {"frames = 6: the codec takes 4n + 1 frames; use 5 or 9"}
+    errors = sampled_by_two(workdir, tmp_path / "b", mesh=False)
+    assert [type(error) for error in errors] == [ClusterError] * 2
+    assert str(errors[0]).startswith("2 processes sample on one mesh of all their 8 devices: give --mesh")
+    assert painter.asked == [] and not list(tmp_path.glob("*/*"))
+
+
+def test_what_process_0_cannot_write_fails_on_all(workdir, tmp_path, painter):
+    (tmp_path / "file").touch()
+    errors = sampled_by_two(workdir, tmp_path / "file")
+    assert [type(error) for error in errors] == [ClusterError] * 2 and "is a file" in str(errors[1])
 
 
 # -- devices and memory -----------------------------------------------------------------------------------

@@ -94,6 +94,24 @@ def test_every_part_of_the_frame_looks_at_every_other(variables):
     assert np.abs(before - after)[:, :, :8].max() > 1e-4
 
 
+@pytest.mark.parametrize("method", ["decode", "encode"])
+def test_every_device_keeps_its_own_part_of_rows_that_do_not_divide(method):
+    """Of later chunks of a stream: what comes in and goes out, and frames of pixels, which divide."""
+    config, (sizes, _, rows) = CODECS["wan2.1"], SPLITS[UNEVEN]
+    model = WanVAE(config, partition.make_mesh(sizes))
+    pixels = (1, 4, rows * config.strides[1], COLUMNS * config.strides[2], 3)
+    latents = (1, 1, rows, COLUMNS, config.z_dim)
+    given, made = (latents, pixels) if method == "decode" else (pixels, latents)
+    compiled = model.lowered(jax.ShapeDtypeStruct(given, jnp.float32), method=method).compile()
+    _, x, kept_before = compiled.input_shardings[0]
+    out, kept_after = compiled.output_shardings
+    assert len(kept_before) == len(kept_after) > 10
+    for kept in (*kept_before, *kept_after):
+        assert kept.shard_shape((1, 2, 16, 4, 8))[2] == 2  # of 8 times 2 latent rows, 5 below the frame
+    for place, shape in ((x, given), (out, made)):
+        assert place.shard_shape(shape)[2] == (rows if shape == latents else rows * config.strides[1] // 8)
+
+
 def test_neighbours_rows_are_exchanged_and_zeros_stand_outside():
     mesh, rows = partition.make_mesh({"seq": 8}), np.arange(1.0, 23.0, dtype=np.float32)
     split = RowSplit(("seq",), 8, 11)

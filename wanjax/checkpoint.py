@@ -284,14 +284,14 @@ class SavedExpert:
         of its shadow head (None without one).
 
         Args:
-          places: tree of shardings of the former; None for one device. The head goes to one device.
+          places: tree of shardings of the former; None for one device. The head goes to one device of the process.
 
         Raises:
           CheckpointError: if they cannot be read.
         """
         model = WanDiT(self.config.model)
         shapes = rows.shapes(network_rows(model, self.config.shadow_head(model), self.config.lora), "float32")
-        alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         placed = jax.tree.map(lambda _: alone, shapes) | (places or {})
         abstract = partition.placed_shapes(shapes, placed)
         try:

@@ -15,7 +15,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import jax
 from jax._src import cloud_tpu_init, distributed  # the store has no public name yet (jax 0.10, 0.11)
@@ -101,6 +101,35 @@ class Cluster:
             raise ClusterError(str(error)) from error
         self.store.key_value_set(key, _DONE)
         return made
+
+    def each(self, what: str, make: Callable[[], T], errors: tuple[type[Exception], ...]) -> T:
+        """What ``make`` returns on this process, once it is done on all of them.
+
+        Args:
+            what: a name that is used once in a run.
+            errors: that ``make`` may raise.
+
+        Raises:
+            ClusterError: on all, when it raised one of ``errors`` on some; a single process raises that itself.
+        """
+        if self.store is None:
+            return make()
+        made, said = None, _DONE
+        try:
+            made = make()
+        except errors as error:
+            said = f"{_FAILED}{error}"
+        failed: dict[str, list[int]] = {}
+        for i, one in enumerate(self.gather(what, said)):
+            if one != _DONE:
+                failed.setdefault(one.removeprefix(_FAILED), []).append(i)
+        if failed:
+            raise ClusterError("\n".join(f"{self._whose(own)}{message}" for message, own in failed.items()))
+        return cast(T, made)
+
+    def _whose(self, own: list[int]) -> str:
+        """Before a message: nothing where it is everybody's."""
+        return "" if len(own) == self.processes else f"{', '.join(self.names[i] for i in own)}: "
 
     def agree(self, what: str, facts: Mapping[str, Any]) -> None:
         """Compares facts, JSON types by name, that have to be the same on every process.

@@ -19,7 +19,7 @@ import numpy as np
 
 from wanjax import compiler_options, partition, solvers
 from wanjax.conditions import Condition
-from wanjax.device_memory import free_bytes
+from wanjax.device_memory import free_everywhere
 from wanjax.experts import Expert, Held, mesh_of
 from wanjax.models.dit import WanDiT
 from wanjax.sample_config import SampleConfig
@@ -162,7 +162,7 @@ def denoise(
         nonlocal done
         program = _program(stage, config, execution.passes == "batched")
         variables = held.variables(stage.expert)
-        carry, *given = jax.device_put((carry, *_inputs(program, batch)), _place(stage.model))
+        carry, *given = partition.put((carry, *_inputs(program, batch)), _place(stage.model))
         for i in range(stage.first, stage.last):
             started = time.perf_counter()
             carry = jax.block_until_ready(
@@ -176,9 +176,9 @@ def denoise(
     for group in groups:
         carries = [_begin(batch, config) for batch in group]
         for stage in stages[:-1]:
-            carries = [jax.device_get(run(stage, batch, c)) for batch, c in zip(group, carries, strict=True)]
+            carries = [partition.to_host(run(stage, batch, c)) for batch, c in zip(group, carries, strict=True)]
         for batch, carry in zip(group, carries, strict=True):
-            yield np.asarray(run(stages[-1], batch, carry).x)
+            yield np.asarray(partition.to_host(run(stages[-1], batch, carry).x))
 
 
 def _check_channels(stages: Sequence[Stage], batches: Sequence[Batch]) -> None:
@@ -235,7 +235,7 @@ def fitting(experts: Mapping[str, Expert], batch: Batch, config: SampleConfig, e
         return execution
     stages = stages_of({name: expert.model for name, expert in experts.items()}, config)
     meshes = [stage.model.mesh for stage in stages]
-    free = free_bytes(jax.devices()[:1] if meshes[0] is None else list(meshes[0].local_devices))
+    free = free_everywhere(jax.devices()[:1] if meshes[0] is None else list(meshes[0].local_devices))
     ways: list[tuple[str, str]] = []
     # a host that computes has no other memory to stream from
     known = HOLDING[1:3] if jax.default_backend() == "cpu" else HOLDING[1:]

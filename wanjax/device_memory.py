@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 
 def free_bytes(devices: Sequence[jax.Device]) -> int:
@@ -26,3 +28,15 @@ def free_bytes(devices: Sequence[jax.Device]) -> int:
         else:
             raise ValueError(f"{device} does not tell how much memory it has: say what is to be held on it")
     return min(free)
+
+
+def free_everywhere(devices: Sequence[jax.Device]) -> int:
+    """:func:`free_bytes`, of several processes that of the one with the least, which is what all go by.
+
+    Args:
+        devices: of this process. Every process has to ask.
+    """
+    free = free_bytes(devices)
+    if jax.process_count() == 1:
+        return free
+    return int(multihost_utils.process_allgather(np.int32(free >> 20)).min()) << 20  # whole MiB, for jax has 32 bits

@@ -142,6 +142,7 @@ def latents(
     execution: Execution | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
     on_read: Callable[[str], None] = lambda name: None,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> Iterator[np.ndarray]:
     """Latents of each clip in the order of the requests, float32 [F, h, w, C] on the host.
 
@@ -154,6 +155,8 @@ def latents(
         config: settings, the pipeline's own by default.
         execution: how the work is laid out.
         on_step, on_read: see `wanjax.denoise.denoise`.
+        on_ready: called once embeddings and images are made, which a process does by itself, before the devices of
+            several work together: these give up on a process that is late by half a minute.
     Raises: ValueError on what cannot work, as `check`; FloatingPointError where latents are not finite.
     """
     config, execution = config or pipeline.config, execution or Execution()
@@ -173,6 +176,7 @@ def latents(
                 jax.tree.map(lambda *leaves: np.concatenate(leaves), *(given[i] for i in filled)),
             )
         )
+    on_ready()
     made = denoise(pipeline.experts, batches, config, execution=execution, on_step=on_step, on_read=on_read)
     for group, batch in zip(groups, made, strict=True):
         for i, row in zip(group, batch, strict=False):
@@ -200,12 +204,13 @@ def _conditions(pipeline: Pipeline, requests: Sequence[Request]) -> list[Conditi
     size = pipeline.height, pipeline.width
     if all(request.image is None for request in requests):
         return [Condition()] * len(requests)
-    params = _on_devices(pipeline.vae, pipeline.vae_params)
+    vae = _of_process(pipeline.vae)
+    params = _on_devices(vae, pipeline.vae_params)
     made = []
     for request in requests:
         first, last = (None if image is None else prepare_image(image, *size)
                        for image in (request.image, request.last_image))  # fmt: skip
-        condition = conditions.condition_on(pipeline.kind, pipeline.vae, params, first, last, frames=pipeline.frames)
+        condition = conditions.condition_on(pipeline.kind, vae, params, first, last, frames=pipeline.frames)
         made.append(jax.device_get(condition))
     return made
 
@@ -218,16 +223,25 @@ def to_uint8(video: Any) -> np.ndarray:
 def frames(vae: WanVAE, params: Any, latents: Any) -> Iterator[np.ndarray]:
     """The frames of one clip as they are decoded, uint8 [H, W, 3]; memory does not grow with their number.
 
+    Where the codec's devices are those of several processes, each gets all frames, and all have to take all.
+
     Args:
         vae, params: the codec.
         latents: [F, h, w, C].
     """
     for chunk in vae.stream({"params": _on_devices(vae, params)}, latents[None]):
-        yield from to_uint8(chunk[0])
+        yield from to_uint8(partition.to_host(chunk)[0])
 
 
 def _on_devices(vae: WanVAE, params: Any) -> Any:
-    return jax.device_put(params, None if vae.mesh is None else partition.replicated(vae.mesh))
+    return jax.device_put(params) if vae.mesh is None else partition.put(params, partition.replicated(vae.mesh))
+
+
+def _of_process(vae: WanVAE) -> WanVAE:
+    """The codec on this process's own devices: images are made for the experts on every process, like embeddings."""
+    if vae.mesh is None or not vae.mesh.is_multi_process:
+        return vae
+    return WanVAE(vae.config, partition.make_mesh({"seq": -1}, list(vae.mesh.local_devices)))
 
 
 def generate(

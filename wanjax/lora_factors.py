@@ -42,7 +42,7 @@ def factors(rows: Sequence[Row], loras: Sequence[tuple[Lora, float]], *, mesh: M
         if mesh is None:
             return jax.device_put(array)
         spec = partition.spec(mesh, ("layers", *row.axes) if row.stacked else row.axes, row.full_shape)
-        return jax.device_put(array, NamedSharding(mesh, changes.part_spec(spec, part, stacked=bool(row.stacked))))
+        return partition.put(array, NamedSharding(mesh, changes.part_spec(spec, part, stacked=bool(row.stacked))))
 
     placed = {row.path: {part: place(row, part, array) for part, array in parts.items()} for row, parts in found}
     return row_table.tree([row for row, _ in found], lambda row: placed[row.path])

@@ -6,6 +6,7 @@ Mesh axes: ``data`` (clips; parameters are copied), ``fsdp`` (clips and paramete
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -187,6 +188,43 @@ def placed_shapes(tree: Any, places: Any) -> Any:
     """
     each = jax.tree.map(lambda _: places, tree) if isinstance(places, jax.sharding.Sharding) else places
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, each)
+
+
+def put(tree: Any, place: jax.sharding.Sharding) -> Any:
+    """Host values on devices that may be those of several processes.
+
+    ``jax.device_put`` first compares what the processes give, over the network; here each gives its own devices their
+    parts of what it has.
+
+    Args:
+        tree: arrays, the same on every process.
+        place: of all of them.
+    """
+
+    def placed(x: Any) -> jax.Array:
+        if place.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+            return jax.device_put(x, place)
+        whole = np.asarray(x)
+        return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
+
+    return jax.tree.map(placed, tree)
+
+
+def to_host(tree: Any) -> Any:
+    """Whole arrays in the memory of every process; what lies on devices of several is gathered, so all have to ask."""
+
+    def fetched(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return jax.device_get(x)
+        assert isinstance(x.sharding, NamedSharding) and isinstance(x.sharding.mesh, Mesh)
+        return np.asarray(_gatherer(replicated(x.sharding.mesh))(x).addressable_data(0))
+
+    return jax.tree.map(fetched, tree)
+
+
+@functools.cache
+def _gatherer(place: NamedSharding) -> Any:
+    return jax.jit(lambda x: x, out_shardings=place)
 
 
 def names_of(entry: str | Iterable[str] | None) -> tuple[str, ...]:

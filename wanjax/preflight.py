@@ -1,4 +1,4 @@
-"""Before several processes train together: do they mean the same, and does the network between them work."""
+"""Before several processes train or sample together: do they mean the same, and does the network between them work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from wanjax import config as config_lib
-from wanjax.cluster import Cluster
+from wanjax.cluster import Cluster, ClusterError
 from wanjax.latent_cache import LatentCache
 from wanjax.source_digest import source_digest
 
@@ -36,6 +36,22 @@ def check_program(cluster: Cluster, experiment: config_lib.Experiment, mesh: Mes
     cluster.agree("the program", {**program_facts(experiment, workdir), **mesh_facts(mesh)})
 
 
+def check_sampling(cluster: Cluster, facts: Mapping[str, Any], mesh: Mesh | None) -> None:
+    """Compares what is to be sampled, versions, compiler flags and mesh of all processes.
+
+    Args:
+        facts: JSON types by name, of the command line.
+        mesh: None where none was asked for.
+    Raises:
+        ClusterError: naming what differs on which process; or there is no mesh, which one process alone may lack.
+    """
+    own = {"mesh": None} if mesh is None else mesh_facts(mesh)
+    cluster.agree("what to sample", {**facts, **software_facts(), **own})
+    if mesh is None:
+        raise ClusterError(f"{cluster.processes} processes sample on one mesh of all their {jax.device_count()} "
+                           "devices: give --mesh, such as seq=-1")  # fmt: skip
+
+
 def check_data(cluster: Cluster, cache: LatentCache) -> None:
     """Compares the latent cache that each process reads.
 
@@ -48,11 +64,15 @@ def check_data(cluster: Cluster, cache: LatentCache) -> None:
 
 def program_facts(experiment: config_lib.Experiment, workdir: str) -> dict[str, Any]:
     """What this process was started with, by name."""
+    return {**flat(config_lib.to_dict(experiment), "config"), "--workdir": workdir, **software_facts()}
+
+
+def software_facts() -> dict[str, Any]:
+    """Versions and compiler flags, by name."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "wanjax")
     versions = {name: importlib.metadata.version(name) for name in names}
     flags = {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
-    return {**flat(config_lib.to_dict(experiment), "config"), "--workdir": workdir, **versions,
-            "wanjax's source": source_digest()[:12], **flags}  # fmt: skip
+    return {**versions, "wanjax's source": source_digest()[:12], **flags}
 
 
 def mesh_facts(mesh: Mesh) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def encode(experiment: Experiment, mesh: Mesh, *, clips: int | None) -> Program:
     vae, warnings = _codec(experiment, mesh)
     data, (frames, height, width) = experiment.data, _latent_grid(experiment)
     clips = _shared_clips(clips, mesh)
-    table, place = vae_rows(vae.config), placement(mesh, height)
+    table, place = vae_rows(vae.config), placement(mesh, data.height)
     params = partition.placed_shapes(rows.shapes(table, "float32"), partition.replicated(mesh))
     video = jax.ShapeDtypeStruct((clips, data.frames, data.height, data.width, 3), jnp.uint8, sharding=place)
 

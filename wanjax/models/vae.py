@@ -26,7 +26,7 @@ from wanjax.models.rows import Row, shapes, tree
 from wanjax.models.rows.vae import vae_rows
 from wanjax.models.vae_config import WAN22, VAEConfig, decoder_plan, encoder_plan, stages
 from wanjax.models.vae_layers import Memory, Params, causal_conv, head, middle, patchify, run_stage, unpatchify
-from wanjax.models.vae_split import RowSplit, over_parts, placement
+from wanjax.models.vae_split import RowSplit, kept_placement, over_parts, placement
 
 __all__ = ["WAN22", "VAEConfig", "WanVAE"]
 _Kept = Sequence[jax.Array]
@@ -137,15 +137,15 @@ class WanVAE:
         params = shapes(vae_rows(self.config), self._dtype(method))
         _, kept = jax.eval_shape(partial(_piece, self, method), params, first, None)
         if self.mesh is not None:
-            place = placement(self.mesh, self._rows(x.shape[2], method))
             params = partition.placed_shapes(params, partition.replicated(self.mesh))
-            x, kept = partition.placed_shapes((x, kept), place)
+            x = partition.placed_shapes(x, placement(self.mesh, x.shape[2]))
+            kept = partition.placed_shapes(kept, kept_placement(self.mesh))
         return _piece.lower(self, method, params, x, kept)
 
     def _stream(self, params: Params, chunks: Iterable[Any], method: str) -> Iterator[jax.Array]:
         params = _cast(params, self._dtype(method))  # once, not with every chunk
         if self.mesh is not None:
-            params = jax.device_put(params, partition.replicated(self.mesh))
+            params = partition.put(params, partition.replicated(self.mesh))
         kept: _Kept | None = None
         ready: jax.Array | None = None
         for chunk in chunks:
@@ -160,7 +160,7 @@ class WanVAE:
     def _placed(self, chunk: Any, method: str) -> jax.Array:
         if self.mesh is None:
             return jnp.asarray(chunk)
-        return jax.device_put(chunk, placement(self.mesh, self._rows(chunk.shape[2], method)))
+        return partition.put(chunk, placement(self.mesh, chunk.shape[2]))
 
     def _grouped(self, frames: Iterable[Any], method: str) -> Iterator[np.ndarray]:
         """Chunks of the frames, checked."""

@@ -74,10 +74,19 @@ class RowSplit:
         return jnp.where((row < self.rows * scale)[:, None, None], x, jnp.zeros((), x.dtype))
 
 
-def placement(mesh: Mesh, rows: int) -> NamedSharding:
-    """Where clips ``[B, T, H, W, channels]`` of so many latent rows lie; rows that do not divide are on all devices."""
-    divide = rows % math.prod(mesh.shape[axis] for axis in ROWS) == 0
+def placement(mesh: Mesh, height: int) -> NamedSharding:
+    """Where clips ``[B, T, height, W, channels]``, of pixels or latents, come from and go to.
+
+    Rows that do not divide, 90 of latents over 8 devices, are on all of them. The 720 of their pixels divide, and are
+    cut otherwise there than while the codec works on them, which cuts between latent rows.
+    """
+    divide = height % math.prod(mesh.shape[axis] for axis in ROWS) == 0
     return NamedSharding(mesh, P(partition.BATCH, None, ROWS if divide else None))
+
+
+def kept_placement(mesh: Mesh) -> NamedSharding:
+    """Where lies what a chunk keeps for the next: every device its own part, with what reaches below the frame."""
+    return NamedSharding(mesh, P(partition.BATCH, None, ROWS))
 
 
 def over_parts(mesh: Mesh | None, rows: int, function: Callable[..., Any], params: Any, x: jax.Array, kept: Any) -> Any:
@@ -106,10 +115,10 @@ def over_parts(mesh: Mesh | None, rows: int, function: Callable[..., Any], param
 
     out, kept = jax.shard_map(part, mesh=mesh, in_specs=(P(), spec, spec), out_specs=spec)(params, x, kept)
     if missing:
-        place = placement(mesh, rows)
 
         def cropped(y: jax.Array) -> jax.Array:
-            return jax.lax.with_sharding_constraint(y, place)[:, :, : y.shape[2] // (rows + missing) * rows]
+            height = y.shape[2] // (rows + missing) * rows
+            return jax.lax.with_sharding_constraint(y[:, :, :height], placement(mesh, height))
 
         out = jax.tree.map(cropped, out)
     return out, kept
