@@ -17,7 +17,7 @@ from tests import xla_flags
 from wanjax import codec_work, hub, offload, plan_cache, programs, topology
 from wanjax import config as config_lib
 from wanjax.codec import find_codec
-from wanjax.compiled_memory import Memory
+from wanjax.compiled_memory import Memory, argument_bytes
 from wanjax.config import ConfigError
 from wanjax.models import rows
 from wanjax.models.rows.dit import dit_rows
@@ -138,6 +138,31 @@ def test_parameters_in_host_memory_are_the_host_s():
     assert short["host_bytes"] == matrices * 2 // 8
 
 
+def test_state_in_host_memory_is_the_host_s():
+    sizes = {"mesh.fsdp": 8, "optimizer.state_memory": "host"}
+    found = plan(small(**sizes), CPU, Settings("train"))
+    device = programs.train(*programs.lay_out(small(**{"mesh.fsdp": 8}), jax.devices()))
+    matrices = sum(math.prod(row.full_shape) for row in dit_rows(small().model) if offload.is_streamed(row))
+    assert found["host_bytes"] == 3 * 4 * matrices // 8  # the average and two moments
+    assert found["argument_bytes"] + found["host_bytes"] == pytest.approx(argument_bytes(device.arguments), abs=4096)
+    assert found["host_memory_bytes"] is None  # simulated devices have none apart from their own
+
+
+def test_what_does_not_fit_into_a_host_says_by_how_much(monkeypatch):
+    monkeypatch.setattr("wanjax.topology.devices", lambda machine: jax.devices())
+    monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments, dump: (
+        None, Memory(10_000_000_000, 2_000_000_000, host=60_000_000_000)))  # fmt: skip
+    experiment = small(**{"model.remat": "offload", "optimizer.state_memory": "host"})
+    found = plan(experiment, topology.parse("v5e:2x4"), Settings("train"))
+    (said,) = (warning for warning in found["warnings"] if "host" in warning)
+    assert said.startswith("does not fit into its hosts: 480.0 GB pinned for the 8 devices of each are 96.0 GB more than")
+    for remedy in ("config.model.remat=attention", "config.optimizer.state_memory=device"):
+        assert remedy in said
+    assert found["fits"] and "of the host 60.000 GB of 48 GB for each" in table(found)
+    enough = plan(experiment, topology.parse("h100:1x8"), Settings("train"))
+    assert not any("hosts" in warning for warning in enough["warnings"])
+
+
 def test_every_condition_and_term_of_a_config_can_be_planned():
     image = {"model.in_channels": 36, "train.first_frame": 1.0}
     assert plan(small(**image), CPU, Settings("sample"))["params"] > plan(small(), CPU, Settings("sample"))["params"]
@@ -193,7 +218,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch):
     assert not training["fits"] and training["collectives"] is training["estimate"] is None
     last = training["warnings"][-1]
     assert last.startswith("does not fit: 14.00 GB too much on each device; what helps: config.model.remat=offload")
-    for remedy in ("config.train.accumulate=2", "config.mesh.seq=2", "batch a multiple of 4"):
+    for remedy in ("config.optimizer.state_memory=host", "config.train.accumulate=2", "config.mesh.seq=2", "batch a multiple of 4"):
         assert remedy in last, remedy
     sampling = plan(small(), CPU, Settings("sample", clips=16))["warnings"][-1]
     assert "--holding" not in sampling  # parameters are 2 GB of the 14 that are too much
