@@ -90,8 +90,7 @@ GPUS: dict[str, Chip] = {
     "h100": Chip(1, 989.5e12, 84_942_979_072, 3.35e12, 450e9, 50e9, 250 * 10**9,
                  ("nvidia.com/en-us/data-center/h100 (SXM: half of the sparse figure)",
                   "docs.nvidia.com/dgx/dgxh100-user-guide (adapters)",
-                  "docs.nvidia.com/dgx-basepod/reference-architecture-infrastructure-foundation-enterprise-ai (DGX H100: "
-                  "2 TB of memory over 8 GPUs)",
+                  "docs.nvidia.com/dgx-basepod (core components: a DGX H100 has 2 TB of memory for 8 GPUs)",
                   "jax-ml.github.io/scaling-book/gpus (links per direction, network per node)"),
                  target="h100_sxm.txtpb", node=8),
 }  # fmt: skip

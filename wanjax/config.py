@@ -327,8 +327,8 @@ def _lora_problems(e: Experiment) -> list[str]:
         out.append(f"config.lora.{error}")
     else:
         if e.optimizer.state_memory == "host" and not any(map(is_streamed, e.lora.rows(dit_rows(e.model)))):
-            out.append(f"config.optimizer.state_memory = 'host', but of config.lora.targets = {e.lora.targets} none is a "
-                       "matrix of the stack: nothing would lie there; set it to 'device'")
+            out.append(f"config.optimizer.state_memory = 'host', but of config.lora.targets = {e.lora.targets} none is "
+                       "a matrix of the stack: nothing would lie there; set it to 'device'")
     if not e.train.init_from:
         out.append(f"config.lora.rank = {e.lora.rank}, but config.train.init_from is empty: name the weights that the "
                    "factors are beside, or set the rank to 0")

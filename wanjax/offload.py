@@ -23,8 +23,8 @@ BUFFERS = 2  # blocks on a device at a time
 
 
 def is_streamed(row: Row) -> bool:
-    """Whether this tensor lies in host memory: the matrices of a stack, or factors of them. Its vectors and tables are a
-    thousandth of it, and a TPU tiles them over the layers, so that one layer cannot be copied by itself."""
+    """Whether this tensor lies in host memory: the matrices of a stack, and factors of them. Its vectors and tables are
+    a thousandth of it, and a TPU tiles them over the layers, so that one layer cannot be copied by itself."""
     return bool(row.stacked) and row.layout == "linear"
 
 

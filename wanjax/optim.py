@@ -6,7 +6,7 @@ from the arrays, and takes them to the device layer by layer.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -109,7 +109,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, decay_mask: Any, stacked
 
 
 def owner(path: Sequence[Any], parameters: Collection[Any]) -> Any:
-    """Whose state this is: of the paths of parameters, the one that a path in the optimizer's state ends in, or None."""
+    """Whose state this is: of the paths of parameters, the one that a path in an optimizer's state ends in, or None."""
     return next((path[i:] for i in range(len(path)) if path[i:] in parameters), None)
 
 

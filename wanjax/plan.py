@@ -145,8 +145,8 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         result["warnings"].append(excess)
     if not result["fits"]:
         result["warnings"].append(
-            plan_remedies.of_devices(experiment, result, memory, forwards=program.work.forwards, holding=settings.holding or "one",
-                                     passes=settings.passes or "batched")
+            plan_remedies.of_devices(experiment, result, memory, forwards=program.work.forwards,
+                                     holding=settings.holding or "one", passes=settings.passes or "batched")
         )  # fmt: skip
     return result
 
