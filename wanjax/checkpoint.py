@@ -116,9 +116,8 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, position: Any) -> None:
         """Starts writing a checkpoint in the background, after the one before it is whole.
 
-        Returns when what the devices hold is in the hosts' memory, and state that lies there (``state_memory``) has been
-        copied. (On the CPU the rest is there already and is not copied: the next step, which would overwrite it, takes
-        other memory.)
+        Returns when what the devices hold is in the hosts' memory, and state that lies there has been copied. (On the
+        CPU the rest is there already and is not copied: the next step, which would overwrite it, takes other memory.)
 
         Raises:
           CheckpointError: if the disk has no room; what is there stays.

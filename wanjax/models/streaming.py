@@ -80,12 +80,13 @@ def replace(body: Callable[[Any, Any], Any], stacks: Any, beside: Any) -> Any:
 
     def replaced(state: tuple[list[jax.Array], list[jax.Array]], at: Any) -> tuple[Any, None]:
         (leaves, fetched), (step, others) = state, at
-        following, own = fetch(leaves, jnp.minimum(step + 1, steps - 1)), iter(fetched)
-        slices = [next(own) if away else jax.lax.dynamic_slice_in_dim(leaf, step, 1)
-                  for leaf, away in zip(leaves, hosted, strict=True)]  # fmt: skip
-        made = jax.tree.leaves(body(jax.tree.unflatten(tree, slices), jax.tree.map(lambda other: other[None], others)))
-        # the next slice is read before this one is written: the other way around the whole stack would be copied
-        made, following = jax.lax.optimization_barrier((made, following))
+        following = fetch(leaves, jnp.minimum(step + 1, steps - 1))
+        near = [jax.lax.dynamic_slice_in_dim(leaf, step, 1)
+                for leaf, away in zip(leaves, hosted, strict=True) if not away]  # fmt: skip
+        # read before it is written: an operation that does both would have the whole stack copied for it
+        far, near = iter(fetched), iter(jax.lax.optimization_barrier(near))
+        slices = jax.tree.unflatten(tree, [next(far if away else near) for away in hosted])
+        made = jax.tree.leaves(body(slices, jax.tree.map(lambda other: other[None], others)))
         made = [jax.device_put(new, _ON_HOST) if away else new for new, away in zip(made, hosted, strict=True)]
         leaves = [jax.lax.dynamic_update_slice_in_dim(leaf, new, step, 0)
                   for leaf, new in zip(leaves, made, strict=True)]  # fmt: skip
