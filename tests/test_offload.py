@@ -150,7 +150,7 @@ def test_what_cannot_be_streamed_is_refused(params):
     with pytest.raises(ValueError, match="a mesh and a device"):
         offload.shardings(ROWS, mesh=partition.make_mesh({"fsdp": 8}), device=jax.devices()[0])
     bare = types.SimpleNamespace(addressable_memories=lambda: [types.SimpleNamespace(kind="device")])
-    with pytest.raises(ValueError, match="has no pinned_host memory to stream parameters from; it lists device"):
+    with pytest.raises(ValueError, match="has no pinned_host memory to stream from; it lists device: keep"):
         offload.shardings(ROWS, device=bare)
     with pytest.raises(ValueError, match=r"parameter patch_embedding/kernel has shape .*, expected"):
         offload.to_host(params, dit_rows(dataclasses.replace(CONFIG, width=24)))

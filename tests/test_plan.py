@@ -14,7 +14,7 @@ import pytest
 
 from experiments import plan as launcher
 from tests import xla_flags
-from wanjax import codec_work, hub, offload, optim, plan_cache, programs, topology
+from wanjax import codec_work, hub, offload, optim, plan_cache, plan_search, programs, topology
 from wanjax import config as config_lib
 from wanjax.codec import find_codec
 from wanjax.compiled_memory import Memory, argument_bytes
@@ -145,6 +145,8 @@ def test_state_in_host_memory_is_the_host_s():
     moved = argument_bytes(device.arguments) - argument_bytes(host.arguments)
     assert moved == 3 * 4 * matrices // 8  # the average and two moments
     assert pinned(host) == moved and pinned(device) == 0
+    copies = [plan_search._copies(program) for program in (device, host)]
+    assert copies[0] - copies[1] == pytest.approx(12 * matrices / rows.count(device.rows))
 
 
 def pinned(program):
