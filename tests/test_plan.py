@@ -14,7 +14,7 @@ import pytest
 
 from experiments import plan as launcher
 from tests import xla_flags
-from wanjax import codec_work, hub, offload, optim, plan_cache, plan_search, programs, topology
+from wanjax import codec_work, hub, offload, optim, plan_cache, plan_remedies, plan_search, programs, topology
 from wanjax import config as config_lib
 from wanjax.codec import find_codec
 from wanjax.compiled_memory import Memory, argument_bytes
@@ -166,8 +166,8 @@ def test_what_does_not_fit_into_a_host_says_by_how_much(monkeypatch):
     for remedy in ("config.model.remat=attention", "config.optimizer.state_memory=device"):
         assert remedy in said
     assert found["fits"] and "of the host 60.000 GB of 48 GB for each" in table(found)
-    enough = plan(experiment, topology.parse("h100:1x8"), Settings("train"))
-    assert not any("hosts" in warning for warning in enough["warnings"])
+    for memory in (480_000_000_000, None):  # enough, and not known
+        assert plan_remedies.of_hosts(experiment, {**found, "host_memory_bytes": memory}, holding="one") is None
 
 
 def test_every_condition_and_term_of_a_config_can_be_planned():
