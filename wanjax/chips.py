@@ -39,13 +39,13 @@ class Chip:
         hbm_bandwidth: of it, bytes/s of the chip.
         link: bytes/s in one direction: of a TPU's link to one neighbour, of a GPU into its node's switch.
         network: bytes/s between slices or nodes, per chip.
-        host_memory: bytes of a host's memory, per chip of it; 0: not known.
         sources: of these figures.
         dumped: the text of its programs is taken from the compiler's dump, as jaxlib 0.10.2 cannot read what libtpu
             0.0.52 hands over.
         torus: of TPUs; GPUs of a node are joined by a switch.
         target: of GPUs, the file in ``wanjax/assets/gpus`` that describes one to XLA's compiler.
         node: of GPUs, how many a node has at most.
+        host_memory: bytes of a host's memory, per chip of it; 0: not known.
     """
 
     devices: int
@@ -54,12 +54,12 @@ class Chip:
     hbm_bandwidth: float
     link: float
     network: float
-    host_memory: int
     sources: tuple[str, ...]
     torus: Torus | None = None
     dumped: bool = False
     target: str = ""
     node: int = 0
+    host_memory: int = 0
 
 
 def _gib(size: float) -> int:
@@ -70,28 +70,28 @@ _BOOK = "jax-ml.github.io/scaling-book/tpus (tables of chips and links; rings; n
 _CLOUD = "docs.cloud.google.com/tpu/docs/"
 # Where two sources round differently, Google Cloud's figure. It states the links of a chip together and in both
 # directions: one is a twelfth of that with three axes, an eighth with two. Network of v5e: its pod's over 256 chips; of
-# v4: 25 GB/s of a host (the book) over its 4 chips. Memory of a host: that of Google Cloud's machine with 4 chips (v5p,
-# v6e, tpu7x; page of tpu7x), with 1, 4 or 8 (v5e); the pages that are cited do not state it for v4.
+# v4: 25 GB/s of a host (the book) over its 4 chips. Memory of a host: of Google Cloud's machines with 4 chips (v5p, v6e
+# and tpu7x, stated on tpu7x's page), and with 1, 4 or 8 (v5e); the pages that are cited do not state it for v4.
 TPUS: dict[str, Chip] = {
-    "v4": Chip(1, 275e12, _gib(30.75), 1.2e12, 45e9, 6.25e9, 0, (_CLOUD + "v4", _BOOK),
+    "v4": Chip(1, 275e12, _gib(30.75), 1.2e12, 45e9, 6.25e9, (_CLOUD + "v4", _BOOK),
                Torus(3, (16, 16, 16), 4, variant="megacore")),
-    "v5e": Chip(1, 197e12, _gib(15.75), 0.819e12, 50e9, 3.125e9, 48 * 10**9, (_CLOUD + "v5e", _BOOK),
-                Torus(2, (16, 16), 16)),
-    "v5p": Chip(1, 459e12, _gib(95.73), 2.765e12, 100e9, 6.25e9, 112 * 10**9,
-                (_CLOUD + "v5p", _CLOUD + "tpu7x", _BOOK), Torus(3, (16, 16, 24), 4), dumped=True),
-    "v6e": Chip(1, 918e12, _gib(31.24), 1.638e12, 100e9, 12.5e9, 180 * 10**9,
-                (_CLOUD + "v6e", _CLOUD + "tpu7x", _BOOK), Torus(2, (16, 16), 16)),
-    "tpu7x": Chip(2, 2307e12, _gib(94.74), 7.38e12, 100e9, 12.5e9, 240 * 10**9, (_CLOUD + "tpu7x",),
-                  Torus(3, (16, 24, 24), 4), dumped=True),
+    "v5e": Chip(1, 197e12, _gib(15.75), 0.819e12, 50e9, 3.125e9, (_CLOUD + "v5e", _BOOK), Torus(2, (16, 16), 16),
+                host_memory=48 * 10**9),
+    "v5p": Chip(1, 459e12, _gib(95.73), 2.765e12, 100e9, 6.25e9, (_CLOUD + "v5p", _CLOUD + "tpu7x", _BOOK),
+                Torus(3, (16, 16, 24), 4), dumped=True, host_memory=112 * 10**9),
+    "v6e": Chip(1, 918e12, _gib(31.24), 1.638e12, 100e9, 12.5e9, (_CLOUD + "v6e", _CLOUD + "tpu7x", _BOOK),
+                Torus(2, (16, 16), 16), host_memory=180 * 10**9),
+    "tpu7x": Chip(2, 2307e12, _gib(94.74), 7.38e12, 100e9, 12.5e9, (_CLOUD + "tpu7x",), Torus(3, (16, 24, 24), 4),
+                  dumped=True, host_memory=240 * 10**9),
 }  # fmt: skip
 # Memory as XLA's description of the chip has it; a CUDA context and NCCL's buffers, 1 to 2 GB, are taken from it.
 # NVLink: 18 links of 25 GB/s in each direction. Network: one InfiniBand adapter of 400 Gbit/s per GPU, as in a DGX.
 GPUS: dict[str, Chip] = {
-    "h100": Chip(1, 989.5e12, 84_942_979_072, 3.35e12, 450e9, 50e9, 250 * 10**9,
+    "h100": Chip(1, 989.5e12, 84_942_979_072, 3.35e12, 450e9, 50e9,
                  ("nvidia.com/en-us/data-center/h100 (SXM: half of the sparse figure)",
                   "docs.nvidia.com/dgx/dgxh100-user-guide (adapters)",
                   "docs.nvidia.com/dgx-basepod (core components: a DGX H100 has 2 TB of memory for 8 GPUs)",
                   "jax-ml.github.io/scaling-book/gpus (links per direction, network per node)"),
-                 target="h100_sxm.txtpb", node=8),
+                 target="h100_sxm.txtpb", node=8, host_memory=250 * 10**9),
 }  # fmt: skip
 CHIPS: dict[str, Chip] = {**TPUS, **GPUS}
