@@ -41,6 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer = ml_collections.ConfigDict(dict(
         name="muon", muon_rms=1.0, learning_rate=2e-3, warmup_steps=100, decay="cosine", final_fraction=0.05,
         b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, clip_norm=1.0, ema_decay=0.99,
+        state_memory="device",
     ))
     config.lora = ml_collections.ConfigDict(dict(  # off; docs/lora.md
         rank=0, alpha=16.0, targets=("blocks/*_attention/*/kernel", "blocks/ffn/*/kernel"), base_dtype="bfloat16",

@@ -45,7 +45,7 @@ def get_config(checkpoint: str = CHECKPOINT) -> ml_collections.ConfigDict:
     ))
     config.optimizer = ml_collections.ConfigDict(dict(
         learning_rate=1e-5, warmup_steps=500, decay="constant", final_fraction=0.0, b1=0.9, b2=0.99, eps=1e-8,
-        weight_decay=0.01, clip_norm=1.0, ema_decay=0.999,
+        weight_decay=0.01, clip_norm=1.0, ema_decay=0.999, state_memory="device",
     ))
     config.lora = ml_collections.ConfigDict(dict(  # off; docs/lora.md
         rank=0, alpha=16.0, targets=("blocks/*_attention/*/kernel", "blocks/ffn/*/kernel"), base_dtype="bfloat16",

@@ -87,6 +87,20 @@ def test_moments_in_the_hosts_memory_come_back_there(tmp_path):
     chex.assert_trees_all_equal(jax.device_get(restored), jax.device_get(state))
 
 
+def test_what_lies_in_the_hosts_memory_is_copied_before_a_save_returns(tmp_path):
+    """A step that is donated the state after that has it to itself: nothing that is being written is overwritten."""
+    state = state_on(EIGHT)
+    host = jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), state.opt_state)
+    state = dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, host))
+    for x in jax.tree.leaves(state.opt_state):
+        copy = checkpoint._kept_apart(x)
+        assert copy.sharding == x.sharding
+        np.testing.assert_array_equal(copy, x)
+        at = [{shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards} for array in (x, copy)]
+        assert not at[0] & at[1]
+    assert checkpoint._kept_apart(state.step) is state.step
+
+
 def test_an_array_lies_uncompressed_in_pieces_of_its_shards_each_written_once(tmp_path, monkeypatch):
     monkeypatch.setattr(array_files, "_SMALL", 64)
     save(tmp_path, state_on(EIGHT))

@@ -55,6 +55,7 @@ def test_the_real_model_is_counted_without_allocating_it():
     ({"train.boundary": 0.9}, ["config.sample.boundary", "0.5", "0.9"]),
     ({"model.text_dim": 32}, ["config.model.text_dim = 32", "64 wide"]),
     ({"optimizer.learning_rate": -1.0}, ["learning_rate", "-1.0"]),
+    ({"optimizer.state_memory": "pinned"}, ["config.optimizer", "state_memory = 'pinned'", "device, host"]),
     ({"optimizer.learning_rate": float("nan")}, ["config.optimizer.learning_rate", "finite"]),
     ({"objective.velocity.weight": 0.0, "objective.light.weight": 0.0}, ["every weight is 0"]),
     ({"objective.light.weight": ((100, 0.1), (0, 0.0))}, ["light.weight", "rising steps"]),

@@ -33,6 +33,7 @@ from wanjax.models import rows
 from wanjax.models.dit import WanDiT
 from wanjax.models.rows.dit import dit_rows
 from wanjax.models.vae import WanVAE
+from wanjax.optim import MEMORIES
 from wanjax.run_log import RunLog
 
 TABLE = dit_rows(DIT)
@@ -223,11 +224,14 @@ def test_options_that_a_lora_file_has_no_use_for_are_refused(trained, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_mesh_and_micro_batches_go_on_as_one_device_did(base, trained):
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_mesh_and_micro_batches_go_on_as_one_device_did(base, trained, memory):
     asked, mesh = experiment(base), make_mesh({**ALONE, "fsdp": 2, "seq": 2})
     model = WanDiT(DIT, mesh)
     optimizer = train.make_optimizer(asked.optimizer, 4, model, lora=asked.lora)
-    shapes = train.state_shapes(model, optimizer, mesh, lora=asked.lora)
+    shapes = train.state_shapes(model, optimizer, mesh, lora=asked.lora, memory=memory)
+    kinds = {x.sharding.memory_kind for x in jax.tree.leaves((shapes.ema["blocks"], shapes.opt_state))}
+    assert ("pinned_host" in kinds) == (memory == "host")
     assert not shapes.params["blocks"]["self_attention"]["q"]["kernel"]["down"].sharding.is_fully_replicated
     loaded = ocp.load_checkpointables(trained[0] / "high/checkpoints/2", {
         "params": shapes.params, "ema": shapes.ema,
@@ -260,6 +264,8 @@ def test_a_mesh_and_micro_batches_go_on_as_one_device_did(base, trained):
     ({"lora.alpha": 0.0}, ["config.lora: alpha = 0.0"]),
     ({"lora.base_dtype": "int8"}, ["config.lora: base_dtype 'int8'"]),
     ({"train.init_from": ""}, ["config.lora.rank = 2, but config.train.init_from is empty"]),
+    ({"optimizer.state_memory": "host", "lora.targets": ("head/projection/kernel",)},
+     ["config.optimizer.state_memory = 'host'", "('head/projection/kernel',)", "set it to 'device'"]),
     ({"optimizer.name": "muon"}, ["config.optimizer.name = 'muon' with config.lora.rank = 2", "'adamw'"]),
 ])  # fmt: skip
 def test_what_cannot_be_trained_is_named(base, overrides, words):

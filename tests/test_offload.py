@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.parity import dit_case
 from wanjax import lora, offload, partition
-from wanjax.models import rows
+from wanjax.models import rows, streaming
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows.dit import dit_rows
 
@@ -98,6 +99,28 @@ def test_device_memory_of_forty_streamed_blocks_is_that_of_two():
     assert copied and set(copied) == {"96x96", "96x256", "256x96"}  # never a stack
 
 
+def _moved(stacks, beside):
+    """Two stacks, of which each slice tells its place by what it becomes."""
+    return streaming.replace(lambda own, by: [own[0] + by, own[1] * 2 + own[0]], stacks, beside)
+
+
+def test_slices_of_stacks_in_host_memory_are_replaced_one_by_one():
+    place = NamedSharding(partition.make_mesh({"fsdp": 8}), PartitionSpec(None, "fsdp"))
+    far = place.with_memory_kind("pinned_host")
+    draw = [np.random.default_rng(number).standard_normal((5, 64, 48)).astype(np.float32) for number in range(3)]
+    places = [[far, place], place]
+    move = jax.jit(_moved, donate_argnums=0, out_shardings=places[0])
+    found = move(*jax.device_put((draw[:2], draw[2]), tuple(places)))
+    assert [leaf.sharding.memory_kind for leaf in found] == ["pinned_host", "device"]
+    for own, expected in zip(found, (draw[0] + draw[2], draw[1] * 2 + draw[0]), strict=True):
+        np.testing.assert_array_equal(own, expected)
+    held = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), [draw[:2], draw[2]], places)
+    text = move.trace(*held).lower(lowering_platforms=("tpu",)).as_text()
+    moved = sorted(re.findall(r'_xla_buffer_placement = "(\w+)"}} : \(tensor<([\dx]+)xf32>', text))
+    slices = [("device", "1x64x48"), ("device", "1x64x48"), ("pinned_host", "1x64x48")]  # the first, the next, and back
+    assert moved == sorted([*slices, ("device", "5x64x48"), ("pinned_host", "5x64x48")])  # results stay where they are
+
+
 def test_a_mesh_is_counted_by_its_shards(params):
     mesh = partition.make_mesh({"fsdp": 4, "tensor": 2})
     for streamed, placed in ((False, _resident(params, ROWS, mesh)), (True, offload.to_host(params, ROWS, mesh=mesh))):
@@ -127,7 +150,7 @@ def test_what_cannot_be_streamed_is_refused(params):
     with pytest.raises(ValueError, match="a mesh and a device"):
         offload.shardings(ROWS, mesh=partition.make_mesh({"fsdp": 8}), device=jax.devices()[0])
     bare = types.SimpleNamespace(addressable_memories=lambda: [types.SimpleNamespace(kind="device")])
-    with pytest.raises(ValueError, match="has no pinned_host memory to stream parameters from; it lists device"):
+    with pytest.raises(ValueError, match="has no pinned_host memory to stream from; it lists device: keep"):
         offload.shardings(ROWS, device=bare)
     with pytest.raises(ValueError, match=r"parameter patch_embedding/kernel has shape .*, expected"):
         offload.to_host(params, dit_rows(dataclasses.replace(CONFIG, width=24)))

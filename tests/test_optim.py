@@ -1,11 +1,16 @@
 """The optimizer does what its config says."""
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from wanjax import optim
+from wanjax import optim, partition
 
 
 def test_schedule_warms_up_and_decays():
@@ -59,7 +64,49 @@ def test_average_follows_fast_at_first_and_slowly_later():
     np.testing.assert_allclose(ema["a"], 0.001, rtol=1e-3)
 
 
-@pytest.mark.parametrize("bad", [{"name": "sgd"},
+def _steps(name, memory):
+    """Parameters, average and optimizer state after three steps on a mesh of eight, and the state's places; the
+    gradients are large enough to be clipped."""
+    mesh = partition.make_mesh({"fsdp": 4, "tensor": 2})
+    matrix, vector = (NamedSharding(mesh, spec) for spec in (P(None, "fsdp", "tensor"), P()))
+    draw = np.random.default_rng(1)
+    params = {"blocks": {"in": draw.standard_normal((5, 8, 16), np.float32), "bias": np.ones((5, 8), np.float32)},
+              "head": draw.standard_normal((8, 4), np.float32)}
+    near = {"blocks": {"in": matrix, "bias": vector}, "head": vector}
+    far = {**near, "blocks": {**near["blocks"], "in": matrix.with_memory_kind("pinned_host")}}
+    decay = {"blocks": {"in": True, "bias": False}, "head": True}
+    tx = optim.make_optimizer(optim.OptimizerConfig(name=name, learning_rate=1e-2, warmup_steps=0), 10, decay,
+                              {"blocks": {"in": True, "bias": False}, "head": False})
+    own = dict(jax.tree.leaves_with_path(far if memory == "host" else near))
+    at = jax.tree.map_with_path(lambda path, _: own.get(optim.owner(path, own), vector),
+                                jax.eval_shape(tx.init, params))
+    places = near, far if memory == "host" else near, at
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
+    def step(state, gradients, number):
+        params, ema, own = state
+        updates, own = tx.update(gradients, own, params)
+        params = optax.apply_updates(params, updates)
+        return params, optim.update_ema(ema, params, number, 0.99), own
+
+    state = jax.device_put((params, params, tx.init(params)), places)
+    for number in range(3):
+        gradients = jax.tree.map(lambda p: draw.standard_normal(p.shape, np.float32), params)
+        state = step(state, jax.device_put(gradients, near), number)
+    return jax.device_get(state), [leaf.sharding.memory_kind for leaf in jax.tree.leaves(state)]
+
+
+@pytest.mark.parametrize("name,moments", [("adamw", 2), ("muon", 1)])
+def test_state_in_host_memory_moves_as_on_the_device_and_stays_there(name, moments):
+    (expected, kinds), (found, far) = (_steps(name, memory) for memory in ("device", "host"))
+    assert set(kinds) == {"device"} and far.count("pinned_host") == 1 + moments  # of the average, and of moments
+    chex.assert_trees_all_equal_structs(found, expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-7 * np.linalg.norm(b)
+        assert np.any(b)
+
+
+@pytest.mark.parametrize("bad", [{"name": "sgd"}, {"state_memory": "disk"},
                                  {"decay": "step"}, {"learning_rate": 0.0}, {"ema_decay": 1.0}, {"warmup_steps": -1}])
 def test_bad_values_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

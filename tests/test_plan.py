@@ -14,10 +14,10 @@ import pytest
 
 from experiments import plan as launcher
 from tests import xla_flags
-from wanjax import codec_work, hub, offload, plan_cache, programs, topology
+from wanjax import codec_work, hub, offload, optim, plan_cache, plan_remedies, plan_search, programs, topology
 from wanjax import config as config_lib
 from wanjax.codec import find_codec
-from wanjax.compiled_memory import Memory
+from wanjax.compiled_memory import Memory, argument_bytes
 from wanjax.config import ConfigError
 from wanjax.models import rows
 from wanjax.models.rows.dit import dit_rows
@@ -138,6 +138,38 @@ def test_parameters_in_host_memory_are_the_host_s():
     assert short["host_bytes"] == matrices * 2 // 8
 
 
+def test_state_in_host_memory_is_the_host_s():
+    device, host = (programs.train(*programs.lay_out(small(**{"optimizer.state_memory": memory}), jax.devices()))
+                    for memory in optim.MEMORIES)  # fmt: skip
+    matrices = sum(math.prod(row.full_shape) for row in dit_rows(small().model) if offload.is_streamed(row))
+    moved = argument_bytes(device.arguments) - argument_bytes(host.arguments)
+    assert moved == 3 * 4 * matrices // 8  # the average and two moments
+    assert pinned(host) == moved and pinned(device) == 0
+    copies = [plan_search._copies(program) for program in (device, host)]
+    assert copies[0] - copies[1] == pytest.approx(12 * matrices / rows.count(device.rows))
+
+
+def pinned(program):
+    """Bytes of one device's arguments in its host's memory."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+               for leaf in jax.tree.leaves(program.arguments) if leaf.sharding.memory_kind == offload.HOST)  # fmt: skip
+
+
+def test_what_does_not_fit_into_a_host_says_by_how_much(monkeypatch):
+    monkeypatch.setattr("wanjax.topology.devices", lambda machine: jax.devices())
+    monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments, dump: (
+        None, Memory(10_000_000_000, 2_000_000_000, host=60_000_000_000)))  # fmt: skip
+    experiment = small(**{"model.remat": "offload", "optimizer.state_memory": "host"})
+    found = plan(experiment, topology.parse("v5e:2x4"), Settings("train"))
+    (said,) = (warning for warning in found["warnings"] if "host" in warning)
+    assert said.startswith("does not fit into its hosts: 480.0 GB pinned for the 8 devices of each are 96.0 GB more")
+    for remedy in ("config.model.remat=attention", "config.optimizer.state_memory=device"):
+        assert remedy in said
+    assert found["fits"] and "of the host 60.000 GB of 48 GB for each" in table(found)
+    for memory in (480_000_000_000, None):  # enough, and not known
+        assert plan_remedies.of_hosts(experiment, {**found, "host_memory_bytes": memory}, holding="one") is None
+
+
 def test_every_condition_and_term_of_a_config_can_be_planned():
     image = {"model.in_channels": 36, "train.first_frame": 1.0}
     assert plan(small(**image), CPU, Settings("sample"))["params"] > plan(small(), CPU, Settings("sample"))["params"]
@@ -169,7 +201,7 @@ def test_the_step_is_the_one_that_trains():
 
 def test_a_lora_is_planned_beside_weights_that_stay():
     whole = programs.train(*programs.lay_out(small(**{"mesh.fsdp": 8}), jax.devices()))
-    rank = {"lora.rank": 4, "train.init_from": "anywhere", "mesh.fsdp": 8}
+    rank = {"lora.rank": 4, "train.init_from": "anywhere", "mesh.fsdp": 8, "optimizer.state_memory": "host"}
     program = programs.train(*programs.lay_out(small(**rank), jax.devices()))
     state, batch, _, decoder, base = program.lower().args_info[0]
     assert all(leaf.donated for leaf in jax.tree.leaves(state))
@@ -180,6 +212,10 @@ def test_a_lora_is_planned_beside_weights_that_stay():
     found = plan(small(**rank), CPU, Settings("train"))
     assert (found["params"], found["frozen_params"]) == (rows.count((*program.rows, *program.frozen)),
                                                         rows.count(program.frozen))  # fmt: skip
+    batch = 4 * (3 * 4 * 4 * 16 + 64 * 64)  # a clip and its text
+    assert found["argument_bytes"] == pytest.approx(argument_bytes(program.arguments) + batch, abs=64)
+    assert found["host_bytes"] == pinned(program) > 0
+    assert found["host_memory_bytes"] is None  # simulated devices have none apart from their own
     # of the gradients, those of factors alone travel
     summed = sum(line["bytes"] for line in found["collectives"] if line["op"] in ("reduce-scatter", "all-reduce"))
     assert 0 < summed < 2.1 * 4 * rows.count(program.rows) < 4 * rows.count(whole.rows)
@@ -193,7 +229,8 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch):
     assert not training["fits"] and training["collectives"] is training["estimate"] is None
     last = training["warnings"][-1]
     assert last.startswith("does not fit: 14.00 GB too much on each device; what helps: config.model.remat=offload")
-    for remedy in ("config.train.accumulate=2", "config.mesh.seq=2", "batch a multiple of 4"):
+    for remedy in ("config.optimizer.state_memory=host", "config.train.accumulate=2", "config.mesh.seq=2",
+                   "batch a multiple of 4"):
         assert remedy in last, remedy
     sampling = plan(small(), CPU, Settings("sample", clips=16))["warnings"][-1]
     assert "--holding" not in sampling  # parameters are 2 GB of the 14 that are too much

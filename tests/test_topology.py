@@ -41,6 +41,12 @@ def test_memory_of_a_device_is_its_share_of_the_chip():
     assert 8 * parse("cpu:8").hbm_bytes() == pytest.approx(parse("cpu:1").hbm_bytes(), rel=0.01)
 
 
+def test_memory_of_a_host_is_that_of_its_chips():
+    known = {"v5e:1x1": 48, "v5e:2x4": 384, "v5p:4x4x4": 448, "v6e:4x4": 720, "tpu7x:2x2x1": 960, "h100:2x8": 2000}
+    assert {name: parse(name).host_memory for name in known} == {name: size * 10**9 for name, size in known.items()}
+    assert parse("v4:2x2x1").host_memory is parse("cpu:8").host_memory is None
+
+
 def test_every_chip_names_the_sources_of_its_figures():
     for name, chip in CHIPS.items():
         assert chip.sources and all("/" in source for source in chip.sources), name

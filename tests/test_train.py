@@ -208,6 +208,23 @@ def test_another_mesh_goes_on_from_the_same_bits(tmp_path):
             assert np.linalg.norm(b - a) <= bound * np.linalg.norm(a), part
 
 
+def test_state_in_host_memory_goes_on_as_on_the_device_and_back(whole, four, tmp_path):
+    """Validated and saved on the way; a run goes on from either with the other."""
+    host = dataclasses.replace(OPTIMIZER, state_memory="host")
+    shutil.copytree(four, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(train.Stopped):
+        run(tmp_path, batches=Batches(stop_at=5), optimizer=host)
+    last = run(tmp_path / "last", optimizer=host)
+    far = [x.sharding.memory_kind for x in jax.tree.leaves((last.ema, last.opt_state))].count("pinned_host")
+    assert far == 3 * 10  # matrices of a block: of each the average and two moments
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(last.params)} == {"device"}
+    for state in (last, run(tmp_path)):
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(whole[1]), strict=True):
+            assert np.linalg.norm(np.asarray(a) - b) <= 1e-6 * np.linalg.norm(b)
+    for found, expected in zip(lines(tmp_path / "last"), lines(whole[0]), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_nan_names_step_and_term_and_overwrites_nothing(tmp_path):
     with pytest.raises(train.Diverged) as error:
         run(tmp_path, batches=Batches(poison_at=5))

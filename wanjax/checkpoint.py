@@ -24,7 +24,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from wanjax import array_files, partition
+from wanjax import array_files, offload, partition
 from wanjax import config as config_lib
 from wanjax.file_digest import sampled_digest
 from wanjax.models import rows
@@ -116,8 +116,8 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, position: Any) -> None:
         """Starts writing a checkpoint in the background, after the one before it is whole.
 
-        Returns when what the devices hold is in the hosts' memory. (On the CPU it is there already and is not copied:
-        the next step, which would overwrite it, takes other memory.)
+        Returns when what the devices hold is in the hosts' memory, and state that lies there has been copied. (On the
+        CPU the rest is there already and is not copied: the next step, which would overwrite it, takes other memory.)
 
         Raises:
           CheckpointError: if the disk has no room; what is there stays.
@@ -128,6 +128,7 @@ class Checkpoints:
             logging.warning("the checkpoint of step %d waited %.0f s for the one before to be written: raise "
                             "config.train.checkpoint_every, or put the run on faster storage", step, waited)
         self._check_room(state)
+        state = jax.tree.map(_kept_apart, state)
         options = array_files.context(_largest(state))
         options.checkpointables.registry = _handlers()
         with options:
@@ -197,6 +198,16 @@ def _parts(state: TrainState) -> dict[str, Any]:
     """The parts of a checkpoint that hold arrays."""
     parts = {"params": state.params, "ema": state.ema, "optimizer": {"step": state.step, "state": state.opt_state}}
     return {name: part for name, part in parts.items() if part is not None}
+
+
+def _kept_apart(x: jax.Array) -> jax.Array:
+    """The array, of one in host memory a copy: orbax writes such an array from where it lies, and the next step, which
+    it is donated to, would meet a buffer in use. It takes the way over the device, which every platform has, one array
+    at a time."""
+    if x.sharding.memory_kind != offload.HOST:
+        return x
+    near = jax.device_put(x, x.sharding.with_memory_kind("device"))
+    return jax.device_put(near, x.sharding).block_until_ready()
 
 
 def _largest(tree: Any) -> int:

@@ -45,6 +45,7 @@ class Chip:
         torus: of TPUs; GPUs of a node are joined by a switch.
         target: of GPUs, the file in ``wanjax/assets/gpus`` that describes one to XLA's compiler.
         node: of GPUs, how many a node has at most.
+        host_memory: bytes of a host's memory, per chip of it; 0: not known.
     """
 
     devices: int
@@ -58,6 +59,7 @@ class Chip:
     dumped: bool = False
     target: str = ""
     node: int = 0
+    host_memory: int = 0
 
 
 def _gib(size: float) -> int:
@@ -68,16 +70,19 @@ _BOOK = "jax-ml.github.io/scaling-book/tpus (tables of chips and links; rings; n
 _CLOUD = "docs.cloud.google.com/tpu/docs/"
 # Where two sources round differently, Google Cloud's figure. It states the links of a chip together and in both
 # directions: one is a twelfth of that with three axes, an eighth with two. Network of v5e: its pod's over 256 chips; of
-# v4: 25 GB/s of a host (the book) over its 4 chips.
+# v4: 25 GB/s of a host (the book) over its 4 chips. Memory of a host: of Google Cloud's machines with 4 chips (v5p, v6e
+# and tpu7x, stated on tpu7x's page), and with 1, 4 or 8 (v5e); the pages that are cited do not state it for v4.
 TPUS: dict[str, Chip] = {
     "v4": Chip(1, 275e12, _gib(30.75), 1.2e12, 45e9, 6.25e9, (_CLOUD + "v4", _BOOK),
                Torus(3, (16, 16, 16), 4, variant="megacore")),
-    "v5e": Chip(1, 197e12, _gib(15.75), 0.819e12, 50e9, 3.125e9, (_CLOUD + "v5e", _BOOK), Torus(2, (16, 16), 16)),
-    "v5p": Chip(1, 459e12, _gib(95.73), 2.765e12, 100e9, 6.25e9, (_CLOUD + "v5p", _BOOK), Torus(3, (16, 16, 24), 4),
-                dumped=True),
-    "v6e": Chip(1, 918e12, _gib(31.24), 1.638e12, 100e9, 12.5e9, (_CLOUD + "v6e", _BOOK), Torus(2, (16, 16), 16)),
+    "v5e": Chip(1, 197e12, _gib(15.75), 0.819e12, 50e9, 3.125e9, (_CLOUD + "v5e", _BOOK), Torus(2, (16, 16), 16),
+                host_memory=48 * 10**9),
+    "v5p": Chip(1, 459e12, _gib(95.73), 2.765e12, 100e9, 6.25e9, (_CLOUD + "v5p", _CLOUD + "tpu7x", _BOOK),
+                Torus(3, (16, 16, 24), 4), dumped=True, host_memory=112 * 10**9),
+    "v6e": Chip(1, 918e12, _gib(31.24), 1.638e12, 100e9, 12.5e9, (_CLOUD + "v6e", _CLOUD + "tpu7x", _BOOK),
+                Torus(2, (16, 16), 16), host_memory=180 * 10**9),
     "tpu7x": Chip(2, 2307e12, _gib(94.74), 7.38e12, 100e9, 12.5e9, (_CLOUD + "tpu7x",), Torus(3, (16, 24, 24), 4),
-                  dumped=True),
+                  dumped=True, host_memory=240 * 10**9),
 }  # fmt: skip
 # Memory as XLA's description of the chip has it; a CUDA context and NCCL's buffers, 1 to 2 GB, are taken from it.
 # NVLink: 18 links of 25 GB/s in each direction. Network: one InfiniBand adapter of 400 Gbit/s per GPU, as in a DGX.
@@ -85,11 +90,12 @@ GPUS: dict[str, Chip] = {
     "h100": Chip(1, 989.5e12, 84_942_979_072, 3.35e12, 450e9, 50e9,
                  ("nvidia.com/en-us/data-center/h100 (SXM: half of the sparse figure)",
                   "docs.nvidia.com/dgx/dgxh100-user-guide (adapters)",
+                  "docs.nvidia.com/dgx-basepod (core components: a DGX H100 has 2 TB of memory for 8 GPUs)",
                   "jax-ml.github.io/scaling-book/gpus (links per direction, network per node)"),
-                 target="h100_sxm.txtpb", node=8),
+                 target="h100_sxm.txtpb", node=8, host_memory=250 * 10**9),
     "h200": Chip(1, 989.5e12, 150_109_880_320, 4.8e12, 450e9, 50e9,
                  ("nvidia.com/en-us/data-center/h200 (SXM: half of the sparse figure)",
-                  "docs.nvidia.com/dgx/dgxh200-user-guide (adapters)"),
-                 target="h200_sxm.txtpb", node=8),
+                  "docs.nvidia.com/dgx/dgxh200-user-guide (adapters; 2 TB of memory for 8 GPUs)"),
+                 target="h200_sxm.txtpb", node=8, host_memory=250 * 10**9),
 }  # fmt: skip
 CHIPS: dict[str, Chip] = {**TPUS, **GPUS}

@@ -72,7 +72,8 @@ def compile_with_memory(
         arguments=own,
         results=results,
         temporary=stats.temp_size_in_bytes,
-        host=(stats.host_argument_size_in_bytes or away) + stats.host_temp_size_in_bytes,
+        host=(stats.host_argument_size_in_bytes or away) + stats.host_temp_size_in_bytes
+        + stats.host_output_size_in_bytes - stats.host_alias_size_in_bytes,
     )
 
 

@@ -27,6 +27,7 @@ from wanjax.models.rows.dit import dit_rows
 from wanjax.models.shadow_head import ShadowHead
 from wanjax.models.vae import WanVAE
 from wanjax.objectives import ObjectiveConfig
+from wanjax.offload import is_streamed
 from wanjax.optim import OptimizerConfig
 from wanjax.run_folder import is_remote
 from wanjax.sample_config import SampleConfig
@@ -324,6 +325,10 @@ def _lora_problems(e: Experiment) -> list[str]:
         e.lora.adapted(dit_rows(e.model))
     except ValueError as error:
         out.append(f"config.lora.{error}")
+    else:
+        if e.optimizer.state_memory == "host" and not any(map(is_streamed, e.lora.rows(dit_rows(e.model)))):
+            out.append(f"config.optimizer.state_memory = 'host', but of config.lora.targets = {e.lora.targets} none is "
+                       "a matrix of the stack: nothing would lie there; set it to 'device'")
     if not e.train.init_from:
         out.append(f"config.lora.rank = {e.lora.rank}, but config.train.init_from is empty: name the weights that the "
                    "factors are beside, or set the rank to 0")

@@ -87,8 +87,10 @@ class LoraConfig:
             row
             for own in self.adapted(table)
             for row in (
-                Row((*own.path, "down"), (*own.shape[:-1], self.rank), (*own.axes[:-1], None), stacked=own.stacked),
-                Row((*own.path, "up"), (self.rank, own.shape[-1]), (None, own.axes[-1]), stacked=own.stacked),
+                Row((*own.path, "down"), (*own.shape[:-1], self.rank), (*own.axes[:-1], None), layout=own.layout,
+                    stacked=own.stacked),
+                Row((*own.path, "up"), (self.rank, own.shape[-1]), (None, own.axes[-1]), layout="linear",
+                    stacked=own.stacked),
             )
         )
 

@@ -1,7 +1,8 @@
-"""Parameters that do not fit on the device: the stacked matrices in pinned host memory, streamed block by block.
+"""Arrays that do not fit on the device: stacked matrices in pinned host memory, streamed block by block.
 
-:meth:`wanjax.models.dit.WanDiT.apply` sees from the arrays where they lie. A device then holds what stands outside
-the stack, the stack's vectors, and the matrices of two blocks: the one at work and the next, which is on its way.
+Of parameters, :meth:`wanjax.models.dit.WanDiT.apply` sees from the arrays where they lie. A device then holds what
+stands outside the stack, the stack's vectors, and the matrices of two blocks: the one at work and the next, which is on
+its way. Optimizer state is placed by the same rule and streamed by :func:`wanjax.optim.streamed`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ BUFFERS = 2  # blocks on a device at a time
 
 
 def is_streamed(row: Row) -> bool:
-    """Whether this tensor lies in host memory: the matrices of a stack. Its vectors and tables are a thousandth of it,
-    and a TPU tiles them over the layers, so that one layer cannot be copied by itself."""
+    """Whether this tensor lies in host memory: the matrices of a stack, and factors of them. Its vectors and tables are
+    a thousandth of it, and a TPU tiles them over the layers, so that one layer cannot be copied by itself."""
     return bool(row.stacked) and row.layout == "linear"
 
 
@@ -42,7 +43,9 @@ def shardings(rows: Sequence[Row], *, mesh: Mesh | None = None, device: jax.Devi
     one = device or (jax.local_devices()[0] if mesh is None else mesh.local_devices[0])
     kinds = [memory.kind for memory in one.addressable_memories()]
     if HOST not in kinds:
-        raise ValueError(f"{one} has no {HOST} memory to stream parameters from; it lists {', '.join(kinds) or 'none'}")
+        listed = ", ".join(kinds) or "none, as every GPU that is only described to its compiler"
+        raise ValueError(f"{one} has no {HOST} memory to stream from; it lists {listed}: keep parameters and optimizer "
+                         "state on the device")  # fmt: skip
     # of a mesh even for one device: jax writes the memory into an array's type for NamedSharding alone
     devices = partition.make_mesh({}, devices=[one]) if mesh is None else mesh
 

@@ -15,12 +15,11 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from wanjax import collectives, executed, hlo, programs, roofline, topology
+from wanjax import collectives, executed, hlo, plan_remedies, programs, roofline, topology
 from wanjax.compiled_memory import Memory, compile_with_memory, text_of
 from wanjax.config import Experiment, to_dict
 from wanjax.models import rows
 from wanjax.models.dit_config import DTYPES
-from wanjax.plan_remedies import remedies
 from wanjax.programs import Program
 from wanjax.topology import Topology
 
@@ -123,6 +122,7 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         "argument_bytes": memory.arguments,
         "temp_bytes": memory.temporary,
         "host_bytes": memory.host,
+        "host_memory_bytes": machine.host_memory,
         "flops_per_step": program.flops,
         "flops_formula": program.formula,
         "executed_flops": work and work.flops * mesh.size,
@@ -141,10 +141,12 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
     if estimate and program.dtype == "float32":
         result["warnings"].append("its matrix products are float32, several times slower than the bfloat16 rate of the "
                                   "estimate")  # fmt: skip
+    if excess := plan_remedies.of_hosts(experiment, result, holding=settings.holding or "one"):
+        result["warnings"].append(excess)
     if not result["fits"]:
         result["warnings"].append(
-            remedies(experiment, result, memory, forwards=program.work.forwards, holding=settings.holding or "one",
-                     passes=settings.passes or "batched")
+            plan_remedies.of_devices(experiment, result, memory, forwards=program.work.forwards,
+                                     holding=settings.holding or "one", passes=settings.passes or "batched")
         )  # fmt: skip
     return result
 

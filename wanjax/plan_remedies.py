@@ -1,4 +1,4 @@
-"""What to change where a plan does not fit."""
+"""What to change where a plan does not fit, into the devices' memory or into that of their hosts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from typing import Any
 
 from wanjax.compiled_memory import Memory
 from wanjax.config import Experiment
+from wanjax.models.rows import Row
+from wanjax.models.rows.dit import dit_rows
+from wanjax.offload import is_streamed
 
 
-def remedies(
+def of_devices(
     experiment: Experiment, plan: dict[str, Any], memory: Memory, *, forwards: int, holding: str, passes: str
 ) -> str:
     """By how much it does not fit, and what changes that, the cheapest first.
@@ -28,6 +31,8 @@ def remedies(
             out.append("config.model.remat=offload")
         if experiment.model.chunk_tokens == 0:
             out.append("config.model.chunk_tokens=4096")
+        if experiment.optimizer.state_memory == "device" and any(map(is_streamed, _trained(experiment))):
+            out.append("config.optimizer.state_memory=host")
         if plan["clips"] > shards * experiment.train.accumulate:
             out.append(f"config.train.accumulate={plan['clips'] // shards} or a smaller config.data.batch")
     if plan["program"] == "sample":
@@ -43,6 +48,36 @@ def remedies(
         out.append(_split(experiment, plan))
     out.append("more chips, or chips with more memory" if state_alone else "shorter or smaller clips")
     return f"does not fit: {over / 1e9:.2f} GB too much on each device; what helps: {'; '.join(out)}"
+
+
+def of_hosts(experiment: Experiment, plan: dict[str, Any], *, holding: str) -> str | None:
+    """By how much the pinned memory of a host is larger than the host's, and what changes that; None where it is not,
+    or where it is not known how much there is.
+
+    Args:
+        experiment, plan, holding: as for :func:`of_devices`.
+    """
+    limit, each = plan["host_memory_bytes"], plan["devices"] // plan["hosts"]
+    pinned = each * plan["host_bytes"]
+    if limit is None or pinned <= limit:
+        return None
+    out: list[str] = []
+    if plan["program"] == "train":
+        if experiment.model.remat == "offload":
+            out.append("config.model.remat=attention")
+        if experiment.optimizer.state_memory == "host":
+            out.append("config.optimizer.state_memory=device")
+    elif holding == "blocks":
+        out.append("--holding one")
+    out.append("more chips")
+    return (f"does not fit into its hosts: {pinned / 1e9:.1f} GB pinned for the {each} devices of each are "
+            f"{(pinned - limit) / 1e9:.1f} GB more than its memory of {limit / 1e9:.0f} GB; what helps: "
+            f"{'; '.join(out)}")  # fmt: skip
+
+
+def _trained(experiment: Experiment) -> tuple[Row, ...]:
+    table = dit_rows(experiment.model)
+    return experiment.lora.rows(table) if experiment.lora.rank else table
 
 
 def _split(experiment: Experiment, plan: dict[str, Any]) -> str:

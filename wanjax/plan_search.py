@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from wanjax import flops, partition, programs, roofline, traffic
+from wanjax import flops, offload, partition, programs, roofline, traffic
 from wanjax.compiled_memory import argument_bytes
 from wanjax.config import ConfigError, Experiment, MeshConfig, validate
 from wanjax.models import rows
@@ -199,8 +199,9 @@ def _options(settings: Settings) -> Iterator[dict[str, str]]:
 
 
 def _copies(program: programs.Program) -> float:
-    """Bytes of a training state over those of its parameters."""
-    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.arguments))
+    """Bytes of a training state, but for what lies in the hosts' memory, over those of its parameters."""
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.arguments)
+               if leaf.sharding.memory_kind != offload.HOST)
     return size / rows.count(program.frozen or program.rows)  # factors are small beside frozen weights
 
 

@@ -19,7 +19,7 @@ def table(plan: dict[str, Any]) -> str:
         *_executed(plan),
         _row("memory", f"{_gb(plan['peak_bytes_per_device'])} of {_gb(plan['hbm_bytes_per_device'])} per device: "
                        f"arguments {_gb(plan['argument_bytes'])}, temporary {_gb(plan['temp_bytes'])}; "
-                       f"of the host {_gb(plan['host_bytes'])}"),
+                       f"of the host {_gb(plan['host_bytes'])}{_of_host(plan)}"),
         _row("sent", f"{_gb(plan['collective_bytes'])} per device and step; the least for this mesh is "
                      f"{_gb(plan['minimum_collective_bytes'])}"),
     ]  # fmt: skip
@@ -76,6 +76,12 @@ def _executed(plan: dict[str, Any]) -> list[str]:
 
 def _row(name: str, text: str) -> str:
     return f"  {name:<10}{text}"
+
+
+def _of_host(plan: dict[str, Any]) -> str:
+    """What a host has for all its devices, where it is known and something lies there."""
+    limit, each = plan["host_memory_bytes"], plan["devices"] // plan["hosts"]
+    return f" of {limit / each / 1e9:.0f} GB for each" if plan["host_bytes"] and limit else ""
 
 
 def _gb(size: int | None) -> str:

@@ -95,7 +95,8 @@ def train(experiment: Experiment, mesh: Mesh) -> Program:
     objective = make_objective(terms, np.linspace(0.1, 1.0, experiment.model.out_channels), decoder)
     lora, table = experiment.lora, dit_rows(experiment.model)
     optimizer = make_optimizer(experiment.optimizer, config.steps(name), model, head, lora)
-    state = state_shapes(model, optimizer, mesh, head=head, averaged=experiment.optimizer.averaged, lora=lora)
+    state = state_shapes(model, optimizer, mesh, head=head, averaged=experiment.optimizer.averaged, lora=lora,
+                         memory=experiment.optimizer.state_memory)  # fmt: skip
     base = None
     if lora.rank:
         base = partition.placed_shapes(rows.shapes(table, lora.base_dtype), rows.shardings(table, mesh))

@@ -91,6 +91,12 @@ class Topology:
         return self.chips // math.prod(self.chips_per_host)
 
     @property
+    def host_memory(self) -> int | None:
+        """Bytes of one host; None where it is not known, and for simulated devices, whose memory is the host's."""
+        per_chip = self.chip.host_memory if self.chip else 0
+        return per_chip * math.prod(self.chips_per_host) or None
+
+    @property
     def rings(self) -> tuple[bool, ...]:
         """Whether each axis of a TPU's slice is a ring."""
         torus = self.chip.torus if self.chip else None

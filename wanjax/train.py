@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wanjax import compiler_options, optim, partition, rectified_flow
+from wanjax import compiler_options, offload, optim, partition, rectified_flow
 from wanjax.first_frame import condition, draw, exact, share
 from wanjax.input_watch import InputWatch
 from wanjax.lora_config import LoraConfig
@@ -72,20 +72,24 @@ def network_rows(model: WanDiT, head: ShadowHead | None = None, lora: LoraConfig
 
 def state_shapes(model: WanDiT, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh,
                  params_dtype: str = "float32", head: ShadowHead | None = None, *, averaged: bool = True,
-                 lora: LoraConfig = FULL) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without allocating anything; ``averaged``: with an EMA."""
+                 lora: LoraConfig = FULL, memory: str = "device") -> TrainState:
+    """Shapes, dtypes and shardings of the state, without allocating anything; ``averaged``: with an EMA; ``memory``: as
+    ``OptimizerConfig.state_memory``.
+
+    Raises:
+      ValueError: for ``memory = "host"`` on devices without pinned host memory.
+    """
     table = network_rows(model, head, lora)
     params = rows.shapes(table, params_dtype)
     params_sharding = rows.shardings(table, mesh)
+    beside = offload.shardings(table, mesh=mesh) if memory == "host" else params_sharding
     shapes = jax.eval_shape(functools.partial(_first_state, optimizer, averaged), params)
     alone = partition.replicated(mesh)
-    by_path = dict(jax.tree_util.tree_leaves_with_path(params_sharding))
-    # a moment lies where its parameter does; in the optimizer's state its path ends in the parameter's
-    opt_sharding = jax.tree_util.tree_map_with_path(
-        lambda path, _: next((by_path[path[i:]] for i in range(len(path)) if path[i:] in by_path), alone),
-        shapes.opt_state)
-    shardings = dataclasses.replace(shapes, step=alone, params=params_sharding,
-                                    ema=params_sharding if averaged else None, opt_state=opt_sharding)
+    by_path = dict(jax.tree.leaves_with_path(beside))
+    opt_sharding = jax.tree.map_with_path(lambda path, _: by_path.get(optim.owner(path, by_path), alone),
+                                          shapes.opt_state)
+    shardings = dataclasses.replace(shapes, step=alone, params=params_sharding, ema=beside if averaged else None,
+                                    opt_state=opt_sharding)
     return partition.placed_shapes(shapes, shardings)
 
 
@@ -318,7 +322,9 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
     config, steps, span = expert.config, expert.config.steps(expert.name), expert.config.timesteps(expert.name)
     optimizer = make_optimizer(expert.optimizer_config, steps, expert.model, expert.head, expert.lora)
     shapes = state_shapes(expert.model, optimizer, expert.mesh, head=expert.head,
-                          averaged=expert.optimizer_config.averaged, lora=expert.lora)
+                          averaged=expert.optimizer_config.averaged, lora=expert.lora,
+                          memory=expert.optimizer_config.state_memory)
+    near = jax.tree.map(lambda x: x.sharding, shapes.params)
     key = jax.random.fold_in(jax.random.key(expert.seed), EXPERTS.index(expert.name))
     init_key, step_key, validation_key = jax.random.split(key, 3)
 
@@ -387,11 +393,12 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
                 waiting = None
             if check:
                 with clock.apart("validation"):
-                    shown = variables_of(state.shown, base, expert.lora)
+                    shown = variables_of(jax.device_put(state.shown, near), base, expert.lora)
                     log.validation(step, _validation_metrics(validate, shown, expert, validation_key, span))
             if preview and expert.preview:
                 with clock.apart("preview"):
-                    log.image(step, expert.preview(variables_of(state.shown, base, expert.lora)))
+                    shown = variables_of(jax.device_put(state.shown, near), base, expert.lora)
+                    log.image(step, expert.preview(shown))
             if save:
                 with clock.apart("checkpoint"):
                     checkpoints.save(step, state, expert.batches.get_state())

@@ -16,7 +16,7 @@ FREE = ("config.train.log_every", "config.train.checkpoint_every", "config.train
         "config.train.batch_timeout", "config.train.profile_",
         "config.mesh.", "config.sample.", "config.data.data_dir",
         "config.data.cache_dir", "config.model.remat", "config.model.chunk_tokens", "config.model.attention",
-        "config.model.sequence", "config.model.splash_")
+        "config.model.sequence", "config.model.splash_", "config.optimizer.state_memory")
 
 
 class WorkdirError(RuntimeError):

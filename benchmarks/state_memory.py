@@ -1,0 +1,88 @@
+"""What optimizer state in the hosts' memory saves on the devices, and which machines train an expert only with it.
+
+    python benchmarks/state_memory.py [--only v6e] [--json state_memory.json]
+
+Plans (``pip install "wanjax[tpu,cuda12]"``; minutes each, seconds for GPUs) one training step of configs/t2v_a14b.py at
+1280 × 720 × 81 with ``config.optimizer.state_memory`` on the device and on the host, and prints a table of what the
+compilers state. Nothing is run on any of these machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = {"data.height": 720, "data.width": 1280, "data.frames": 81}
+MEMORIES = ("device", "host")
+CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: topology, fields
+    "v5p:4x4x4": ("v5p:4x4x4", {"mesh.fsdp": 16, "mesh.seq": 4, "data.batch": 16, "optimizer.ema_decay": 0.0}),
+    "v5p:4x4x4 averaged": ("v5p:4x4x4", {"mesh.fsdp": 16, "mesh.seq": 4, "data.batch": 16}),
+    "v6e:2x4": ("v6e:2x4", {"mesh.fsdp": 1, "mesh.seq": 8, "data.batch": 1}),
+    "h100:1x8": ("h100:1x8", {"mesh.fsdp": 1, "mesh.seq": 8, "data.batch": 1, "model.remat": "attention"}),
+    "h100:1x2": ("h100:1x2", {"mesh.fsdp": 1, "mesh.seq": 2, "data.batch": 1, "model.remat": "attention"}),
+}
+COLUMNS = ("machine", "mesh, clips", "average", "moments, average", "arguments", "temporary", "needed", "there is",
+           "host, per device", "host, of its memory")  # fmt: skip
+
+
+def planned(topology: str, fields: dict[str, Any], memory: str) -> dict[str, Any]:
+    """The plan, made by a process of its own."""
+    given = {**SIZE, **fields, "optimizer.state_memory": memory}
+    overrides = [f"--config.{name}={value}" for name, value in given.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "plan.json"
+        command = [sys.executable, "-m", "experiments.plan", "--config", "configs/t2v_a14b.py", "--program", "train",
+                   "--topology", topology, "--json", str(file), *overrides]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False,
+                              env={**os.environ, "JAX_PLATFORMS": "cpu"})  # fmt: skip
+        if done.returncode:
+            sys.exit(f"error: {topology} could not be planned; the reason stands above")
+        return json.loads(file.read_text())
+
+
+def line(plan: dict[str, Any]) -> str:
+    """GB = 1e9 bytes of one device; of a host all its devices."""
+    def gb(size: int | None) -> str:
+        return "unknown" if size is None else f"{size / 1e9:.2f}"
+
+    axes = " × ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
+    optimizer, each = plan["experiment"]["optimizer"], plan["devices"] // plan["hosts"]
+    pinned = f"{each * plan['host_bytes'] / 1e9:.0f} of {plan['host_memory_bytes'] / 1e9:.0f}"
+    return "| " + " | ".join([
+        plan["topology"], f"{axes}, {plan['clips']}", "yes" if optimizer["ema_decay"] else "no",
+        optimizer["state_memory"], gb(plan["argument_bytes"]), gb(plan["temp_bytes"]),
+        gb(plan["peak_bytes_per_device"]) + ("" if plan["fits"] else ", too much"), gb(plan["hbm_bytes_per_device"]),
+        gb(plan["host_bytes"]), pinned]) + " |"  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--json", type=Path, default=None, help="receives the plans, case by case as they are made")
+    given = parser.parse_args()
+    chosen = {name: case for name, case in CASES.items() if given.only in name}
+    if not chosen:
+        parser.error(f"--only {given.only}: expected a part of one of {', '.join(CASES)}")
+    made: dict[str, dict[str, Any]] = {}
+    for name, (topology, fields) in chosen.items():
+        for memory in MEMORIES:
+            made[f"{name} {memory}"] = planned(topology, fields, memory)
+            if given.json:
+                given.json.write_text(json.dumps(made, indent=1) + "\n")
+    version = next(iter(made.values()))["versions"]
+    print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, "
+          + ", ".join(f"{name} {number}" for name, number in version.items()))  # fmt: skip
+    print("\n".join(["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *map(line, made.values())]))
+
+
+if __name__ == "__main__":
+    main()
