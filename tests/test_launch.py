@@ -55,7 +55,7 @@ def machine_of(topology):
 
 def objects(topology):
     values, machine = machine_of(topology)
-    command = planned.command("python", A14B, values, machine, "/runs/a14b")
+    command = planned.command("python", A14B, config.from_config_dict(values), machine, "/runs/a14b")
     return machine, jobset.manifest(machine, command, name="a14b", image="registry/wanjax:1", claim="runs",
                                     mount="/runs", grace=300, max_restarts=10)  # fmt: skip
 
@@ -119,7 +119,7 @@ def test_the_manifest_asks_for_the_plans_machine(topology, slices, pods, limits,
 
 def test_the_command_is_the_config_and_what_was_overridden():
     values, machine = machine_of("v5p:4x4x4")
-    command = planned.command("python", A14B, values, machine, "/runs/a14b")
+    command = planned.command("python", A14B, config.from_config_dict(values), machine, "/runs/a14b")
     assert command[:7] == ["python", "-m", "experiments.train", "--config", A14B, "--workdir", "/runs/a14b"]
     fields = dict(field.removeprefix("--").split("=", 1) for field in command[8:])
     assert fields == {"config.data.batch": "16", "config.data.cache_dir": "/runs/cache",
