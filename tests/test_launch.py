@@ -127,6 +127,20 @@ def test_the_command_is_the_config_and_what_was_overridden():
                       "config.mesh.seq": "4", "config.mesh.tensor": "1"}  # fmt: skip
 
 
+def test_the_command_has_what_makes_an_experiment_of_a_config(tmp_path):
+    """Fields that the file leaves out, too, to defaults or to the command line."""
+    file = tmp_path / "bare.py"
+    file.write_text("from configs import light_scenes_tiny\n\n\ndef get_config(name):\n"
+                    "    config = light_scenes_tiny.get_config()\n    config.name = name\n    del config['codec']\n"
+                    "    config.lora.rank = 4\n    return config\n")  # fmt: skip
+    overrides = {"codec": "mine", "model.attention": "blockwise", "train.init_from": "here", "optimizer.name": "adamw"}
+    experiment = config.load(f"{file}:x", overrides)
+    machine = machine_of("v5p:4x4x4")[1]
+    command = planned.command("python", f"{file}:x", experiment, machine, "runs/x")
+    fields = {field for field in command if field.startswith("--config.") and ".mesh." not in field}
+    assert fields == {f"--config.{name}={value}" for name, value in overrides.items()}
+
+
 def shell(code, restarts, tmp_path):
     """Runs the script's own shell with an srun that ends with a code: its exit code, and what it asked of scontrol."""
     values = given(TINY, **{"data.batch": 16})

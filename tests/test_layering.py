@@ -78,7 +78,7 @@ def test_a_room_does_not_know_what_is_not_its_business(room):
 
 
 def test_only_config_and_its_flag_know_ml_collections():
-    knowing = [str(path) for path in python_files("wanjax")
+    knowing = [str(path) for path in python_files("wanjax", "experiments", "data_pipelines")
                if any(within(name, "ml_collections") for name in imports(path))]
     assert knowing == ["wanjax/config.py", "wanjax/config_flag.py"]
 

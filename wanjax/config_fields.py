@@ -32,7 +32,7 @@ def field_type(cls: Any, dotted: str) -> Any:
         if not dataclasses.is_dataclass(kind):
             field = ".".join(["config", *names[: depth - 1]])
             raise ConfigError(f"unknown field {'.'.join(['config', *names])!r}: {field} is no section but a value of "
-                              f"its own; leave out what comes behind it")
+                              "its own; leave out what comes behind it")
         known = typing.get_type_hints(kind)
         if name not in known:
             elsewhere = [each for each in _leaves(cls) if each.rpartition(".")[2] == names[-1]]
@@ -70,7 +70,8 @@ def default_of(field: dataclasses.Field[Any], none: Any) -> Any:
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if default is dataclasses.MISSING:
         return none
-    return dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default
+    section = dataclasses.is_dataclass(default) and not isinstance(default, type)
+    return dataclasses.asdict(default) if section else default
 
 
 def _unknown(dotted: str, name: str, known: list[str], elsewhere: Sequence[str] = ()) -> str:

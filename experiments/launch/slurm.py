@@ -110,7 +110,8 @@ def make(experiment: config_lib.Experiment) -> str:
     local = [flag.logs] if is_remote(flag.workdir) else [flag.workdir, *([flag.logs] if flag.logs else [])]
     mounts = [*local, experiment.data.cache_dir, experiment.data.data_dir]
     command = planned.command(flag.python, flag.config, experiment, machine, flag.workdir, flag.logs)
-    return script(experiment, machine, command, made_by=shlex.join(["python", "-m", "experiments.launch.slurm", *sys.argv[1:]]),
+    return script(experiment, machine, command,
+                  made_by=shlex.join(["python", "-m", "experiments.launch.slurm", *sys.argv[1:]]),
                   options=flag.sbatch, image=flag.image, mounts=list(dict.fromkeys(mounts)), grace=flag.grace,
                   max_restarts=flag.max_restarts)  # fmt: skip
 
