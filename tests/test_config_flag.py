@@ -1,7 +1,9 @@
 """The flag --config: every field of an experiment can be set on the command line, and a mistake there is one line."""
+import dataclasses
 import pathlib
 import sys
 
+import ml_collections
 import pytest
 from absl import flags
 
@@ -70,6 +72,21 @@ def test_the_rest_of_a_section_that_the_file_leaves_out_has_its_defaults():
         changed = {field: new for field, (_, new) in config.differences(plain, made).items()}
         assert changed == {f"config.{name}": value}
         assert "lora" not in values and "shadow" not in values.objective
+
+
+def test_the_rest_is_that_of_the_section_not_of_its_class(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Section:
+        one: int = 1
+        two: int = 2
+
+    @dataclasses.dataclass(frozen=True)
+    class Whole:
+        section: Section = Section(two=5)
+
+    monkeypatch.setattr(config, "Experiment", Whole)
+    made = config.override(ml_collections.ConfigDict(), {"section.one": 3})
+    assert made.to_dict() == {"section": {"one": 3, "two": 5}}
 
 
 def test_numbers_schedules_and_tuples_are_read_as_the_dataclasses_say(given):
