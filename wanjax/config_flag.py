@@ -36,7 +36,7 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
     try:
         config_flags.DEFINE_config_file("config", None, about, flag_values=values)
     except flags.CantOpenFlagFileError as error:  # it looks at the command line
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {str(error).removeprefix('ERROR:: ')}")
 
 
 def run(main: Callable[[], None]) -> None:
