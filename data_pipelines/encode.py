@@ -14,16 +14,15 @@ import fcntl
 import functools
 import os
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 from tqdm import tqdm
 
 from data_pipelines import light_scenes
@@ -329,23 +328,33 @@ class _Examples(Sequence[Mapping[str, Any]]):
         return example
 
 
-def run(values: ml_collections.ConfigDict) -> None:
+def main() -> None:
     """Makes the cache that the training of a config needs."""
     # only this launcher knows whole experiments; what it calls knows data, codec and text encoder
-    from wanjax import codec, config
+    from wanjax import codec, config, config_flag
 
-    experiment = config.from_config_dict(values)
-    opened = codec.open_codec(experiment.codec)
-    config.check_codec(experiment, opened.model)
-    cache = ensure_cache(experiment.data.cache_dir, source=experiment.data, vae=opened.model,
-                         vae_params=opened.params, vae_fingerprint=opened.fingerprint,
-                         text=load_text_encoder_for(experiment.text),
-                         image=first_frame.reads_image(experiment.model))
+    try:
+        experiment = config_flag.experiment()
+        opened = codec.open_codec(experiment.codec)
+        config.check_codec(experiment, opened.model)
+        cache = ensure_cache(experiment.data.cache_dir, source=experiment.data, vae=opened.model,
+                             vae_params=opened.params, vae_fingerprint=opened.fingerprint,
+                             text=load_text_encoder_for(experiment.text),
+                             image=first_frame.reads_image(experiment.model))
+    except (DataError, latent_cache.CacheError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
     clips = ", ".join(f"{name} {cache.manifest.clips(name)}" for name in cache.manifest.splits)
     print(f"latent cache {cache.folder}: {clips} clips; latents {list(cache.manifest.latent_shape)}")
 
 
-if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; --config.field=value changes it.")
+def entry() -> None:
+    """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
+    from wanjax import config_flag
+
+    config_flag.define()
     flags.mark_flag_as_required("config")
-    app.run(lambda _: run(_CONFIG.value))
+    config_flag.run(main)
+
+
+if __name__ == "__main__":
+    entry()

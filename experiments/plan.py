@@ -24,11 +24,10 @@ import sys
 from typing import Any
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from wanjax import config as config_lib
-from wanjax import plan_cache, plan_search, topology
+from wanjax import config_flag, plan_cache, plan_search, topology
 from wanjax.compiled_memory import CompileError
 from wanjax.plan import PlanError, Settings, plan
 from wanjax.plan_chart import chart
@@ -76,9 +75,7 @@ def searched(experiment: config_lib.Experiment, machine: topology.Topology, sett
     )  # fmt: skip
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --")
+def main() -> None:
     given = flags.FLAGS
     try:
         machine = topology.parse(given.topology)
@@ -91,7 +88,7 @@ def main(argv: list[str]) -> None:
         if given.tries < 1:
             raise PlanError(f"--tries {given.tries}: expected at least 1")
         topology.prepare(machine)
-        experiment, cached = config_lib.from_config_dict(given.config), not given.no_cache
+        experiment, cached = config_flag.experiment(), not given.no_cache
         if given.search:
             found = searched(experiment, machine, settings, cached=cached, tries=given.tries)
             title = f"{settings.program} of {experiment.name} on {machine.name}"
@@ -110,7 +107,7 @@ def main(argv: list[str]) -> None:
 
 def entry() -> None:
     """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
-    config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
+    config_flag.define()
     flags.DEFINE_string("program", None, f"What is planned, one step of it: {' or '.join(PROGRAMS)}.")
     flags.DEFINE_string("topology", None, f"The machine: {topology.FORMS}.")
     flags.DEFINE_string("json", "", "File that receives the plan as JSON.")
@@ -125,7 +122,7 @@ def entry() -> None:
     flags.DEFINE_string("param_dtype", None, "Of sampling: type of the parameters, by default that of the config; "
                         "released ones are held as they are stored, mostly in bfloat16.")  # fmt: skip
     flags.mark_flags_as_required(["config", "program", "topology"])
-    app.run(main)
+    config_flag.run(main)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,13 @@ import sys
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from data_pipelines import encode
 from wanjax import codec as codec_lib
 from wanjax import config as config_lib
-from wanjax import data, first_frame, partition, preflight, text, warm_start
+from wanjax import config_flag, data, first_frame, partition, preflight, text, warm_start
 from wanjax.checkpoint import CheckpointError, Checkpoints
 from wanjax.cluster import Cluster, ClusterError, start
 from wanjax.heartbeat import Watch
@@ -137,9 +136,7 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
         train_expert(expert, checkpoints, log)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --")
+def main() -> None:
     absl_log = logging.getLogger("absl")
     absl_log.setLevel(logging.WARNING)
     # orbax logs the stack of an error that it raises, too: what catches it says it once
@@ -153,7 +150,7 @@ def main(argv: list[str]) -> None:
         print(f"{cluster.names[cluster.process]}, one of {cluster.processes}", flush=True)
     with Watch(cluster) as watch:
         try:
-            run(config_lib.from_config_dict(given.config), given.workdir, cluster, given.logs)
+            run(config_flag.experiment(), given.workdir, cluster, given.logs)
         except Stopped as stopped:
             _say(cluster, str(stopped))
             sys.exit(given.stopped_code)
@@ -165,7 +162,7 @@ def main(argv: list[str]) -> None:
 
 def entry() -> None:
     """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
-    config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
+    config_flag.define()
     flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, previews. gs://... with --logs.")
     flags.DEFINE_string("logs", None, "Folder of this machine for metrics, previews and profiles; that of the run by "
                         "default.")
@@ -175,7 +172,7 @@ def entry() -> None:
     flags.DEFINE_integer("stopped_code", 0, "Exit code after a request to stop (SIGTERM, SIGINT), the state saved; a "
                          "scheduler that is to start the run again needs another one.")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    config_flag.run(main)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def machine_of(topology):
 
 def objects(topology):
     values, machine = machine_of(topology)
-    command = planned.command("python", A14B, values, machine, "/runs/a14b")
+    command = planned.command("python", A14B, config.from_config_dict(values), machine, "/runs/a14b")
     return machine, jobset.manifest(machine, command, name="a14b", image="registry/wanjax:1", claim="runs",
                                     mount="/runs", grace=300, max_restarts=10)  # fmt: skip
 
@@ -119,12 +119,26 @@ def test_the_manifest_asks_for_the_plans_machine(topology, slices, pods, limits,
 
 def test_the_command_is_the_config_and_what_was_overridden():
     values, machine = machine_of("v5p:4x4x4")
-    command = planned.command("python", A14B, values, machine, "/runs/a14b")
+    command = planned.command("python", A14B, config.from_config_dict(values), machine, "/runs/a14b")
     assert command[:7] == ["python", "-m", "experiments.train", "--config", A14B, "--workdir", "/runs/a14b"]
     fields = dict(field.removeprefix("--").split("=", 1) for field in command[8:])
     assert fields == {"config.data.batch": "16", "config.data.cache_dir": "/runs/cache",
                       "config.data.data_dir": "/runs/data", "config.mesh.data": "1", "config.mesh.fsdp": "16",
                       "config.mesh.seq": "4", "config.mesh.tensor": "1"}  # fmt: skip
+
+
+def test_the_command_has_what_makes_an_experiment_of_a_config(tmp_path):
+    """Fields that the file leaves out, too, to defaults or to the command line."""
+    file = tmp_path / "bare.py"
+    file.write_text("from configs import light_scenes_tiny\n\n\ndef get_config(name):\n"
+                    "    config = light_scenes_tiny.get_config()\n    config.name = name\n    del config['codec']\n"
+                    "    config.lora.rank = 4\n    return config\n")  # fmt: skip
+    overrides = {"codec": "mine", "model.attention": "blockwise", "train.init_from": "here", "optimizer.name": "adamw"}
+    experiment = config.load(f"{file}:x", overrides)
+    machine = machine_of("v5p:4x4x4")[1]
+    command = planned.command("python", f"{file}:x", experiment, machine, "runs/x")
+    fields = {field for field in command if field.startswith("--config.") and ".mesh." not in field}
+    assert fields == {f"--config.{name}={value}" for name, value in overrides.items()}
 
 
 def shell(code, restarts, tmp_path):

@@ -77,10 +77,10 @@ def test_a_room_does_not_know_what_is_not_its_business(room):
     assert not broken, "\n".join(broken)
 
 
-def test_only_config_knows_ml_collections():
-    knowing = [str(path) for path in python_files("wanjax")
+def test_only_config_and_its_flag_know_ml_collections():
+    knowing = [str(path) for path in python_files("wanjax", "experiments", "data_pipelines")
                if any(within(name, "ml_collections") for name in imports(path))]
-    assert knowing == ["wanjax/config.py"]
+    assert knowing == ["wanjax/config.py", "wanjax/config_flag.py"]
 
 
 def test_the_library_does_not_know_what_is_built_on_it():

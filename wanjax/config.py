@@ -1,4 +1,4 @@
-"""From a config file to one validated, frozen ``Experiment``; the only file of the library that knows ml_collections.
+"""From a config file to one validated, frozen ``Experiment``; with ``config_flag`` all that knows ml_collections.
 
 A config file defines ``get_config() -> ml_collections.ConfigDict``. Each section of it is a frozen dataclass that
 lives with the thing it configures (``DiTConfig`` in models/dit.py, ``OptimizerConfig`` in optim.py, ...). What is
@@ -7,18 +7,19 @@ wrong in a config is said here, before any work is spent, in one ``ConfigError``
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
+import inspect
 import json
 import math
 import pathlib
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
+from wanjax import config_fields
+from wanjax.config_fields import ConfigError
 from wanjax.data import DataConfig
 from wanjax.first_frame import image_channels, reads_image
 from wanjax.lora_config import LoraConfig
@@ -33,10 +34,6 @@ from wanjax.run_folder import is_remote
 from wanjax.sample_config import SampleConfig
 from wanjax.text import TextConfig
 from wanjax.train_config import TrainConfig
-
-
-class ConfigError(ValueError):
-    """A config that cannot work; the message names the field, the value, what was expected and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,46 +104,67 @@ class Experiment:
         return ShadowHead(self.objective.shadow.head, model, self.visibility_cells)
 
 
-def load(path_to_config: str | pathlib.Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """Reads a config file and applies overrides such as ``{"model.width": 64}``.
+def load(config_file: str | pathlib.Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """Reads a config file, as ``read`` does, and applies overrides such as ``{"model.width": 64}``.
 
     Raises:
       ConfigError: naming what is wrong and what to do.
     """
-    return from_config_dict(override(read(path_to_config), overrides or {}))
+    return from_config_dict(override(read(config_file), overrides or {}))
 
 
-def read(path_to_config: str | pathlib.Path) -> ml_collections.ConfigDict:
-    """Runs ``get_config()`` of a config file."""
-    path = pathlib.Path(path_to_config)
+def read(config_file: str | pathlib.Path) -> ml_collections.ConfigDict:
+    """Runs ``get_config()`` of a config file, ``get_config("x")`` of ``"file.py:x"``.
+
+    Raises:
+      ConfigError: there is no such file, or it defines no such function.
+    """
+    file, _, argument = str(config_file).partition(":")
+    path, arguments = pathlib.Path(file), [argument] if argument else []
     if not path.is_file():
-        raise ConfigError(f"config file {str(path)!r} does not exist")
+        raise ConfigError(f"config file {file!r} {'is a folder' if path.is_dir() else 'does not exist'}: name a .py "
+                          "that defines get_config(), such as configs/light_scenes_tiny.py")
     spec = importlib.util.spec_from_file_location(f"_wanjax_config_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"config file {str(path)!r} is not a Python file: expected a .py that defines get_config()")
+        raise ConfigError(f"config file {file!r} is not a Python file: expected a .py that defines get_config()")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        raise ConfigError(f"config file {file!r} cannot be imported: {error}") from error
     if not hasattr(module, "get_config"):
-        raise ConfigError(f"config file {str(path)!r} defines no get_config(): see configs/light_scenes_tiny.py")
-    config = module.get_config()
+        raise ConfigError(f"config file {file!r} defines no get_config(): see configs/light_scenes_tiny.py")
+    takes = inspect.signature(module.get_config)
+    try:
+        takes.bind(*arguments)
+    except TypeError as error:
+        raise ConfigError(f"config file {str(config_file)!r} does not go with get_config({', '.join(takes.parameters)})"
+                          f": {error}; FILE.py:x calls get_config('x'), FILE.py get_config()") from error
+    config = module.get_config(*arguments)
     if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError(f"get_config() of {str(path)!r} returns {type(config).__name__}, expected a ConfigDict")
+        raise ConfigError(f"get_config() of {file!r} returns {type(config).__name__}, expected a ConfigDict")
     return config
 
 
 def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """A copy of ``config`` with dotted fields replaced; an unknown field is refused with its nearest name."""
+    """A copy of ``config`` with dotted fields replaced, whether it has them or leaves them to their defaults.
+
+    Raises:
+      ConfigError: no dataclass has a field of that name; says the nearest.
+    """
     config = config.copy_and_resolve_references()
     config.unlock()
     for dotted, value in overrides.items():
+        config_fields.field_type(Experiment, dotted)
         *parents, leaf = dotted.split(".")
-        node = config
-        for i, name in enumerate([*parents, leaf]):
-            if not isinstance(node, ml_collections.ConfigDict) or name not in node:
-                keys = list(node.keys()) if isinstance(node, ml_collections.ConfigDict) else []
-                raise ConfigError(_unknown(".".join([*parents, leaf][: i + 1]), name, keys))
-            if i < len(parents):
-                node = node[name]
+        node, kind = config, Experiment
+        for depth, name in enumerate(parents, 1):
+            if name not in node:  # the rest of the section is what it is where nothing is said of it
+                node[name] = ml_collections.ConfigDict(config_fields.default_of(config_fields.fields(kind)[name], {}))
+            node, kind = node[name], typing.get_type_hints(kind)[name]
+            if not isinstance(node, ml_collections.ConfigDict):
+                where = ".".join(["config", *parents[:depth]])
+                raise ConfigError(f"{where} = {node!r}: expected a section with fields of {kind.__name__}")
         with node.ignore_type():  # types are checked against the dataclasses, with better messages
             node[leaf] = value
     return config
@@ -159,7 +177,7 @@ def from_config_dict(config: ml_collections.ConfigDict) -> Experiment:
 
 def from_dict(values: Mapping[str, Any]) -> Experiment:
     """The frozen, validated experiment of a plain nested dict (what ``to_dict`` made)."""
-    experiment = _build(Experiment, values, "config")
+    experiment = config_fields.build(Experiment, values, "config")
     validate(experiment)
     return experiment
 
@@ -183,22 +201,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "c
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
     """A ``to_dict`` result, possibly of an older version, with the defaults of the fields that it lacks."""
-    return json.loads(json.dumps(_completed(Experiment, values)))
-
-
-def _completed(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    out, hints = dict(values), typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        section = dataclasses.is_dataclass(hints[field.name])
-        if field.name not in out:
-            if field.default is not dataclasses.MISSING:
-                out[field.name] = field.default
-            elif field.default_factory is not dataclasses.MISSING:
-                default = field.default_factory()
-                out[field.name] = dataclasses.asdict(default) if section else default
-        elif section and isinstance(out[field.name], Mapping):
-            out[field.name] = _completed(hints[field.name], out[field.name])
-    return out
+    return json.loads(json.dumps(config_fields.completed(Experiment, values)))
 
 
 def validate(experiment: Experiment) -> None:
@@ -364,64 +367,6 @@ def _objective_problems(e: Experiment) -> list[str]:
     return out
 
 
-def _unknown(dotted: str, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(sorted(known)) or 'nothing'}"
-    return f"unknown field {dotted!r}{hint}"
-
-
-def _build(cls: Any, values: Any, where: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} = {values!r}: expected a section with fields of {cls.__name__}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    for name in values:
-        if name not in fields:
-            raise ConfigError(_unknown(f"{where}.{name}", name, list(fields)))
-    missing = [n for n, f in fields.items() if n not in values
-               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-    if missing:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}: add it to get_config()")
-    built = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()}
-    try:
-        return cls(**built)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)
-    if origin in (typing.Union, types.UnionType):
-        for option in typing.get_args(hint):
-            try:
-                return _convert(option, value, where)
-            except ConfigError:
-                continue
-        raise ConfigError(f"{where} = {value!r}: expected {hint}")
-    if hint is type(None) and value is None:
-        return None
-    if origin is tuple or hint is tuple:
-        return _tuple(typing.get_args(hint), hint, value, where)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ConfigError(f"{where} = {value!r}: expected a finite number")
-        return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
-        return value
-    raise ConfigError(f"{where} = {value!r}: expected {getattr(hint, '__name__', hint)}, got {type(value).__name__}")
-
-
-def _tuple(args: tuple[Any, ...], hint: Any, value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, (tuple, list)):
-        raise ConfigError(f"{where} = {value!r}: expected {hint}")
-    if not args:
-        return tuple(value)
-    kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-    if len(kinds) != len(value):
-        raise ConfigError(f"{where} = {value!r}: expected {len(kinds)} values, got {len(value)}")
-    return tuple(_convert(kind, v, f"{where}[{i}]") for i, (kind, v) in enumerate(zip(kinds, value, strict=True)))
 
 
 __all__ = ["ConfigError", "Experiment", "MeshConfig", "completed", "differences", "from_config_dict", "from_dict",

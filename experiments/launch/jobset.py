@@ -16,12 +16,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
-from absl import app, flags
-from ml_collections import ConfigDict
+from absl import flags
 
 from experiments.launch import planned
 from experiments.launch.planned import STOPPED, WRONG, LaunchError, Machine
 from wanjax import config as config_lib
+from wanjax import config_flag
 from wanjax.chips import GPUS
 from wanjax.run_folder import is_remote
 
@@ -126,22 +126,21 @@ def check_paths(experiment: config_lib.Experiment, workdir: str, mount: str, log
         raise LaunchError(f"{', '.join(outside)}: not below the volume that all pods see at {mount}; put it there")
 
 
-def make(given: ConfigDict, file: str) -> str:
+def make(experiment: config_lib.Experiment) -> str:
     """The manifest that the flags ask for, YAML.
 
     Raises:
         LaunchError, ConfigError: it cannot be made.
     """
     flag = flags.FLAGS
-    experiment = config_lib.from_config_dict(given)
     machine = planned.agreed(experiment, planned.read_plan(flag.plan))
     claim, _, mount = flag.claim.partition(":")
     if not claim or not mount.startswith("/"):
         raise LaunchError(f"--claim {flag.claim!r}: expected NAME:/path of a persistent volume claim")
     check_paths(experiment, flag.workdir, mount, flag.logs)
     name = flag.name or re.sub(r"[^a-z0-9]+", "-", experiment.name.lower()).strip("-")
-    objects = manifest(machine, planned.command(flag.python, file, given, machine, flag.workdir, flag.logs),
-                       name=name, image=flag.image, claim=claim, mount=mount, grace=flag.grace,
+    command = planned.command(flag.python, flag.config, experiment, machine, flag.workdir, flag.logs)
+    objects = manifest(machine, command, name=name, image=flag.image, claim=claim, mount=mount, grace=flag.grace,
                        max_restarts=flag.max_restarts)  # fmt: skip
     head = (f"# {shlex.join(['python', '-m', 'experiments.launch.jobset', *sys.argv[1:]])}\n"
             f"# {machine.topology}, {machine.hosts} hosts of {machine.chips_per_host} chips, mesh "
@@ -149,8 +148,8 @@ def make(given: ConfigDict, file: str) -> str:
     return head + yaml.safe_dump_all(objects, sort_keys=False, width=120)
 
 
-def main(argv: list[str]) -> None:
-    planned.run(argv, make, start="start it with kubectl apply -f")
+def main() -> None:
+    planned.run(make, start="start it with kubectl apply -f")
 
 
 def entry() -> None:
@@ -162,7 +161,7 @@ def entry() -> None:
     flags.DEFINE_string("image", None, "Container image with wanjax.")
     flags.DEFINE_string("name", "", "Of the JobSet; by default the config's.")
     flags.mark_flags_as_required(["claim", "image"])
-    app.run(main)
+    config_flag.run(main)
 
 
 if __name__ == "__main__":

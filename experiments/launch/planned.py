@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
 
 from wanjax import config as config_lib
+from wanjax import config_flag
 from wanjax.chips import CHIPS
 from wanjax.config import Experiment
 from wanjax.run_folder import is_remote
@@ -111,20 +111,21 @@ def agreed(experiment: Experiment, plan: Mapping[str, Any]) -> Machine:
 
 
 def command(
-    python: str, file: str, given: ConfigDict, machine: Machine, workdir: str, logs: str | None = None
+    python: str, file: str, experiment: Experiment, machine: Machine, workdir: str, logs: str | None = None
 ) -> list[str]:
     """The launcher's command line: the config file, what was overridden, and the plan's mesh.
 
     Args:
         python: the job's interpreter.
         file: the config's.
-        given: the config with its overrides.
+        experiment: the config with its overrides.
         machine: the plan's.
         workdir: of the run.
         logs: folder for metrics and previews, where the workdir is on an object store.
     """
-    plain = config_lib.to_dict(config_lib.from_config_dict(config_lib.read(file)))
-    now = config_lib.to_dict(config_lib.from_config_dict(given))
+    # not as an experiment: a config may be one with its overrides only
+    plain = config_lib.completed(config_lib.read(file).copy_and_resolve_references().to_dict())
+    now = config_lib.to_dict(experiment)
     fields = {name: tuple(value) if isinstance(value, list) else value
               for name, (_, value) in config_lib.differences(plain, now).items()}  # fmt: skip
     fields |= {f"config.mesh.{axis}": size for axis, size in machine.mesh.items()}
@@ -145,7 +146,7 @@ def check_logs(workdir: str, logs: str | None) -> None:
 
 def define_flags(*, workdir: str, logs: str, out: str, python: str, grace: str, restarted: str) -> None:
     """The flags that every kind of job has; the arguments say what each means for it."""
-    config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.field=value.")
+    config_flag.define()
     flags.DEFINE_string("plan", None, "JSON of experiments.plan --program train.")
     flags.DEFINE_string("workdir", None, f"Folder of the run, {workdir}, or gs://... with --logs.")
     flags.DEFINE_string("logs", None, f"Folder for metrics and previews{logs}; that of the run by default.")
@@ -156,13 +157,11 @@ def define_flags(*, workdir: str, logs: str, out: str, python: str, grace: str, 
     flags.mark_flags_as_required(["config", "plan", "workdir", "out"])
 
 
-def run(argv: list[str], make: Callable[[ConfigDict, str], str], *, start: str, executable: bool = False) -> None:
+def run(make: Callable[[Experiment], str], *, start: str, executable: bool = False) -> None:
     """Writes what ``make`` gives for the config of the flags, and says how it is started."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --")
     flag = flags.FLAGS
     try:
-        write(flag.out, make(flag.config, flag["config"].config_filename), executable=executable)
+        write(flag.out, make(config_flag.experiment()), executable=executable)
     except (LaunchError, config_lib.ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{flag.out}: {start} {flag.out}", flush=True)

@@ -12,12 +12,12 @@ from __future__ import annotations
 import shlex
 import sys
 
-from absl import app, flags
-from ml_collections import ConfigDict
+from absl import flags
 
 from experiments.launch import planned
 from experiments.launch.planned import STOPPED, WRONG, LaunchError, Machine
 from wanjax import config as config_lib
+from wanjax import config_flag
 from wanjax.chips import GPUS
 from wanjax.run_folder import is_remote
 
@@ -98,26 +98,26 @@ def script(experiment: config_lib.Experiment, machine: Machine, command: list[st
     return "\n".join(lines) + "\n"
 
 
-def make(given: ConfigDict, file: str) -> str:
+def make(experiment: config_lib.Experiment) -> str:
     """The script that the flags ask for.
 
     Raises:
         LaunchError, ConfigError: it cannot be made.
     """
     flag = flags.FLAGS
-    experiment = config_lib.from_config_dict(given)
     machine = planned.agreed(experiment, planned.read_plan(flag.plan))
     planned.check_logs(flag.workdir, flag.logs)
     local = [flag.logs] if is_remote(flag.workdir) else [flag.workdir, *([flag.logs] if flag.logs else [])]
     mounts = [*local, experiment.data.cache_dir, experiment.data.data_dir]
-    return script(experiment, machine, planned.command(flag.python, file, given, machine, flag.workdir, flag.logs),
+    command = planned.command(flag.python, flag.config, experiment, machine, flag.workdir, flag.logs)
+    return script(experiment, machine, command,
                   made_by=shlex.join(["python", "-m", "experiments.launch.slurm", *sys.argv[1:]]),
                   options=flag.sbatch, image=flag.image, mounts=list(dict.fromkeys(mounts)), grace=flag.grace,
                   max_restarts=flag.max_restarts)  # fmt: skip
 
 
-def main(argv: list[str]) -> None:
-    planned.run(argv, make, start="submit it with sbatch", executable=True)
+def main() -> None:
+    planned.run(make, start="submit it with sbatch", executable=True)
 
 
 def entry() -> None:
@@ -127,7 +127,7 @@ def entry() -> None:
     flags.adopt_module_key_flags(planned)  # so that --help shows them
     flags.DEFINE_string("image", "", "Container that tasks run in (pyxis); none by default.")
     flags.DEFINE_multi_string("sbatch", [], "An option of sbatch, such as --sbatch=--time=24:00:00; may be repeated.")
-    app.run(main)
+    config_flag.run(main)
 
 
 if __name__ == "__main__":
