@@ -37,7 +37,7 @@ _Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = "auto", mesh: Mesh | None = None,
-    splash_blocks: splash.SplashBlocks = _DEFAULT_BLOCKS, name: str = "",
+    splash_blocks: splash.SplashBlocks = _DEFAULT_BLOCKS, name: str = "", valid: int | None = None,
 ) -> jax.Array:  # fmt: skip
     """softmax(q kᵀ / √d) v.
 
@@ -51,6 +51,8 @@ def attention(
         splash_blocks: sizes that the TPU's kernel works with.
         name: that ``jax.checkpoint`` knows the result and the softmax's statistics by, for :func:`keeps`; empty for
             none.
+        valid: of self-attention, tokens from this number on are padding: not attended to, and what the result holds
+            for them is finite and means nothing. Their gradient has to be zero. None: there is no padding.
 
     Returns:
         [B, N, K, d] in q's dtype.
@@ -59,19 +61,31 @@ def attention(
         ValueError: an unknown implementation, or one that this platform, dtype or size of heads does not have.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    way = chosen(implementation, platform, q.dtype, q.shape, k.shape)
+    queries, keys = ((x.shape[0], valid or x.shape[1], *x.shape[2:]) for x in (q, k))
+    way = chosen(implementation, platform, q.dtype, queries, keys)
+    if valid is not None and way != "splash":
+        whole = (x[:, :valid] for x in (q, k, v))
+        out = attention(*whole, implementation=way, mesh=mesh, name=name)
+        return jnp.pad(out, ((0, 0), (0, q.shape[1] - valid), (0, 0), (0, 0)))
     if way == "plain":
         out = _plain(q, k, v)
         return checkpoint_name(out, name) if name else out
     q, k, v = _varying_alike(q, k, v)
     shards = _Shards(mesh, q)
     if way == "splash":
-        return _splash(shards, splash_blocks, name, q, k, v)
+        return _splash(shards, splash_blocks, name, valid, q, k, v)
     if way == "cudnn":
         return _pulled_back(shards, functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), q, k, v)
     kernel = _heads_first(functools.partial(blockwise.heads, name=name))
     # of plain operations: without heads to share it needs no shard_map of its own
     return kernel(q, k, v) if shards.over is None else _pulled_back(shards, kernel, q, k, v)
+
+
+def tile(
+    implementation: str, platform: str, dtype: Any, queries: tuple[int, ...], keys: tuple[int, ...]
+) -> int:
+    """How many tokens the implementation takes at least, and pads others to. Arguments: as for :func:`chosen`."""
+    return splash.LANES if chosen(implementation, platform, dtype, queries, keys) == "splash" else 1
 
 
 def chosen(implementation: str, platform: str, dtype: Any, queries: tuple[int, ...], keys: tuple[int, ...]) -> str:
@@ -206,7 +220,7 @@ class _Shards:
 
 
 def _splash(
-    shards: _Shards, blocks: splash.SplashBlocks, name: str, q: jax.Array, k: jax.Array, v: jax.Array
+    shards: _Shards, blocks: splash.SplashBlocks, name: str, valid: int | None, q: jax.Array, k: jax.Array, v: jax.Array
 ) -> jax.Array:
     """The TPU's kernel. What is kept by name is named outside of the shard_map, whose border it crosses anyway."""
     operand, statistic = P(None, None, shards.over), P(None, shards.over)
@@ -221,13 +235,13 @@ def _splash(
 
     def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         def own(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return together(splash.heads(apart(q), apart(k), apart(v), blocks))
+            return together(splash.heads(apart(q), apart(k), apart(v), blocks, valid))
 
         return shards.marked(shards.run(own, in_specs=operand, out_specs=operand)(q, k, v))
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
         def own(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-            out, statistics = splash.forward(apart(q), apart(k), apart(v), blocks)
+            out, statistics = splash.forward(apart(q), apart(k), apart(v), blocks, valid)
             return together(out), statistics.reshape(clips, -1, statistics.shape[-1])
 
         out, statistics = shards.run(own, in_specs=operand, out_specs=(operand, statistic))(q, k, v)
@@ -241,7 +255,7 @@ def _splash(
             q, k, v, out, statistics, d_out = of
             along = jnp.sum(shards.split(d_out.astype(jnp.float32) * out.astype(jnp.float32)), axis=-1)
             statistics, along = (x.reshape(-1, x.shape[-1]) for x in (statistics, along.transpose(0, 2, 1)))
-            found = splash.backward(apart(q), apart(k), apart(v), statistics, along, apart(d_out), blocks)
+            found = splash.backward(apart(q), apart(k), apart(v), statistics, along, apart(d_out), blocks, valid)
             return tuple(map(together, found))
 
         specs = (operand, operand, operand, operand, statistic, operand)
