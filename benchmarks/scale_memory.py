@@ -1,11 +1,15 @@
 """What training and sampling an A14B expert at 1280 × 720 × 81 take of pods that are not there, beside their targets.
 
     python benchmarks/scale_memory.py --json scale_memory.json
+    python benchmarks/scale_memory.py --peer CHECKOUT --peer_python VENV/bin/python
 
 Compiles (``pip install "wanjax[tpu]"``; minutes each) the launchers' own programs of configs/t2v_a14b.py and reads all
 figures off what the compiler made; nothing is run. The moving average of the weights is off, as in what it is compared
-with; what it adds is a line of its own. The peer's lines are quoted, as they were measured with MaxDiffusion 7cfb8801
-and the same compiler: measuring them anew takes a checkout of it, and is not done here.
+with; what it adds is a line of its own.
+
+The peer is MaxDiffusion. Its lines are quoted, as they were measured with its commit 7cfb8801 and the same compiler,
+unless ``--peer`` names a checkout of it: then its own programs are compiled, too, which takes an interpreter with all
+that they need; ``scale_memory_peer.py`` says how.
 """
 
 from __future__ import annotations
@@ -31,6 +35,11 @@ POD = {**SIZE, "optimizer.ema_decay": 0.0}
 # one forward pass: no guidance; nothing waits for a backward pass
 FORWARD = {**SIZE, "mesh.fsdp": 1, "model.remat": "full", "model.chunk_tokens": 2048, "sample.guidance_high": 1.0}
 LAYERS = HEADS = 40
+# of the peer, fields of its config beside those of a case: with its default attention, and where tokens are shared also
+# with the one that turns them to heads
+PEER_WAYS = {"a": ("", "attention=ulysses"), "b": ("",), "d_v6e": ("", "attention=ulysses"),
+             "d_v5p": ("", "attention=ulysses")}  # fmt: skip
+PEER_MODEL = "src/maxdiffusion/models/wan/transformers/transformer_wan.py"
 SELF, BOTH, EXECUTED = "self-attention forwards", "forwards of both attentions", "FLOPs executed / model"
 
 
@@ -97,7 +106,7 @@ def figures(made: dict[str, Any]) -> dict[str, float]:
         "host": made["host_bytes"] / 1e9,
         "wire": made["collective_bytes"] / 1e9,
         **{name: round(share) for name, share in forwards.items()},  # kernels work on whole blocks of tokens
-        EXECUTED: made["executed_flops"] / made["flops_per_step"],
+        **({EXECUTED: made["executed_flops"] / made["flops_per_step"]} if made["executed_flops"] else {}),
     }
 
 
@@ -105,7 +114,14 @@ def line(title: str, of: str, values: list[str]) -> str:
     return "| " + " | ".join([title, of, *values]) + " |"
 
 
-def table(made: dict[str, dict[str, Any]]) -> str:
+def ratios(found: dict[str, float], other: dict[str, float]) -> list[str]:
+    """Ours by the peer's, where both have a figure; numbers of kernels are no sizes."""
+    return [f"{found[column] / other[column]:.2f}" if other.get(column) and column not in (SELF, BOTH) else ""
+            for column in COLUMNS]  # fmt: skip
+
+
+def table(made: dict[str, dict[str, Any]], peers: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Markdown; ``peers``: what ``scale_memory_peer.py`` gave, by case and field of the peer's config."""
     out = ["| what | of | " + " | ".join(COLUMNS) + " |", "|" + "---|" * (len(COLUMNS) + 2)]
     for name, plan_ in made.items():
         case, found = CASES[name], figures(plan_)
@@ -113,7 +129,12 @@ def table(made: dict[str, dict[str, Any]]) -> str:
         if case.limits:
             limits = [f"≤ {case.limits[column]:g}" if column in case.limits else "" for column in COLUMNS]
             out.append(line("", "target", limits))
-        if case.peer:
+        for way, theirs in peers.get(name, {}).items():
+            other = figures({**theirs, "flops_per_step": plan_["flops_per_step"]})
+            shown = [f"{other[column]:.4g}" if column in other else "" for column in COLUMNS]
+            out.append(line("", " ".join(("peer at", theirs["commit"][:8], way)).strip(), shown))
+            out.append(line("", "wanjax / peer", ratios(found, other)))
+        if case.peer and name not in peers:
             out.append(line("", "peer, quoted", list(case.peer)))
     return "\n".join(out)
 
@@ -125,10 +146,21 @@ def missed(made: dict[str, dict[str, Any]]) -> list[str]:
             if figures(plan_)[column] > most]  # fmt: skip
 
 
+def printed(command: list[str], name: str) -> dict[str, Any]:
+    """The JSON in the last line of what a process of its own prints."""
+    child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if child.returncode:
+        sys.exit(f"error: {name} could not be compiled; the reason stands above")
+    found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=",".join(CASES), help="some of these, with commas between")
     parser.add_argument("--json", type=Path, default=None, help="receives the plans, case by case as they are made")
+    parser.add_argument("--peer", type=Path, help="folder with a checkout of MaxDiffusion, to be compiled beside")
+    parser.add_argument("--peer_python", type=Path, help="interpreter with what it needs; this one without")
     parser.add_argument("--one", choices=CASES, help=argparse.SUPPRESS)  # of a child process: prints its plan
     given = parser.parse_args()
     if given.one:
@@ -137,19 +169,24 @@ def main() -> None:
     names = given.cases.split(",")
     if unknown := sorted(set(names) - CASES.keys()):
         parser.error(f"--cases {','.join(unknown)}: expected some of {', '.join(CASES)}")
+    if given.peer_python and not given.peer:
+        parser.error("--peer_python is of --peer FOLDER: give that, too")
+    if given.peer and not (given.peer / PEER_MODEL).is_file():
+        parser.error(f"--peer {given.peer}: expected a checkout of MaxDiffusion, with {PEER_MODEL}")
     made: dict[str, dict[str, Any]] = {}
+    peers: dict[str, dict[str, dict[str, Any]]] = {}
     for name in names:  # a process each: a compiler keeps what it took
-        command = [sys.executable, __file__, "--one", name]
-        child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        if child.returncode:
-            sys.exit(f"error: {name} could not be compiled; the reason stands above")
-        made[name] = json.loads(child.stdout.splitlines()[-1])
+        made[name] = printed([sys.executable, __file__, "--one", name], name)
+        for way in PEER_WAYS.get(name, ()) if given.peer else ():
+            beside = Path(__file__).with_name("scale_memory_peer.py")
+            command = [given.peer_python or sys.executable, beside, given.peer, name, *way.split()]
+            peers.setdefault(name, {})[way] = printed([str(word) for word in command], f"the peer's {name} {way}")
         if given.json:
-            given.json.write_text(json.dumps(made, indent=1) + "\n")
+            given.json.write_text(json.dumps({**made, **({"peer": peers} if peers else {})}, indent=1) + "\n")
     version = next(iter(made.values()))["versions"]
     print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, "
           + ", ".join(f"{name} {number}" for name, number in version.items()))  # fmt: skip
-    print(table(made))
+    print(table(made, peers))
     print("\n".join(missed(made)) or "all targets are met")
 
 

@@ -70,7 +70,8 @@ def _shared(sizes, scheme, way, tokens, heads, name=""):
     """(q, k, v) of all tokens -> the result, as the stack computes it."""
     mesh = partition.make_mesh(sizes)
     shards = Shards.of(scheme, heads, mesh, tokens)
-    added = sequence.padded(tokens, sizes["seq"]) - tokens
+    size = (1, tokens, heads, 8)
+    added = sequence.padded(tokens, sizes["seq"], module.tile(way, "cpu", "float32", size, size)) - tokens
     spec = P("fsdp" if sizes.get("fsdp", 1) > 1 else None, "seq")
     per_shard = jax.shard_map(
         functools.partial(shards.attention, implementation=way, mesh=mesh, splash_blocks=BLOCKS, name=name), mesh=mesh,
@@ -111,6 +112,14 @@ def test_result_and_gradients_are_those_of_the_formula(way, sizes, scheme, token
     for one, other in zip(found[1], expected[1], strict=True):
         assert np.linalg.norm(other) > 1
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=8e-6)
+
+
+def test_for_a_kernel_of_whole_tiles_each_device_has_whole_tiles():
+    clip = (1, 75600, 40, 128)
+    tiles = [module.tile("auto", platform, "bfloat16", clip, clip) for platform in ("tpu", "gpu", "cpu")]
+    assert tiles == [128, 1, 1]
+    assert [sequence.padded(75600, seq, tiles[0]) for seq in (1, 4, 8)] == [75600, 75776, 75776]
+    assert [sequence.padded(9, 4), sequence.padded(9, 1, 128)] == [12, 9]
 
 
 def test_gradients_in_bfloat16_are_near_those_in_float32():

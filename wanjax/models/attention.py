@@ -36,7 +36,7 @@ _Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = "auto", mesh: Mesh | None = None,
-    splash_blocks: splash.SplashBlocks = _DEFAULT_BLOCKS, name: str = "",
+    splash_blocks: splash.SplashBlocks = _DEFAULT_BLOCKS, name: str = "", valid: int | None = None,
 ) -> jax.Array:  # fmt: skip
     """softmax(q kᵀ / √d) v.
 
@@ -50,6 +50,8 @@ def attention(
         splash_blocks: sizes that the TPU's kernel works with.
         name: that ``jax.checkpoint`` knows the result and the softmax's statistics by, for :func:`keeps`; empty for
             none.
+        valid: of self-attention, tokens from this number on are padding: not attended to, and what the result holds
+            for them is finite and means nothing. Their gradient has to be zero. None: there is no padding.
 
     Returns:
         [B, N, K, d] in q's dtype.
@@ -58,17 +60,29 @@ def attention(
         ValueError: an unknown implementation, or one that this platform, dtype or size of heads does not have.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    way = chosen(implementation, platform, q.dtype, q.shape, k.shape)
+    queries, keys = ((x.shape[0], valid or x.shape[1], *x.shape[2:]) for x in (q, k))
+    way = chosen(implementation, platform, q.dtype, queries, keys)
+    if valid is not None and way != "splash":
+        whole = (x[:, :valid] for x in (q, k, v))
+        out = attention(*whole, implementation=way, mesh=mesh, name=name)
+        return jnp.pad(out, ((0, 0), (0, q.shape[1] - valid), (0, 0), (0, 0)))
     if way == "plain":
         out = _plain(q, k, v)
         return checkpoint_name(out, name) if name else out
     q, k, v = _varying_alike(q, k, v)
     shards = _Shards(mesh, q)
     if way in ("splash", "cudnn"):
-        return _fused(shards, _splash(splash_blocks) if way == "splash" else _cudnn(), name, q, k, v)
+        return _fused(shards, _splash(splash_blocks, valid) if way == "splash" else _cudnn(), name, q, k, v)
     kernel = _heads_first(functools.partial(blockwise.heads, name=name))
     # of plain operations: without heads to share it needs no shard_map of its own
     return kernel(q, k, v) if shards.over is None else _pulled_back(shards, kernel, q, k, v)
+
+
+def tile(
+    implementation: str, platform: str, dtype: Any, queries: tuple[int, ...], keys: tuple[int, ...]
+) -> int:
+    """How many tokens the implementation takes at least, and pads others to. Arguments: as for :func:`chosen`."""
+    return splash.LANES if chosen(implementation, platform, dtype, queries, keys) == "splash" else 1
 
 
 def chosen(implementation: str, platform: str, dtype: Any, queries: tuple[int, ...], keys: tuple[int, ...]) -> str:
@@ -205,7 +219,7 @@ def _cudnn() -> _Fused:
     return _Fused(lambda q, k, v: forward(q, k, v)[0], forward, functools.partial(cudnn.backward, heads_first=False))
 
 
-def _splash(blocks: splash.SplashBlocks) -> _Fused:
+def _splash(blocks: splash.SplashBlocks, valid: int | None) -> _Fused:
     def apart(x: jax.Array) -> jax.Array:  # [B, N, K, d] -> [B·K, N, d]
         x = x.transpose(0, 2, 1, 3)
         return x.reshape(-1, *x.shape[2:])
@@ -214,10 +228,10 @@ def _splash(blocks: splash.SplashBlocks) -> _Fused:
         return x.reshape(clips, -1, *x.shape[1:]).transpose(0, 2, 1, 3)
 
     def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return together(splash.heads(apart(q), apart(k), apart(v), blocks), len(q))
+        return together(splash.heads(apart(q), apart(k), apart(v), blocks, valid), len(q))
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out, statistics = splash.forward(apart(q), apart(k), apart(v), blocks)
+        out, statistics = splash.forward(apart(q), apart(k), apart(v), blocks, valid)
         return together(out, len(q)), statistics.reshape(len(q), -1, statistics.shape[-1])
 
     def backward(
@@ -225,7 +239,7 @@ def _splash(blocks: splash.SplashBlocks) -> _Fused:
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1).transpose(0, 2, 1)
         statistics, along = (x.reshape(-1, x.shape[-1]) for x in (statistics, along))
-        found = splash.backward(apart(q), apart(k), apart(v), statistics, along, apart(d_out), blocks)
+        found = splash.backward(apart(q), apart(k), apart(v), statistics, along, apart(d_out), blocks, valid)
         d_q, d_k, d_v = (together(x, len(q)) for x in found)
         return d_q, d_k, d_v
 

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from wanjax import partition
 from wanjax.models import lora, rope, sequence, stack
+from wanjax.models.attention import tile
 from wanjax.models.dit_config import DiTConfig
 from wanjax.models.dit_layers import Block, Embeddings, Head
 
@@ -149,8 +150,7 @@ def _forward(
     timestep = jnp.asarray(timestep, jnp.float32)
     timestep = timestep if timestep.ndim == 2 else timestep[:, None]
     tokens = math.prod(grid)
-    seq = 1 if model.mesh is None else model.mesh.shape["seq"]
-    padding = ((0, 0), (0, sequence.padded(tokens, seq) - tokens), (0, 0))  # cut off again behind the head
+    padding = ((0, 0), (0, _padded(model, tokens) - tokens), (0, 0))  # cut off again behind the head
     params, changes = dict(variables["params"]), dict(variables.get("lora", {}))
     blocks, block_changes = params.pop("blocks"), changes.pop("blocks", {})
     params, factors = lora.changed(params, changes), lora.factors(changes)
@@ -168,6 +168,15 @@ def _forward(
     head, x, time = _gradients_at_once((head, x, time))
     out = cast(jax.Array, Head(c).apply(head, x, time))
     return _unpatchify(out[:, :tokens], grid, c.patch), None if states is None else states[:, :, :tokens]
+
+
+def _padded(model: WanDiT, tokens: int) -> int:
+    """Tokens of a clip that the stack works on."""
+    if model.mesh is None:
+        return tokens
+    c, platform = model.config, model.mesh.devices.flat[0].platform
+    shape = (1, tokens, c.heads, c.head_dim)
+    return sequence.padded(tokens, model.mesh.shape["seq"], tile(c.attention, platform, c.dtype, shape, shape))
 
 
 @jax.custom_vjp

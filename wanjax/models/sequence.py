@@ -8,7 +8,9 @@ Two schemes, and both at once:
 ``auto``   heads over as many devices as they divide over, rings over the rest: 40 heads over 16 devices are shared by
            8, and two such groups make rings of two.
 
-A number of tokens that does not divide is padded at the end; padding is never attended to.
+A number of tokens that does not divide is padded at the end; padding is never attended to. For a kernel that works on
+whole tiles of tokens, each device's share is padded to those, once: in every block each exchange would else copy q, k
+and v to other lengths and back.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -48,9 +49,10 @@ def shared(scheme: str, heads: int, seq: int, tensor: int = 1) -> int:
     return math.gcd(heads // tensor if heads % tensor == 0 else heads, seq)
 
 
-def padded(tokens: int, seq: int) -> int:
-    """The next number of tokens that divides over ``seq``."""
-    return -(-tokens // seq) * seq
+def padded(tokens: int, seq: int, tile: int = 1) -> int:
+    """The next number of tokens that divides over ``seq``; where that is above 1, into whole tiles."""
+    each = seq * tile if seq > 1 else 1
+    return -(-tokens // each) * each
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,8 @@ class Shards:
         q, k, v = (self._to_heads(x) for x in (q, k, v))
         padding = q.shape[1] * self.ring - self.tokens
         if self.ring == 1:
-            whole = (x[:, : self.tokens] for x in (q, k, v))
-            out = attention(*whole, implementation=implementation, mesh=mesh, splash_blocks=splash_blocks, name=name)
-            out = jnp.pad(out, ((0, 0), (0, padding), (0, 0), (0, 0)))
+            out = attention(q, k, v, implementation=implementation, mesh=mesh, splash_blocks=splash_blocks, name=name,
+                            valid=self.tokens if padding else None)  # fmt: skip
         else:
             q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
             platform = cast(Mesh, mesh).devices.flat[0].platform

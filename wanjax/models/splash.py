@@ -47,7 +47,9 @@ class SplashBlocks:
                 )
 
 
-def heads(q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks) -> jax.Array:
+def heads(
+    q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks, valid: jax.Array | int | None = None
+) -> jax.Array:
     """softmax(q kᵀ / √d) v of every head, where nothing is differentiated.
 
     Args:
@@ -55,16 +57,17 @@ def heads(q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks) -> jax
         k: [heads, M, d].
         v: [heads, M, d].
         blocks: sizes of the kernel's blocks.
+        valid: keys from this number on are masked; None: none are.
 
     Returns:
         [heads, N, d] in q's dtype.
     """
     kernel = _kernel(len(q), q, k, blocks, save_residuals=False)
-    return kernel(*_padded(q, k, v, blocks))[:, : q.shape[1]]
+    return kernel(*_padded(q, k, v, blocks, valid))[:, : q.shape[1]]
 
 
 def forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks, valid: jax.Array | None = None
+    q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks, valid: jax.Array | int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """What :func:`heads` gives, and the logarithm of the softmax's denominator, float32 [heads, N].
 
@@ -77,7 +80,7 @@ def forward(
 
 def backward(
     q: jax.Array, k: jax.Array, v: jax.Array, statistics: jax.Array, along: jax.Array, d_out: jax.Array,
-    blocks: SplashBlocks, valid: jax.Array | None = None,
+    blocks: SplashBlocks, valid: jax.Array | int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """Gradients of q, k and v, without another forward pass; the statistics may be those of more keys than these.
 
@@ -152,7 +155,7 @@ def _scale(q: jax.Array) -> jax.Array:
 
 
 def _padded(
-    q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks, valid: jax.Array | None = None
+    q: jax.Array, k: jax.Array, v: jax.Array, blocks: SplashBlocks, valid: jax.Array | int | None = None
 ) -> tuple[Any, ...]:
     """The kernel's operands: whole blocks of scaled q, of k and of v, and what masks keys that are not attended to."""
     long, wide = _lengths(q.shape[1], k.shape[1], blocks)
