@@ -1,5 +1,6 @@
 """What the stack keeps, where, in which pieces it works and how parameters reach it changes no gradient."""
 
+import collections
 import dataclasses
 import re
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.parity import dit_case
 from wanjax import partition
-from wanjax.models import chunks, rows
+from wanjax.models import chunks, rows, stack
 from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows.dit import dit_rows
 
@@ -148,3 +149,32 @@ def test_gathered_parameters_are_not_kept_even_where_every_activation_is():
     kept = set(re.findall(r"bf16\[2,(\d+),(\d+)\]", text))  # of both layers
     assert not kept & {(str(width), str(width)), (str(width), str(ffn)), (str(ffn), str(width))}
     assert (str(width // 8), str(width)) in kept  # shards, in the compute dtype
+
+
+def test_without_remat_what_is_kept_are_results_of_products_and_of_attention(capsys):
+    config = dataclasses.replace(CONFIG, attention="blockwise", remat="none")
+    params = rows.shapes(dit_rows(config), jnp.float32)
+    jax.ad_checkpoint.print_saved_residuals(lambda params: _loss(WanDiT(config), params, *_inputs()), params)
+    found = collections.Counter(re.findall(r"^f32\[(2(?:,\d+){3,})\] output of", capsys.readouterr().out, re.MULTILINE))
+    assert found == {
+        "2,2,12,48": 8,  # of both layers: the block's input, q, k, v and output of self-attention, cross-attention's q
+        # and output, the feed-forward's output
+        "2,2,12,64": 1,  # before its activation
+        "2,2,5,48": 2,  # the text's k and v
+        "2,8,1,12,12": 2, "2,8,1,12": 2,  # of both attentions by heads and blocks: result, statistics; no logits
+        "2,1,6,48": 1, "2,2,4,6,4": 1,  # outside the stack: of time, and the velocity
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("attention", ["plain", "blockwise"])
+def test_without_remat_no_product_is_computed_twice(monkeypatch, attention):
+    def products(eps):  # of its own: jax remembers what it traced for an equal model
+        config = dataclasses.replace(CONFIG, attention=attention, remat="none", eps=eps)
+        gradients = jax.grad(lambda params: _loss(WanDiT(config), params, *_inputs()))
+        return str(jax.make_jaxpr(gradients)(rows.shapes(dit_rows(config), jnp.float32))).count("dot_general[")
+
+    found = products(3e-6)
+    monkeypatch.setitem(stack._POLICIES, "none", jax.checkpoint_policies.everything_saveable)
+    assert found == products(4e-6)
+    monkeypatch.setitem(stack._POLICIES, "none", jax.checkpoint_policies.nothing_saveable)
+    assert found < products(5e-6)

@@ -30,8 +30,8 @@ from wanjax.topology import Topology
 
 SEARCHED = ("train", "sample", "encode")
 # Of the activations of one block and token that a policy keeps on the device at least: of width, and of ffn.
-# "none": inputs and outputs of the linear layers, and q, k before their norms; "dots": the outputs of all of them.
-_KEPT = {"none": (10, 2), "full": (1, 0), "attention": (2, 0), "dots": (7, 1)}
+# "none": the block's input, the outputs of the linear layers and of attention; "dots": the outputs of the former.
+_KEPT = {"none": (10, 1), "full": (1, 0), "attention": (2, 0), "dots": (7, 1)}
 
 
 @dataclasses.dataclass(frozen=True)

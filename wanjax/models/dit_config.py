@@ -32,10 +32,11 @@ class DiTConfig:
         dtype: of matrix products and attention operands; norms, modulation, residuals, rotary embedding, timestep
             embedding and head run in float32.
         param_dtype: of the stored parameters.
-        remat: what the backward pass recomputes: "none" keeps every activation, "full" keeps the block's input,
-            "attention" also the result of self-attention and its softmax's statistics, which then runs forward once,
-            "offload" both in the hosts' pinned memory: a block then reads its input in ``dtype``, in which it is kept,
-            while the stream from block to block stays in float32; "dots" keeps the outputs of the linear layers.
+        remat: what the backward pass recomputes: "none" no matrix product and no attention, but on one device what is
+            as quick to compute as to keep (norms, activations, rotation); "full" keeps the block's input, "attention"
+            also the result of self-attention and its softmax's statistics, which then runs forward once, "offload" both
+            in the hosts' pinned memory: a block then reads its input in ``dtype``, in which it is kept, while the
+            stream from block to block stays in float32; "dots" keeps the outputs of the linear layers.
         chunk_tokens: tokens of a shard that a block's linear layers, norms and cross-attention work on at a time, at
             most; their backward pass computes a chunk anew. 0: all at once.
         grad_reduce_dtype: that gradients of matrices are summed over devices in; "auto": ``dtype``.

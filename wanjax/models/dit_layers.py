@@ -23,7 +23,8 @@ from wanjax.models.timestep import timestep_features
 
 _xavier = nn.initializers.xavier_uniform()
 _small = nn.initializers.normal(0.02)
-SELF_ATTENTION = "self_attention"  # what jax.checkpoint knows its result and statistics by
+# what jax.checkpoint knows results and statistics by
+SELF_ATTENTION, CROSS_ATTENTION = "self_attention", "cross_attention"
 Angles = tuple[jax.Array, jax.Array]  # rotary tables, [N, d/2] each
 
 
@@ -159,7 +160,8 @@ class Block(nn.Module):
         x = x + gate_a * self.self_attention.output(attended)
         q = self.cross_attention.queries(self.cross_norm(x).astype(c.dtype))
         x = x + self.cross_attention.output(
-            attention(q, *text, implementation=c.attention, mesh=self.mesh, splash_blocks=c.splash_blocks)
+            attention(q, *text, implementation=c.attention, mesh=self.mesh, splash_blocks=c.splash_blocks,
+                      name=CROSS_ATTENTION)  # fmt: skip
         )
         y = (layer_norm(x, c.eps) * (1 + scale) + shift).astype(c.dtype)
         return x + gate_f * self.ffn(y)

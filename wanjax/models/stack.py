@@ -28,17 +28,31 @@ from wanjax.models.varying import marked
 _MANUAL = ("data", "fsdp", "seq")  # axes of the mesh that the stack is written per shard of
 _INPUT = "block_input"
 _WHOLE = -1  # in the place of the axis of a parameter that is split over tensor
-_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "attention": attention.keeps(SELF_ATTENTION),
-    "offload": attention.keeps(SELF_ATTENTION, _INPUT, host=True),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+# Of a block, what is as quick to compute again as to keep: on a CPU a kept value is written, copied and read back.
+_CHEAP = frozenset({
+    "add", "add_any", "sub", "mul", "div", "neg", "square", "integer_pow", "sqrt", "rsqrt", "tanh", "reduce_sum",
+    "convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "split", "pad",
+    "concatenate", "stack",
+})  # fmt: skip
+
+
+def _but_cheap(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy that keeps what products and attention give, so that no such work is done twice."""
+    return primitive.name not in _CHEAP
 
 
 def _but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     """A policy that keeps everything but gathered parameters, which would undo the sharding of the parameters."""
     return bool(primitive.name != "all_gather")
+
+
+_POLICIES = {
+    "none": _but_cheap,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": attention.keeps(SELF_ATTENTION),
+    "offload": attention.keeps(SELF_ATTENTION, _INPUT, host=True),
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 def run(
@@ -131,10 +145,9 @@ def _scan(
             return _block(block, variables, x, kept, text, time, angles)
         return _block(block, variables, kept, None, text, time, angles)
 
-    if config.remat != "none":
-        body = jax.checkpoint(body, policy=_POLICIES[config.remat], prevent_cse=False)
-    elif manual:
-        body = jax.checkpoint(body, policy=_but_gathered, prevent_cse=False)
+    # jax cannot divide a shard_map within a shard_map into what is kept and what is computed again
+    policy = _but_gathered if manual and config.remat == "none" else _POLICIES[config.remat]
+    body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     if not taps:
         return streaming.scan(body, x, (blocks, changes)), None
 
