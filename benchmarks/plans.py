@@ -163,8 +163,9 @@ def page(lines: list[dict[str, Any]]) -> str:
     text = ["What `experiments.plan` says of the A14B pair on machines that were not there; `make plans` writes it.",
             "Sizes in GB = 1e9 bytes of one device. Nothing here has run on a TPU or a GPU, and no time was compared",
             "with a run. Seconds are a lower bound by the makers' rates, per clip. docs/scaling.md explains them.", "",
-            *_table(good), "", "What making them took, each in a process of its own and without a cache; the limit is that of two idle cores,",
-            "4 GB beside. Memory is the process's largest resident set.", "",
+            *_table(good), "",
+            "What making them took, each in a process of its own and without a cache; the limit is that of two idle",
+            "cores, 4 GB beside. Memory is the process's largest resident set.", "",
             *_costs(good)]  # fmt: skip
     failed = [f"- {line['name']}: the planner ended with {line['plan']['failed']}"
               for line in lines if "failed" in line["plan"]]  # fmt: skip

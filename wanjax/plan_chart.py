@@ -9,8 +9,8 @@ from wanjax.plan_search import Search, short
 _LINE, _BAR, _GAP, _LETTER = 26, 230, 150, 6.6
 _FITS, _NOT = "fits", "not"  # classes of the style sheet
 _STYLE = (
-    "text { font: 12px Helvetica, Arial, sans-serif; fill: #222; stroke: #fff; stroke-width: 3px; paint-order: stroke } "
-    ".title { font-weight: 600 } .small { fill: #555 } "
+    "text { font: 12px Helvetica, Arial, sans-serif; fill: #222; stroke: #fff; stroke-width: 3px; "
+    "paint-order: stroke } .title { font-weight: 600 } .small { fill: #555 } "
     f".{_FITS} {{ fill: #2a7f62 }} .{_NOT} {{ fill: #c46a4a }} .limit {{ stroke: #222; stroke-dasharray: 3 2 }}"
 )
 

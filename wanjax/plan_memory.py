@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from wanjax import partition
 from wanjax.config import Experiment
@@ -36,12 +36,12 @@ _ATTENTION, _FORWARD, _AROUND = 11, 4, 6
 _LAYERS, _HIDDEN = 60, 6
 
 
-def training(experiment: Experiment, mesh: Mesh | AbstractMesh, work: Work, *, platform: str, copies: float) -> int:
+def training(experiment: Experiment, mesh: Mesh, work: Work, *, platform: str, copies: float) -> int:
     """Bytes of one device in a training step, at least.
 
     Args:
         experiment: what is trained.
-        mesh: over which.
+        mesh: over which; the sizes of its axes are all that counts.
         work: of a step.
         platform: whose kernels work on attention.
         copies: bytes of a training state per parameter of the network.
@@ -69,7 +69,7 @@ def training(experiment: Experiment, mesh: Mesh | AbstractMesh, work: Work, *, p
     return round(copies * shard(table, mesh) + gradients + model.layers * kept + peak)
 
 
-def sampling(model: DiTConfig, mesh: Mesh | AbstractMesh, work: Work, *, platform: str, arguments: int) -> int:
+def sampling(model: DiTConfig, mesh: Mesh, work: Work, *, platform: str, arguments: int) -> int:
     """Bytes of one device in a denoising step, at least.
 
     Args:
@@ -86,7 +86,7 @@ def sampling(model: DiTConfig, mesh: Mesh | AbstractMesh, work: Work, *, platfor
     return round(arguments + gathered + (_STREAM + _FORWARD * own) * state)
 
 
-def shard(table: Sequence[Row], mesh: Mesh | AbstractMesh) -> int:
+def shard(table: Sequence[Row], mesh: Mesh) -> int:
     """Parameters of one device."""
     total = 0
     for row in table:
@@ -96,7 +96,7 @@ def shard(table: Sequence[Row], mesh: Mesh | AbstractMesh) -> int:
     return total
 
 
-def _tokens(work: Work, mesh: Mesh | AbstractMesh) -> int:
+def _tokens(work: Work, mesh: Mesh) -> int:
     """Of one clip on one device."""
     seq = mesh.shape["seq"]
     return sequence.padded(work.tokens, seq) // seq
@@ -116,7 +116,7 @@ def _late_matrices(model: DiTConfig) -> int:
     return 3 * model.width**2 + 2 * model.width * model.ffn
 
 
-def _partial_gradients(model: DiTConfig, mesh: Mesh | AbstractMesh, work: Work, platform: str) -> float:
+def _partial_gradients(model: DiTConfig, mesh: Mesh, work: Work, platform: str) -> float:
     """Bytes of what splash's backward pass sums afterwards, of one clip (:func:`wanjax.models.splash.backward`)."""
     tensor, seq = mesh.shape["tensor"], mesh.shape["seq"]
     group = sequence.shared(model.sequence, model.heads, seq, tensor)

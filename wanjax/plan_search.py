@@ -142,7 +142,9 @@ def search(
     fitting = [choice for choice in known if choice.memory <= limit]
     left = [choice for place, choice in enumerate(fitting) if not any(
         _beats(other, choice, earlier=before < place) for before, other in enumerate(fitting))]  # fmt: skip
-    plans, refused, best, waiting = [], [], math.inf, left[::-1]
+    plans: list[dict[str, Any]] = []
+    refused: list[tuple[dict[str, Any], str]] = []
+    best, waiting = math.inf, left[::-1]
     while waiting and len(plans) + len(refused) < tries and waiting[-1].seconds <= best:
         choice = waiting.pop()
         say(f"{len(plans) + len(refused) + 1} of at most {tries}: {short(choice.overrides)}")

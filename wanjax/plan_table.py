@@ -51,8 +51,9 @@ def search_table(found: Search) -> str:
         time = "–" if seconds is None else f"{seconds:.3g}"
         mfu = f"{plan['estimate']['mfu']:.0%}" if plan["estimate"] else "–"
         sent = "–" if plan["collective_bytes"] is None else f"{plan['collective_bytes'] / 1e9:.2f}"
-        lines.append(f"{number:>3} {'yes' if plan['fits'] else 'NO':<5}{time:>9}{mfu:>7}{sizes[0]:>9.2f}{sizes[1]:>8.1f}"
-                     f"{plan['host_bytes'] / 1e9:>8.2f}{sent:>9}  {limit(plan):<12}{short(plan['overrides'])}")
+        lines.append(f"{number:>3} {'yes' if plan['fits'] else 'NO':<5}{time:>9}{mfu:>7}{sizes[0]:>9.2f}"
+                     f"{sizes[1]:>8.1f}{plan['host_bytes'] / 1e9:>8.2f}{sent:>9}  {limit(plan):<12}"
+                     f"{short(plan['overrides'])}")  # fmt: skip
     lines += [f"refused: {short(overrides)}: {reason}" for overrides, reason in found.refused]
     lines.append("sizes in GB of one device; time a lower bound")
     lines.append(f"not compiled: {found.too_large} choices that are too large by formula, {found.beaten} whose mesh "

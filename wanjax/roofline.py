@@ -44,8 +44,8 @@ def executed(
     """How many forward passes' work one step is at least: products with parameters, and attention.
 
     A backward pass is two forward passes, of products with ``frozen`` parameters one; recomputation adds one of what is
-    made again, which in chunks of tokens (``chunked``) all products with parameters are. Attention's kernels do not keep the weights: their backward pass makes one of the two forward products
-    again, whatever is recomputed.
+    made again, which in chunks of tokens (``chunked``) all products with parameters are. Attention's kernels do not
+    keep the weights: their backward pass makes one of the two forward products again, whatever is recomputed.
     """
     if not train:
         return 1, 1
