@@ -24,15 +24,15 @@ CPU = topology.parse("cpu:8")
 def bound(found):
     """By formula, of what a plan was made for; of its arguments only their sum is taken from it."""
     experiment, sizes = config_lib.from_dict(found["experiment"]), found["mesh"]
-    mesh, platform = AbstractMesh(tuple(sizes.values()), tuple(sizes)), topology.parse(found["topology"]).platform
+    mesh, machine = AbstractMesh(tuple(sizes.values()), tuple(sizes)), topology.parse(found["topology"])
     model, given = experiment.model, found["argument_bytes"]
     if found["program"] == "train":
         copies = given / plan_memory.shard(dit_rows(model), mesh)
-        return plan_memory.training(experiment, mesh, programs.training_work(experiment), platform=platform,
+        return plan_memory.training(experiment, mesh, programs.training_work(experiment), machine=machine,
                                     copies=copies)  # fmt: skip
     forwards = 1 if experiment.sample.guidance_high == 1.0 else 2
     work = Work(found["clips"], found["tokens"], experiment.text.length, forwards, forwards)  # --passes two
-    return plan_memory.sampling(model, mesh, work, platform=platform, arguments=given)
+    return plan_memory.sampling(model, mesh, work, machine=machine, arguments=given)
 
 
 @pytest.mark.parametrize("line", MADE, ids=[line["name"] for line in MADE])
@@ -58,7 +58,8 @@ def of(experiment, **fields):
     model = dataclasses.replace(experiment.model, **fields)
     changed = dataclasses.replace(experiment, model=model)
     mesh = AbstractMesh((1, 16, 4, 1), ("data", "fsdp", "seq", "tensor"))
-    return plan_memory.training(changed, mesh, programs.training_work(changed), platform="tpu", copies=16.0)
+    machine = topology.parse("v6e:8x8")
+    return plan_memory.training(changed, mesh, programs.training_work(changed), machine=machine, copies=16.0)
 
 
 def test_it_tells_policies_and_chunks_apart():
@@ -78,7 +79,7 @@ def test_gradients_of_several_micro_batches_are_summed_beside_those_of_one():
     twice = dataclasses.replace(large, train=dataclasses.replace(large.train, accumulate=2))
     mesh = AbstractMesh((1, 16, 4, 1), ("data", "fsdp", "seq", "tensor"))
     shards, one, two = plan_memory.shard(dit_rows(large.model), mesh), *(
-        plan_memory.training(each, mesh, programs.training_work(each), platform="gpu", copies=16.0)
+        plan_memory.training(each, mesh, programs.training_work(each), machine=topology.parse("h100:8x8"), copies=16.0)
         for each in (large, twice))  # fmt: skip
     tokens = programs.training_work(large).tokens * 64 // 64
     assert one - two < tokens * 5120 * 100 and two > 5 * 4 * shards  # half of the clips, another sum

@@ -20,6 +20,7 @@ from wanjax.models.attention import chosen
 from wanjax.models.dit_config import DiTConfig
 from wanjax.models.rows import Row
 from wanjax.models.rows.dit import dit_rows
+from wanjax.topology import Topology
 from wanjax.traffic import Work
 
 _STREAM = 4  # bytes of a value of the stream from block to block: float32
@@ -28,22 +29,25 @@ _STREAM = 4  # bytes of a value of the stream from block to block: float32
 # "attention": the result of self-attention. With "offload" they are in the hosts' memory, and the stream with them.
 _KEPT = {"none": (16, 2), "dots": (7, 1), "full": (0, 0), "attention": (1, 0)}
 # What is there at once, in values of the compute dtype per token and width: around the backward pass of self-attention
-# the block's input, q, k, v, the result, its gradient and those of q, k and v, two of them in two layouts; in a forward
-# pass q, k, v and one more; while chunks are worked on input, q, k, v, the result and its gradient.
-_ATTENTION, _FORWARD, _AROUND = 11, 4, 6
+# the block's input, q, k, v, the result, its gradient and those of q, k and v, four of them in two layouts; in a
+# forward pass q, k, v and one more; while chunks are worked on input, q, k, v, the result and its gradient.
+_ATTENTION, _FORWARD, _AROUND = 13, 4, 6
 # Bytes per token of a chunk, or of all tokens without chunks, that its linear layers, norms and their gradients take:
 # per width and, of the compute dtype, per hidden feature.
 _LAYERS, _HIDDEN = 60, 6
+# Blocks whose matrices, or gradients of these, travel beside the work of another one, where a kind of chip or a
+# platform has such options (wanjax.compiler_options).
+_AHEAD = {"gpu": 2, "v5p": 1}
 
 
-def training(experiment: Experiment, mesh: Mesh, work: Work, *, platform: str, copies: float) -> int:
+def training(experiment: Experiment, mesh: Mesh, work: Work, *, machine: Topology, copies: float) -> int:
     """Bytes of one device in a training step, at least.
 
     Args:
         experiment: what is trained.
         mesh: over which; the sizes of its axes are all that counts.
         work: of a step.
-        platform: whose kernels work on attention.
+        machine: whose kernels work on attention, and whose compiler has its habits.
         copies: bytes of a training state per parameter of the network.
     """
     model, table = experiment.model, dit_rows(experiment.model)
@@ -56,33 +60,35 @@ def training(experiment: Experiment, mesh: Mesh, work: Work, *, platform: str, c
     width, hidden = _KEPT.get(model.remat, (0, 0))
     kept = 0.0 if model.remat == "offload" else stream + tokens * own * (width * model.width + hidden * model.ffn)
     attention = stream + _ATTENTION * own * tokens * model.width
-    attention += clips * _partial_gradients(model, mesh, work, platform)
+    attention += clips * _partial_gradients(model, mesh, work, machine.platform)
     layers = tokens * (_LAYERS * model.width + _HIDDEN * own * model.ffn)
     count = _tokens(work, mesh)
     if not 0 < model.chunk_tokens < count:
-        peak = attention + layers + own * _matrices(model)
+        peak = attention + layers + own * _matrices(model)  # gathered
     else:
         _, each = chunks.cut(count, model.chunk_tokens)
         sums = 0 if experiment.lora.rank else _STREAM / tensor
         around = stream + _AROUND * own * tokens * model.width
         peak = max(attention, around + layers * each / count + (own + sums) * _late_matrices(model))
+    ahead = 0 if mesh.size == tensor else _AHEAD.get(machine.kind, _AHEAD.get(machine.platform, 0))
+    peak += ahead * own * _matrices(model)
     return round(copies * shard(table, mesh) + gradients + model.layers * kept + peak)
 
 
-def sampling(model: DiTConfig, mesh: Mesh, work: Work, *, platform: str, arguments: int) -> int:
+def sampling(model: DiTConfig, mesh: Mesh, work: Work, *, machine: Topology, arguments: int) -> int:
     """Bytes of one device in a denoising step, at least.
 
     Args:
         model: the network.
         mesh: over which.
         work: of a step.
-        platform: a GPU's compiler gathers a whole block at once.
+        machine: a GPU's compiler gathers a whole block at once.
         arguments: bytes of parameters on a device.
     """
     clips = work.clips * work.forwards / (work.gathers * mesh.shape["data"] * mesh.shape["fsdp"])
     own = _itemsize(model) / mesh.shape["tensor"]
     state = clips * _tokens(work, mesh) * model.width
-    gathered = own * _matrices(model) if platform == "gpu" and mesh.size > mesh.shape["tensor"] else 0
+    gathered = own * _matrices(model) if machine.platform == "gpu" and mesh.size > mesh.shape["tensor"] else 0
     return round(arguments + gathered + (_STREAM + _FORWARD * own) * state)
 
 

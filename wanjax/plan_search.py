@@ -238,7 +238,7 @@ def _bounds(
         work, table, lora = programs.training_work(experiment), dit_rows(model), experiment.lora
         trained, frozen = (lora.rows(table), table) if lora.rank else (table, ())
         least = traffic.minimum(model, trained, mesh, work, frozen, lora.base_dtype)
-        held = plan_memory.training(experiment, mesh, work, platform=machine.platform, copies=copies or 0)
+        held = plan_memory.training(experiment, mesh, work, machine=machine, copies=copies or 0)
     else:
         try:
             program = plan_program(experiment, mesh, settings)
@@ -246,7 +246,7 @@ def _bounds(
             return None
         work, least, held = program.work, program.minimum, argument_bytes(program.arguments)
         if settings.program == "sample":
-            held = plan_memory.sampling(model, mesh, work, platform=machine.platform, arguments=held)
+            held = plan_memory.sampling(model, mesh, work, machine=machine, arguments=held)
     if settings.program == "encode":
         matmul, attention = float(program.flops), 0.0
     else:
