@@ -185,6 +185,6 @@ def test_plans_without_an_estimate_are_shown_too():
     found = Search((bare,), (), 0, 0, 0)
     words = search_table(found).splitlines()[1].split()
     assert words == ["1", "yes", "–", "–", "10.00", "16.0", "0.00", "–", "–", "passes", "two"]
-    assert "the first: --passes=two" in search_table(found)
+    assert "options of the first: --passes=two" in search_table(found)
     assert "none of these fits" in search_table(dataclasses.replace(found, plans=({**bare, "fits": False},)))
     assert "not known" in chart(found, "x")

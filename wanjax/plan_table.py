@@ -59,7 +59,7 @@ def search_table(found: Search) -> str:
     lines.append(f"not compiled: {found.too_large} choices that are too large by formula, {found.beaten} whose mesh "
                  f"another beats in time, memory and bytes, {found.not_tried} that come after those above")
     if found.plans and found.plans[0]["fits"]:
-        lines.append(f"the first: {options(found.plans[0]['overrides'])}")
+        lines.append(f"options of the first: {options(found.plans[0]['overrides'])}")
     else:
         lines.append("none of these fits: more chips, or chips with more memory, or shorter or smaller clips")
     return "\n".join(lines)
