@@ -2,11 +2,11 @@
 
     python benchmarks/plans.py [--only v5p] [--again] [--idle] [--list]
 
-Runs ``experiments.plan`` (``pip install "wanjax[tpu,cuda12]"``; seconds to minutes each) for every case below, keeps
-the answers in benchmarks/results/plans.jsonl, a line per case, and writes from all that are there the tables of
-benchmarks/results/plan.md and of docs/scaling.md. A case whose line answers the same question, with the same compilers,
-is not made again, so that an interrupted run is gone on with. Nothing is run on any of these machines, and none has
-ever been.
+Runs ``experiments.plan`` (with the compilers that ``make plans`` installs; seconds to minutes each) for every case
+below, keeps the answers in benchmarks/results/plans.jsonl, a line per case, and writes from all that are there the
+tables of benchmarks/results/plan.md and of docs/scaling.md. A case whose line answers the same question, with the same
+compilers, is not made again, so that an interrupted run is gone on with. Nothing is run on any of these machines, and
+none has ever been.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ DOCS = ROOT / "docs/scaling.md"
 BEGIN, END = "<!-- plans: written by benchmarks/plans.py -->", "<!-- end of plans -->"
 # resolution -> fields of the config; both have 81 frames
 SIZES = {"480p": {"data.height": 480, "data.width": 832}, "720p": {"data.height": 720, "data.width": 1280}}
+ON_DEVICE = {"model.remat": "attention", "model.chunk_tokens": 0}  # nothing on the hosts, all tokens at once
 SAMPLE = ("--param_dtype", "bfloat16", "--passes", "two")
 # what making a plan may take on two idle cores: minutes by compiler, and GB
 LIMITS = {"tpu": 8.0, "gpu": 1.0}
@@ -52,6 +53,7 @@ class Case:
     mesh: sizes of its axes.
     clips: of a training step.
     options: of ``experiments.plan`` beside.
+    fields: of the config beside.
     """
 
     topology: str
@@ -60,15 +62,17 @@ class Case:
     mesh: dict[str, int]
     clips: int = 0
     options: tuple[str, ...] = ()
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        axes = ",".join(f"{axis}={size}" for axis, size in self.mesh.items())
-        return f"{self.program} {self.size} {self.topology} {axes}"
+        named = {**self.mesh, **{name.split(".")[-1]: value for name, value in self.fields.items()}}
+        return f"{self.program} {self.size} {self.topology} {','.join(f'{k}={v}' for k, v in named.items())}"
 
     @property
     def arguments(self) -> list[str]:
-        fields: dict[str, Any] = {**SIZES[self.size], **{f"mesh.{axis}": size for axis, size in self.mesh.items()}}
+        fields: dict[str, Any] = {**SIZES[self.size], **self.fields}
+        fields |= {f"mesh.{axis}": size for axis, size in self.mesh.items()}
         if self.program == "train":
             fields |= {"data.batch": self.clips}
         overrides = [f"--config.{name}={value}" for name, value in fields.items()]
@@ -83,6 +87,8 @@ CASES = (
     Case("tpu7x:4x4x4", "train", "720p", {"fsdp": 32, "seq": 4}, 32),
     Case("h100:8x8", "train", "720p", {"fsdp": 16, "seq": 4}, 16),
     Case("v5p:4x4x4", "train", "720p", {"fsdp": 64, "seq": 1}, 64),
+    Case("h100:8x8", "train", "720p", {"fsdp": 16, "seq": 4}, 16, fields=ON_DEVICE),
+    Case("v5p:4x4x4", "train", "720p", {"fsdp": 16, "seq": 4}, 16, fields=ON_DEVICE),
     Case("v5p:4x4x4", "train", "480p", {"fsdp": 64, "seq": 1}, 64),
     Case("v6e:16x16", "train", "480p", {"fsdp": 64, "seq": 4}, 64),
     Case("tpu7x:4x4x4", "train", "480p", {"fsdp": 128, "seq": 1}, 128),
@@ -174,15 +180,15 @@ def page(lines: list[dict[str, Any]]) -> str:
 
 def short_table(lines: list[dict[str, Any]]) -> list[str]:
     """What docs/scaling.md shows of the plans."""
-    head = ("program", "size", "chips", "mesh", "clips", "memory, GB", "host, GB", "sent, GB", "executed", "s/clip",
+    head = ("program", "size", "chips", "mesh", "remat", "clips", "memory, GB", "host, GB", "sent, GB", "executed", "s/clip",
             "MFU ≤")  # fmt: skip
     rows = []
     for line in _good(lines):
         plan = line["plan"]
         fits = "" if plan["fits"] else ", does not fit"
         memory = f"{plan['peak_bytes_per_device'] / 1e9:.1f} of {plan['hbm_bytes_per_device'] / 1e9:.1f}{fits}"
-        rows.append((plan["program"], line["size"], plan["topology"], _axes(plan), plan["clips"], memory,
-                     _gb(plan["host_bytes"], 1), _gb(plan["collective_bytes"], 1), _executed(plan), *_bound(plan)))
+        rows.append((plan["program"], line["size"], plan["topology"], _axes(plan), _remat(plan), plan["clips"],
+                     memory, _gb(plan["host_bytes"], 1), _gb(plan["collective_bytes"], 1), _executed(plan), *_bound(plan)))
     return _markdown(head, rows)
 
 
@@ -191,12 +197,12 @@ def _good(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _table(lines: list[dict[str, Any]]) -> list[str]:
-    head = ("program", "size", "machine", "mesh", "clips", "fits", "peak", "of", "arguments", "temporary", "host",
-            "sent", "least", "executed", "s/clip", "MFU ≤", "limited by")  # fmt: skip
+    head = ("program", "size", "machine", "mesh", "remat", "clips", "fits", "peak", "of", "arguments", "temporary",
+            "host", "sent", "least", "executed", "s/clip", "MFU ≤", "limited by")  # fmt: skip
     rows = []
     for line in lines:
         plan = line["plan"]
-        rows.append((plan["program"], line["size"], plan["topology"], _axes(plan), plan["clips"],
+        rows.append((plan["program"], line["size"], plan["topology"], _axes(plan), _remat(plan), plan["clips"],
                      "yes" if plan["fits"] else "no",
                      *(_gb(plan[name]) for name in ("peak_bytes_per_device", "hbm_bytes_per_device", "argument_bytes",
                                                     "temp_bytes", "host_bytes", "collective_bytes",
@@ -222,6 +228,14 @@ def _costs(lines: list[dict[str, Any]]) -> list[str]:
 
 def _axes(plan: dict[str, Any]) -> str:
     return " × ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1) or "one"
+
+
+def _remat(plan: dict[str, Any]) -> str:
+    """Policy of training, and tokens of a device at a time where these are not all."""
+    if plan["program"] != "train":
+        return "–"
+    model = plan["experiment"]["model"]
+    return f"{model['remat']}, {model['chunk_tokens']:,}" if model["chunk_tokens"] else model["remat"]
 
 
 def _executed(plan: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ _KEPT = {"none": (16, 2), "dots": (7, 1), "full": (0, 0), "attention": (1, 0)}
 _ATTENTION, _FORWARD, _AROUND = 13, 4, 6
 # Bytes per token of a chunk, or of all tokens without chunks, that its linear layers, norms and their gradients take:
 # per width and, of the compute dtype, per hidden feature.
-_LAYERS, _HIDDEN = 60, 6
+_LAYERS, _HIDDEN = 56, 6
 # Blocks whose matrices, or gradients of these, travel beside the work of another one, where a kind of chip or a
 # platform has such options (wanjax.compiler_options).
 _AHEAD = {"gpu": 2, "v5p": 1}
