@@ -180,15 +180,16 @@ def page(lines: list[dict[str, Any]]) -> str:
 
 def short_table(lines: list[dict[str, Any]]) -> list[str]:
     """What docs/scaling.md shows of the plans."""
-    head = ("program", "size", "chips", "mesh", "remat", "clips", "memory, GB", "host, GB", "sent, GB", "executed", "s/clip",
-            "MFU ≤")  # fmt: skip
+    head = ("program", "size", "chips", "mesh", "remat", "clips", "memory, GB", "host, GB", "sent, GB", "executed",
+            "s/clip", "MFU ≤")  # fmt: skip
     rows = []
     for line in _good(lines):
         plan = line["plan"]
         fits = "" if plan["fits"] else ", does not fit"
         memory = f"{plan['peak_bytes_per_device'] / 1e9:.1f} of {plan['hbm_bytes_per_device'] / 1e9:.1f}{fits}"
         rows.append((plan["program"], line["size"], plan["topology"], _axes(plan), _remat(plan), plan["clips"],
-                     memory, _gb(plan["host_bytes"], 1), _gb(plan["collective_bytes"], 1), _executed(plan), *_bound(plan)))
+                     memory, _gb(plan["host_bytes"], 1), _gb(plan["collective_bytes"], 1), _executed(plan),
+                     *_bound(plan)))
     return _markdown(head, rows)
 
 
