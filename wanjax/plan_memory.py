@@ -29,9 +29,11 @@ _STREAM = 4  # bytes of a value of the stream from block to block: float32
 # "attention": the result of self-attention. With "offload" they are in the hosts' memory, and the stream with them.
 _KEPT = {"none": (16, 2), "dots": (7, 1), "full": (0, 0), "attention": (1, 0)}
 # What is there at once, in values of the compute dtype per token and width: around the backward pass of self-attention
-# the block's input, q, k, v, the result, its gradient and those of q, k and v, four of them in two layouts; in a
-# forward pass q, k, v and one more; while chunks are worked on input, q, k, v, the result and its gradient.
-_ATTENTION, _FORWARD, _AROUND = 13, 4, 6
+# the block's input, q, k, v, the result, its gradient and those of q, k and v, four of them in two layouts; while
+# chunks are worked on input, q, k, v, the result and its gradient; in a forward pass q, k, v and one more, on a GPU each
+# of them twice.
+_ATTENTION, _AROUND = 13, 6
+_FORWARD = {"gpu": 8}
 # Bytes per token of a chunk, or of all tokens without chunks, that its linear layers, norms and their gradients take:
 # per width and, of the compute dtype, per hidden feature.
 _LAYERS, _HIDDEN = 56, 6
@@ -82,14 +84,15 @@ def sampling(model: DiTConfig, mesh: Mesh, work: Work, *, machine: Topology, arg
         model: the network.
         mesh: over which.
         work: of a step.
-        machine: a GPU's compiler gathers a whole block at once.
+        machine: whose compiler has its habits.
         arguments: bytes of parameters on a device.
     """
     clips = work.clips * work.forwards / (work.gathers * mesh.shape["data"] * mesh.shape["fsdp"])
     own = _itemsize(model) / mesh.shape["tensor"]
     state = clips * _tokens(work, mesh) * model.width
-    gathered = own * _matrices(model) if machine.platform == "gpu" and mesh.size > mesh.shape["tensor"] else 0
-    return round(arguments + gathered + (_STREAM + _FORWARD * own) * state)
+    ahead = _AHEAD["gpu"] if machine.platform == "gpu" and mesh.size > mesh.shape["tensor"] else 0
+    return round(arguments + ahead * own * _matrices(model)
+                 + (_STREAM + _FORWARD.get(machine.platform, 4) * own) * state)  # fmt: skip
 
 
 def shard(table: Sequence[Row], mesh: Mesh) -> int:
