@@ -24,14 +24,14 @@ from wanjax.topology import Topology
 from wanjax.traffic import Work
 
 _STREAM = 4  # bytes of a value of the stream from block to block: float32
-# Values of the compute dtype that a policy keeps of each block and token, beside the stream: of width, and of ffn.
+# Values of the compute dtype that a policy keeps of each block and token, beside the stream: of width and of ffn.
 # "none": inputs and outputs of the linear layers, and q, k before their norms; "dots": the outputs of all of them;
 # "attention": the result of self-attention. With "offload" they are in the hosts' memory, and the stream with them.
 _KEPT = {"none": (16, 2), "dots": (7, 1), "full": (0, 0), "attention": (1, 0)}
 # What is there at once, in values of the compute dtype per token and width: around the backward pass of self-attention
 # the block's input, q, k, v, the result, its gradient and those of q, k and v, four of them in two layouts; while
-# chunks are worked on input, q, k, v, the result and its gradient; in a forward pass q, k, v and one more, on a GPU each
-# of them twice.
+# chunks are worked on input, q, k, v, the result and its gradient; in a forward pass q, k, v and one more, on a GPU
+# each of them twice.
 _ATTENTION, _AROUND = 13, 6
 _FORWARD = {"gpu": 8}
 # Bytes per token of a chunk, or of all tokens without chunks, that its linear layers, norms and their gradients take:
