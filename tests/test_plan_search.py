@@ -158,6 +158,12 @@ def test_what_another_beats_in_everything_is_not_compiled(monkeypatch, experimen
     other = dataclasses.replace(known[1], settings=Settings("sample"))  # policies are not compared by formula
     monkeypatch.setattr(plan_search, "choices", lambda *given: [known[0], other])
     assert tried(experiment, [made(80.0), made(80.0)]).beaten == 0
+    chunked = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, chunk_tokens=4))
+    for first, beaten in ((experiment, 1), (chunked, 0)):  # by one that takes as many tokens at a time, or more
+        pair = [dataclasses.replace(known[0], experiment=first),
+                dataclasses.replace(known[1], experiment=chunked if beaten else experiment)]  # fmt: skip
+        monkeypatch.setattr(plan_search, "choices", lambda *given, pair=pair: pair)
+        assert tried(experiment, [made(80.0), made(80.0)]).beaten == beaten
 
 
 def test_a_choice_that_is_refused_is_told_and_the_others_go_on(five, experiment):

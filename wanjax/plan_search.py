@@ -58,9 +58,14 @@ class Choice:
     smaller: Choice | None = None
 
     @property
-    def policies(self) -> tuple[str, int, Settings]:
-        """What is chosen beside the mesh: formulas do not tell what chunks cost, or fetching from the hosts' memory."""
-        return self.experiment.model.remat, self.experiment.model.chunk_tokens, self.settings
+    def policies(self) -> tuple[str, Settings]:
+        """What is chosen beside the mesh: formulas do not tell what it costs to fetch from the hosts' memory."""
+        return self.experiment.model.remat, self.settings
+
+    @property
+    def at_once(self) -> float:
+        """Tokens of a device at a time; formulas do not tell what chunks cost either."""
+        return self.experiment.model.chunk_tokens or math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +171,7 @@ def search(
 
 def _beats(one: Choice, other: Choice, *, earlier: bool) -> bool:
     """Whether its mesh is as good in everything, and better in something or equal and earlier."""
-    if one.policies != other.policies:
+    if one.policies != other.policies or one.at_once < other.at_once:
         return False
     pairs = ((one.seconds, other.seconds), (one.memory, other.memory), (one.sent, other.sent))
     if any(own > others for own, others in pairs):
