@@ -36,7 +36,7 @@ _ATTENTION, _AROUND = 13, 6
 _FORWARD = {"gpu": 8}
 # Bytes per token of a chunk, or of all tokens without chunks, that its linear layers, norms and their gradients take:
 # per width and, of the compute dtype, per hidden feature.
-_LAYERS, _HIDDEN = 56, 6
+_LAYERS, _HIDDEN = 40, 6
 # Blocks whose matrices, or gradients of these, travel beside the work of another one, where a kind of chip or a
 # platform has such options (wanjax.compiler_options).
 _AHEAD = {"gpu": 2, "v5p": 1}
@@ -64,14 +64,13 @@ def training(experiment: Experiment, mesh: Mesh, work: Work, *, machine: Topolog
     attention = stream + _ATTENTION * own * tokens * model.width
     attention += clips * _partial_gradients(model, mesh, work, machine.platform)
     layers = tokens * (_LAYERS * model.width + _HIDDEN * own * model.ffn)
-    count = _tokens(work, mesh)
-    if not 0 < model.chunk_tokens < count:
-        peak = attention + layers + own * _matrices(model)  # gathered
-    else:
-        _, each = chunks.cut(count, model.chunk_tokens)
-        sums = 0 if experiment.lora.rank else _STREAM / tensor
-        around = stream + _AROUND * own * tokens * model.width
-        peak = max(attention, around + layers * each / count + (own + sums) * _late_matrices(model))
+    count, each, matrices = _tokens(work, mesh), 1.0, own  # gathered, of one block
+    if 0 < model.chunk_tokens < count:
+        each = chunks.cut(count, model.chunk_tokens)[1] / count
+        # and, if they are trained, their gradients of one chunk, and the sums over chunks in float32
+        matrices += 0 if experiment.lora.rank else own + _STREAM / tensor
+    around = stream + _AROUND * own * tokens * model.width
+    peak = max(attention, around + layers * each + matrices * _late_matrices(model))
     ahead = 0 if mesh.size == tensor else _AHEAD.get(machine.kind, _AHEAD.get(machine.platform, 0))
     peak += ahead * own * _matrices(model)
     return round(copies * shard(table, mesh) + gradients + model.layers * kept + peak)
@@ -121,7 +120,7 @@ def _matrices(model: DiTConfig) -> int:
 
 
 def _late_matrices(model: DiTConfig) -> int:
-    """Those behind self-attention that work on tokens, whose gradients chunks sum in float32."""
+    """Those of one block behind self-attention, that work on tokens."""
     return 3 * model.width**2 + 2 * model.width * model.ffn
 
 

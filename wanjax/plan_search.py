@@ -31,6 +31,7 @@ from wanjax.plan import PlanError, Settings, plan_program
 from wanjax.topology import Topology
 
 SEARCHED = ("train", "sample", "encode")
+_SLACK = 1.05  # a compiler may come to need less than any has needed so far, by as much
 CHUNKS = (0, 8192, 4096, 2048, 1024)  # tokens of a device at a time that are tried, 0 for all
 # policies that keep nothing which is computed chunk by chunk: it would be computed anew all the same
 CHUNKED = ("full", "attention", "offload")
@@ -143,8 +144,7 @@ def search(
         say: is told what is tried.
     """
     known = choices(experiment, machine, settings, devices)
-    limit = machine.hbm_bytes()
-    fitting = [choice for choice in known if choice.memory <= limit]
+    fitting = [choice for choice in known if choice.memory <= _SLACK * machine.hbm_bytes()]
     left = [choice for place, choice in enumerate(fitting) if not any(
         _beats(other, choice, earlier=before < place) for before, other in enumerate(fitting))]  # fmt: skip
     plans: list[dict[str, Any]] = []
