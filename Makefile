@@ -33,11 +33,13 @@ setup: .venv/.installed
 .venv-parity/.installed: pyproject.toml setup.py constraints.txt
 	$(call environment,.venv-parity,test$(comma)parity)
 
-.venv-plans/.installed: pyproject.toml setup.py constraints.txt
-	$(call environment,.venv-plans,tpu$(comma)cuda12)
+# the compiler of TPUs by itself: jax[tpu] asks for the one of its own day, plans are made by a later one (docs/scaling.md)
+LIBTPU := libtpu==0.0.52
+.venv-plans/.installed: pyproject.toml setup.py constraints.txt Makefile
+	$(call environment,.venv-plans,cuda12,$(LIBTPU))
 
 comma := ,
-# the stamp comes last: an interrupted installation is gone on with
+# of a folder, extras, and packages beside; the stamp comes last: an interrupted installation is gone on with
 define environment
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "wanjax needs Python 3.11 or newer, and found none on the PATH. Install one, or name it:" \
@@ -50,7 +52,7 @@ define environment
 		echo "$(PYTHON) cannot make a virtual environment: install its venv module" \
 			"(on Debian and Ubuntu the package python3-venv)" >&2; rm -rf $(1); exit 1; }
 	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable ".[$(2)]"
+		--editable ".[$(2)]" $(3)
 	@touch $(1)/.installed
 endef
 

@@ -300,7 +300,7 @@ def test_the_same_question_is_answered_from_the_cache(tmp_path, monkeypatch):
     for other in ((small(seed=1), CPU, settings), (small(), topology.parse("cpu:4"), settings),
                   (small(), CPU, Settings("sample", clips=8))):  # fmt: skip
         assert not launcher.run(*other)["from_cache"]
-    monkeypatch.setattr("wanjax.plan_cache.versions", lambda: {"jax": "another"})
+    monkeypatch.setattr("wanjax.plan_cache.versions", lambda platform: {"jax": "another"})
     assert not launcher.run(small(), CPU, settings)["from_cache"]
     (tmp_path / "wanjax/plans" / f"{plan_cache.key(small(), CPU, settings)}.json").write_text('{"fits": tr')
     assert not launcher.run(small(), CPU, settings)["from_cache"]

@@ -49,11 +49,45 @@ def test_what_can_be_chosen_goes_with_the_config(experiment):
         choices(experiment, CPU, Settings("decode"), jax.devices())
     for choice in found:
         assert choice.experiment.model.remat == choice.overrides["config.model.remat"]
+        assert choice.experiment.model.chunk_tokens == choice.overrides["config.model.chunk_tokens"] == 0  # 12 tokens
     # three heads of a width of 30 cannot be split over four or eight devices, nor three clips over two
     alone = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch=3),
                                 model=dataclasses.replace(heads.model, width=30, heads=3))  # fmt: skip
     with pytest.raises(PlanError, match="no mesh of 8 devices goes with this config: config.data.batch = 3"):
         choices(alone, CPU, TRAIN, jax.devices())
+
+
+def test_the_most_tokens_at_a_time_that_fit_by_formula_are_chosen(monkeypatch, experiment):
+    """Twelve tokens, four or two of them at a time; policies that keep what chunks compute anew take all at once."""
+    monkeypatch.setattr(plan_search, "CHUNKS", (0, 4, 2))
+    monkeypatch.setattr(plan_search.plan_memory, "training", lambda chosen, mesh, *given, **named: (
+        chosen.model.chunk_tokens or 12) * 10**6)  # fmt: skip
+
+    def chosen(limit):
+        monkeypatch.setattr(topology.Topology, "hbm_bytes", lambda machine: limit)
+        found = choices(experiment, CPU, TRAIN, jax.devices())
+        return {choice.experiment.model.remat: choice for choice in found if choice.overrides["config.mesh.seq"] == 1}
+
+    assert {each.experiment.model.chunk_tokens for each in chosen(10**9).values()} == {0}
+    some = chosen(5 * 10**6)
+    sizes = {remat: each.experiment.model.chunk_tokens for remat, each in some.items()}
+    assert sizes == {"none": 0, "dots": 0, "full": 4, "attention": 4, "offload": 4}
+    smaller = some["full"].smaller
+    assert (smaller.experiment.model.chunk_tokens, smaller.smaller) == (2, None)
+    assert smaller.overrides["config.model.chunk_tokens"] == 2 and some["none"].smaller is None
+    least = chosen(10**6)["offload"]
+    assert (least.experiment.model.chunk_tokens, least.memory) == (2, 2 * 10**6)  # too large all the same
+
+
+def test_where_a_compiler_says_that_they_do_not_fit_fewer_tokens_follow(monkeypatch, experiment):
+    small = plan_search.Choice(experiment, TRAIN, {"config.model.chunk_tokens": 2}, 1.0, 5, 5)
+    large = plan_search.Choice(experiment, TRAIN, {"config.model.chunk_tokens": 4}, 1.0, 5, 5, smaller=small)
+    other = plan_search.Choice(experiment, Settings("sample"), {"config.mesh.fsdp": 2}, 2.0, 5, 5)
+    monkeypatch.setattr(plan_search, "choices", lambda *given: [large, other])
+    found = tried(experiment, [made(8.0, fits=False), made(8.0, fits=False), made(24.0)])
+    assert [each["overrides"] for each in found.plans] == [other.overrides, large.overrides, small.overrides]
+    assert tried(experiment, [made(8.0)]).plans[0]["overrides"] == large.overrides  # which fits: no other is needed
+    assert tried(experiment, [made(8.0, fits=False)], tries=1).not_tried == 2
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +158,12 @@ def test_what_another_beats_in_everything_is_not_compiled(monkeypatch, experimen
     other = dataclasses.replace(known[1], settings=Settings("sample"))  # policies are not compared by formula
     monkeypatch.setattr(plan_search, "choices", lambda *given: [known[0], other])
     assert tried(experiment, [made(80.0), made(80.0)]).beaten == 0
+    chunked = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, chunk_tokens=4))
+    for first, beaten in ((experiment, 1), (chunked, 0)):  # by one that takes as many tokens at a time, or more
+        pair = [dataclasses.replace(known[0], experiment=first),
+                dataclasses.replace(known[1], experiment=chunked if beaten else experiment)]  # fmt: skip
+        monkeypatch.setattr(plan_search, "choices", lambda *given, pair=pair: pair)
+        assert tried(experiment, [made(80.0), made(80.0)]).beaten == beaten
 
 
 def test_a_choice_that_is_refused_is_told_and_the_others_go_on(five, experiment):
@@ -135,7 +175,7 @@ def test_a_choice_that_is_refused_is_told_and_the_others_go_on(five, experiment)
 def test_a_search_is_shown_as_a_table_and_as_a_picture(five, experiment):
     found = tried(experiment, [made(40.0, fits=False, memory=20), made(24.0)])
     first, second = search_table(found).splitlines()[1:3]
-    assert first.split() == ["1", "yes", "3", "50%", "10.00", "0.00", "1.00", "network", "fsdp", "3"]
+    assert first.split() == ["1", "yes", "3", "50%", "10.00", "16.0", "0.00", "1.00", "network", "fsdp", "3"]
     assert second.split()[:3] == ["2", "NO", "5"]
     drawn = xml.etree.ElementTree.fromstring(chart(found, "train of a & b"))
     bars = [(bar.get("class"), float(bar.get("width"))) for bar in drawn.iter("{http://www.w3.org/2000/svg}rect")][1:]
@@ -150,5 +190,7 @@ def test_plans_without_an_estimate_are_shown_too():
             "seconds_per_clip": None}  # fmt: skip
     found = Search((bare,), (), 0, 0, 0)
     words = search_table(found).splitlines()[1].split()
-    assert words == ["1", "yes", "–", "–", "10.00", "0.00", "–", "–", "passes", "two"]
+    assert words == ["1", "yes", "–", "–", "10.00", "16.0", "0.00", "–", "–", "passes", "two"]
+    assert "options of the first: --passes=two" in search_table(found)
+    assert "none of these fits" in search_table(dataclasses.replace(found, plans=({**bare, "fits": False},)))
     assert "not known" in chart(found, "x")

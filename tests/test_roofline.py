@@ -56,3 +56,4 @@ def test_recomputation_adds_forward_passes():
         "none": (3, 3), "full": (4, 4), "dots": (3, 4)}  # fmt: skip
     assert all(executed(policy, train=False, kernels=True) == (1, 1) for policy in REMAT)
     assert executed("attention", train=True, kernels=True) == (4, 3.5)  # two products forward, five backward
+    assert executed("none", train=True, kernels=False, chunked=True) == (4, 3)  # a chunk is computed anew

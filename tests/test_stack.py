@@ -63,7 +63,7 @@ def test_in_float32_gradients_are_those_of_the_whole(params, fields, per_token):
     (75_600, 4096, (21, 3600)), (18_900, 4096, (5, 3780)), (8192, 4096, (2, 4096)), (12, 5, (3, 4)), (13, 5, (3, 5)),
 ])  # fmt: skip
 def test_chunks_are_whole_rows_and_add_no_tokens_where_they_can(tokens, size, expected):
-    count, each = chunks._cut(tokens, size)
+    count, each = chunks.cut(tokens, size)
     assert (count, each) == expected and each <= size and count * each >= tokens
 
 
@@ -81,7 +81,7 @@ def test_tokens_that_fill_up_the_last_chunk_count_for_nothing(in_place):
 
     gradient = jax.value_and_grad(loss, (1, 2, 3), has_aux=True)
     results = [gradient(size, w, x, other) for size in (0, 5)]
-    assert chunks._cut(13, 5) == (3, 5)
+    assert chunks.cut(13, 5) == (3, 5)
     for one, many in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-5)
 

@@ -29,6 +29,7 @@ _NO_PRODUCTS = re.compile(
     r"Sharding|SPMD\w*|AllocateBuffer|annotate_device_placement|MoveTo(Host|Device)|PinTo\w*|Layout\w*|TopK\w*|Slice\w*"
     r"|\w*Barrier\w*|InspectSharding|AssumeGatherIndicesInBound|ConcatBitcast|ResizeBilinear|\w*[tT]hreefry\w*|Pad\w*"
     r"|__cub\$\w+|xla_ffi_python_cpu_callback|ReduceWindow\w*|Gather\w*|Scatter\w*|Sort\w*|RngBitGenerator|dynamic\w*"
+    r"|PrepareAsyncCall(Start|Done)"
 )
 
 

@@ -68,10 +68,13 @@ class Settings:
                 raise PlanError(f"--{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
 
 
-def versions() -> dict[str, str]:
-    """Of what a plan depends on beside this library."""
+_COMPILERS = {"cpu": (), "tpu": ("libtpu",), "gpu": ("jax-cuda12-plugin", "jax-cuda13-plugin")}
+
+
+def versions(platform: str) -> dict[str, str]:
+    """Of what a plan for this platform depends on beside this library."""
     found = {}
-    for name in ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin"):
+    for name in ("jax", "jaxlib", "flax", "optax", *_COMPILERS[platform]):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -132,7 +135,7 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         "minimum_collective_bytes": program.minimum,
         "compile_seconds": round(seconds, 1),
         "estimate": estimate,
-        "versions": versions(),
+        "versions": versions(machine.platform),
     }
     result["warnings"] = [*program.warnings, *_warnings(machine, found, work, compiled is None)]
     if machine.platform == "gpu" and result["fits"] and memory.peak > _PREALLOCATED * limit:

@@ -28,7 +28,7 @@ def key(experiment: Experiment, machine: Topology, settings: Settings) -> str:
         "config": to_dict(experiment),
         "topology": dataclasses.asdict(machine),
         "settings": dataclasses.asdict(settings),
-        "versions": versions(),
+        "versions": versions(machine.platform),
         "compiler": [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
     }
     digest.update(json.dumps(asked, sort_keys=True).encode())

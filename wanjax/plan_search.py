@@ -1,9 +1,13 @@
-"""Which mesh, which remat policy, what held where: the plans of a config that fit, the fastest first.
+"""Which mesh, which remat policy, how many tokens at a time, what held where: the plans of a config that fit, the
+fastest first.
 
-All choices are ordered by a lower bound on their time, by formula alone. Those whose state and saved activations are
-larger than a device's memory are left out, and meshes that another one beats by formula: that is as fast, takes as
-little memory and sends as little with the same policies. The rest is compiled in that order until enough plans were
-made or no choice that is left can be faster than the fastest that fits.
+All choices are ordered by a lower bound on their time, by formula alone. Those that need more than a device's memory by
+formula (:mod:`wanjax.plan_memory`) are left out, and meshes that another one beats: that is as fast, takes as little
+memory and sends as little with the same policies. The rest is compiled in that order until enough plans were made or no
+choice that is left can be faster than the fastest that fits.
+
+Chunks of tokens save memory and never time, so that a choice has the largest that fit by formula; where its compiler
+says that they do not, the next smaller ones follow.
 """
 
 from __future__ import annotations
@@ -15,23 +19,22 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from wanjax import flops, offload, partition, programs, roofline, traffic
+from wanjax import flops, offload, partition, plan_memory, programs, roofline, traffic
 from wanjax.compiled_memory import argument_bytes
 from wanjax.config import ConfigError, Experiment, MeshConfig, validate
-from wanjax.models import rows
+from wanjax.models import rows, sequence
 from wanjax.models.dit_config import REMAT
-from wanjax.models.rows import Row
 from wanjax.models.rows.dit import dit_rows
 from wanjax.plan import PlanError, Settings, plan_program
 from wanjax.topology import Topology
 
 SEARCHED = ("train", "sample", "encode")
-# Of the activations of one block and token that a policy keeps on the device at least: of width, and of ffn.
-# "none": the block's input, the outputs of the linear layers and of attention; "dots": the outputs of the former.
-_KEPT = {"none": (10, 1), "full": (1, 0), "attention": (2, 0), "dots": (7, 1)}
+_SLACK = 1.05  # a compiler may come to need less than any has needed so far, by as much
+CHUNKS = (0, 8192, 4096, 2048, 1024)  # tokens of a device at a time that are tried, 0 for all
+# policies that keep nothing which is computed chunk by chunk: it would be computed anew all the same
+CHUNKED = ("full", "attention", "offload")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Choice:
         seconds: of one clip at least, by formula; 0 where the machine has no stated rates.
         memory: of one device at least, by formula.
         sent: bytes of one device at least, by formula.
+        smaller: the same with fewer tokens at a time, if any.
     """
 
     experiment: Experiment
@@ -52,11 +56,17 @@ class Choice:
     seconds: float
     memory: int
     sent: int
+    smaller: Choice | None = None
 
     @property
     def policies(self) -> tuple[str, Settings]:
         """What is chosen beside the mesh: formulas do not tell what it costs to fetch from the hosts' memory."""
         return self.experiment.model.remat, self.settings
+
+    @property
+    def at_once(self) -> float:
+        """Tokens of a device at a time; formulas do not tell what chunks cost either."""
+        return self.experiment.model.chunk_tokens or math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +93,7 @@ def choices(experiment: Experiment, machine: Topology, settings: Settings, devic
     """All that can be laid over the machine, by their lower bound.
 
     Args:
-        experiment: what is asked for; its mesh and remat policy are not obeyed.
+        experiment: what is asked for; its mesh, remat policy and chunks of tokens are not obeyed.
         machine: where.
         settings: of the program.
         devices: of the machine.
@@ -92,7 +102,7 @@ def choices(experiment: Experiment, machine: Topology, settings: Settings, devic
     if settings.program not in SEARCHED:
         raise PlanError(f"--search: nothing is chosen for --program {settings.program}; expected one of "
                         f"{', '.join(SEARCHED)}")  # fmt: skip
-    found, copies, why = [], None, ""
+    found, copies, why, limit = [], None, "", machine.hbm_bytes()
     for sizes in meshes(machine.devices):
         try:
             laid, mesh = programs.lay_out(dataclasses.replace(experiment, mesh=MeshConfig(**sizes)), devices)
@@ -103,12 +113,17 @@ def choices(experiment: Experiment, machine: Topology, settings: Settings, devic
         if settings.program == "train" and copies is None:  # of every parameter: it and its moments, on any mesh
             copies = _copies(programs.train(laid, mesh))
         at = {f"config.mesh.{axis}": size for axis, size in sizes.items()}
-        for overrides, own in _ways(laid, settings):
-            for option in _options(settings):
-                named = {**at, **overrides, **{f"--{name}": value for name, value in option.items()}}
-                chosen = Settings(settings.program, settings.clips, param_dtype=settings.param_dtype, **option)
-                if bounds := _bounds(own, machine, mesh, chosen, copies):
-                    found.append(Choice(own, chosen, named, *bounds))
+        for option in _options(settings):
+            chosen = Settings(settings.program, settings.clips, param_dtype=settings.param_dtype, **option)
+            for ways in _ways(laid, mesh, settings):
+                choice = None
+                for overrides, own in ways:
+                    named = {**at, **overrides, **{f"--{name}": value for name, value in option.items()}}
+                    bounds = _bounds(own, machine, mesh, chosen, copies)
+                    if bounds and (choice is None or bounds[1] <= limit):  # else no more tokens fit at a time
+                        choice = Choice(own, chosen, named, *bounds, smaller=choice)
+                if choice:
+                    found.append(choice)
     if not found:
         raise PlanError(f"--search: no mesh of {machine.devices} devices goes with this config: {why}")
     return sorted(found, key=lambda choice: (choice.seconds, choice.sent))
@@ -129,15 +144,15 @@ def search(
         say: is told what is tried.
     """
     known = choices(experiment, machine, settings, devices)
-    limit = machine.hbm_bytes()
-    fitting = [choice for choice in known if choice.memory <= limit]
+    fitting = [choice for choice in known if choice.memory <= _SLACK * machine.hbm_bytes()]
     left = [choice for place, choice in enumerate(fitting) if not any(
         _beats(other, choice, earlier=before < place) for before, other in enumerate(fitting))]  # fmt: skip
-    plans, refused, best = [], [], math.inf
-    for tried, choice in enumerate(left):
-        if tried == tries or choice.seconds > best:
-            break
-        say(f"{tried + 1} of at most {min(tries, len(left))}: {short(choice.overrides)}")
+    plans: list[dict[str, Any]] = []
+    refused: list[tuple[dict[str, Any], str]] = []
+    best, waiting = math.inf, left[::-1]
+    while waiting and len(plans) + len(refused) < tries and waiting[-1].seconds <= best:
+        choice = waiting.pop()
+        say(f"{len(plans) + len(refused) + 1} of at most {tries}: {short(choice.overrides)}")
         try:
             plan = make(choice.experiment, choice.settings)
         except refusals as error:
@@ -147,14 +162,16 @@ def search(
         plans.append({**plan, "overrides": choice.overrides, "seconds_per_clip": seconds})
         if plan["fits"] and seconds is not None:
             best = min(best, seconds)
+        elif not plan["fits"] and choice.smaller:
+            waiting.append(choice.smaller)
     plans.sort(key=_rank)
     return Search(tuple(plans), tuple(refused), len(known) - len(fitting), len(fitting) - len(left),
-                  len(left) - len(plans) - len(refused))  # fmt: skip
+                  len(waiting))  # fmt: skip
 
 
 def _beats(one: Choice, other: Choice, *, earlier: bool) -> bool:
     """Whether its mesh is as good in everything, and better in something or equal and earlier."""
-    if one.policies != other.policies:
+    if one.policies != other.policies or one.at_once < other.at_once:
         return False
     pairs = ((one.seconds, other.seconds), (one.memory, other.memory), (one.sent, other.sent))
     if any(own > others for own, others in pairs):
@@ -163,10 +180,15 @@ def _beats(one: Choice, other: Choice, *, earlier: bool) -> bool:
 
 
 def short(overrides: dict[str, Any]) -> str:
-    """A choice in few words; axes of size 1 are left out."""
+    """A choice in few words; axes of size 1 are left out, and chunks where there are none."""
     words = [f"{name.removeprefix('config.mesh.')} {value}" for name, value in overrides.items()
-             if not name.startswith("config.mesh.") or value > 1]  # fmt: skip
+             if value != (0 if name == "config.model.chunk_tokens" else 1)]  # fmt: skip
     return ", ".join(word.removeprefix("config.model.").removeprefix("--") for word in words) or "one device"
+
+
+def options(overrides: dict[str, Any]) -> str:
+    """A choice as options of the launchers."""
+    return " ".join(f"--{name.removeprefix('--')}={value}" for name, value in overrides.items())
 
 
 def meshes(devices: int) -> Iterator[dict[str, int]]:
@@ -177,14 +199,22 @@ def meshes(devices: int) -> Iterator[dict[str, int]]:
             yield dict(zip(partition.AXES, (*sizes, devices // math.prod(sizes)), strict=True))
 
 
-def _ways(experiment: Experiment, settings: Settings) -> Iterator[tuple[dict[str, Any], Experiment]]:
-    """Of training, every remat policy."""
+def _ways(
+    experiment: Experiment, mesh: Mesh, settings: Settings
+) -> Iterator[list[tuple[dict[str, Any], Experiment]]]:
+    """Of training, every remat policy, with the fewest tokens at a time first."""
     if settings.program != "train":
-        yield {}, experiment
+        yield [({}, experiment)]
         return
+    tokens = sequence.padded(programs.training_work(experiment).tokens, mesh.shape["seq"]) // mesh.shape["seq"]
+    sizes = sorted(chunk for chunk in CHUNKS if 0 < chunk < tokens)
     for remat in REMAT:
-        model = dataclasses.replace(experiment.model, remat=remat)
-        yield {"config.model.remat": remat}, dataclasses.replace(experiment, model=model)
+        ways = []
+        for chunk in (*(sizes if remat in CHUNKED else ()), 0):
+            model = dataclasses.replace(experiment.model, remat=remat, chunk_tokens=chunk)
+            overrides = {"config.model.remat": remat, "config.model.chunk_tokens": chunk}
+            ways.append((overrides, dataclasses.replace(experiment, model=model)))
+        yield ways
 
 
 def _options(settings: Settings) -> Iterator[dict[str, str]]:
@@ -214,18 +244,20 @@ def _bounds(
         work, table, lora = programs.training_work(experiment), dit_rows(model), experiment.lora
         trained, frozen = (lora.rows(table), table) if lora.rank else (table, ())
         least = traffic.minimum(model, trained, mesh, work, frozen, lora.base_dtype)
-        held = round((copies or 0) * _shard(table, mesh)) + _kept_bytes(experiment, mesh, work)
+        held = plan_memory.training(experiment, mesh, work, machine=machine, copies=copies or 0)
     else:
         try:
             program = plan_program(experiment, mesh, settings)
         except ConfigError:
             return None
         work, least, held = program.work, program.minimum, argument_bytes(program.arguments)
+        if settings.program == "sample":
+            held = plan_memory.sampling(model, mesh, work, machine=machine, arguments=held)
     if settings.program == "encode":
         matmul, attention = float(program.flops), 0.0
     else:
         kernels = machine.chip is not None and model.attention not in ("plain", "blockwise")
-        times_of = roofline.executed(model.remat, train=work.train, kernels=kernels,
+        times_of = roofline.executed(model.remat, train=work.train, kernels=kernels, chunked=model.chunk_tokens > 0,
                                      frozen=work.train and experiment.lora.rank > 0)  # fmt: skip
         forwards = [work.clips * work.forwards * times for times in times_of]
         matmul = forwards[0] * flops.matmul(model, work.tokens, work.text_tokens)
@@ -233,25 +265,6 @@ def _bounds(
     total = roofline.estimate(machine, model_flops=matmul, matmul_flops=matmul, attention_flops=attention,
                               memory_bytes=held, sent={machine.links[0]: least})  # fmt: skip
     return 0.0 if total is None else total.step_seconds / work.clips, held, least
-
-
-def _shard(table: Sequence[Row], mesh: Mesh) -> int:
-    """Parameters of one device."""
-    total = 0
-    for row in table:
-        axes = ("layers", *row.axes) if row.stacked else row.axes
-        place = NamedSharding(mesh, partition.spec(mesh, axes, row.full_shape))
-        total += math.prod(place.shard_shape(row.full_shape))
-    return total
-
-
-def _kept_bytes(experiment: Experiment, mesh: Mesh, work: traffic.Work) -> int:
-    """Activations that the backward pass needs, in the compute dtype; what lies in the hosts' memory is not counted."""
-    model, tensor = experiment.model, mesh.shape["tensor"]
-    width, hidden = _KEPT.get(model.remat, (0, 0))
-    tokens = work.clips * work.tokens // work.micro * tensor // mesh.size
-    itemsize = 2 if model.dtype == "bfloat16" else np.dtype(model.dtype).itemsize
-    return model.layers * tokens * (width * model.width + hidden * model.ffn // tensor) * itemsize
 
 
 def _rank(plan: dict[str, Any]) -> tuple[bool, float, float]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from wanjax.plan_search import Search, short
+from wanjax.plan_search import Search, options, short
+
+_FEW = 0.001  # share of all bytes below which a collective has no line of its own
 
 
 def table(plan: dict[str, Any]) -> str:
@@ -14,25 +16,22 @@ def table(plan: dict[str, Any]) -> str:
     lines = [
         f"{plan['program']} of {plan['config']} on {plan['topology']}: {verdict}",
         _row("machine", f"{plan['chips']} chips, {plan['devices']} devices, {plan['hosts']} hosts; mesh {mesh}"),
-        _row("work", f"{plan['params']:,} parameters; {plan['clips']} clips of {plan['tokens']:,} tokens; "
-                     f"{plan['flops_per_step']:.3g} operations a step = {plan['flops_formula']}"),
+        _row("config", _choices(plan)),
+        _row("work", f"{plan['params']:,} parameters; {plan['clips']} clips of {plan['tokens']:,} tokens"),
+        _row("", f"{plan['flops_per_step']:.3g} operations a step = {plan['flops_formula']}"),
         *_executed(plan),
         _row("memory", f"{_gb(plan['peak_bytes_per_device'])} of {_gb(plan['hbm_bytes_per_device'])} per device: "
-                       f"arguments {_gb(plan['argument_bytes'])}, temporary {_gb(plan['temp_bytes'])}; "
-                       f"of the host {_gb(plan['host_bytes'])}{_of_host(plan)}"),
+                       f"arguments {_gb(plan['argument_bytes'])}, temporary {_gb(plan['temp_bytes'])}"),
+        _row("", f"in its host's memory {_gb(plan['host_bytes'])} per device{_of_host(plan)}"),
         _row("sent", f"{_gb(plan['collective_bytes'])} per device and step; the least for this mesh is "
                      f"{_gb(plan['minimum_collective_bytes'])}"),
+        *_collectives(plan),
     ]  # fmt: skip
-    if plan["collectives"]:
-        lines.append(f"  {'collective':<20}{'dtype':<10}{'axes':<16}{'group':>6}{'count':>8}{'GB':>10}  link")
-    for each in plan["collectives"] or ():
-        lines.append(f"  {each['op']:<20}{each['dtype']:<10}{'+'.join(each['axes']) or '–':<16}{each['group']:>6}"
-                     f"{each['count']:>8}{each['bytes'] / 1e9:>10.4f}  {each['link']}")  # fmt: skip
     if estimate := plan["estimate"]:
         shares = ", ".join(f"{name} {estimate[f'{name}_seconds']:.3g} s"
                            for name in ("matmul", "attention", "memory", "network"))  # fmt: skip
         lines += [_row("estimate", f"at least {estimate['step_seconds']:.3g} s a step, MFU at most "
-                                   f"{estimate['mfu']:.0%}: {shares}"),
+                                   f"{estimate['mfu']:.0%}; limited by {limit(plan)}: {shares}"),
                   _row("", estimate["note"])]  # fmt: skip
     compilers = ", ".join(f"{name} {number}" for name, number in plan["versions"].items())
     lines.append(_row("compiled", f"in {plan['compile_seconds']} s by {compilers}"))
@@ -41,18 +40,25 @@ def table(plan: dict[str, Any]) -> str:
 
 def search_table(found: Search) -> str:
     """The plans of a search, a line each; sizes in GB = 1e9 bytes, per device, time in seconds per clip."""
-    head = f"{'':>3} {'fits':<5}{'s/clip':>9}{'MFU':>6}{'memory':>9}{'host':>8}{'sent':>9}  limited by  choice"
+    head = (f"{'':>3} {'fits':<5}{'s/clip ≥':>9}{'MFU ≤':>7}{'memory':>9}{'of':>8}{'host':>8}{'sent':>9}  "
+            f"{'limited by':<12}choice")  # fmt: skip
     lines = [head]
     for number, plan in enumerate(found.plans, start=1):
-        seconds, peak = plan["seconds_per_clip"], plan["peak_bytes_per_device"] / 1e9
+        seconds, sizes = plan["seconds_per_clip"], [plan[f"{name}_bytes_per_device"] / 1e9 for name in ("peak", "hbm")]
         time = "–" if seconds is None else f"{seconds:.3g}"
         mfu = f"{plan['estimate']['mfu']:.0%}" if plan["estimate"] else "–"
         sent = "–" if plan["collective_bytes"] is None else f"{plan['collective_bytes'] / 1e9:.2f}"
-        lines.append(f"{number:>3} {'yes' if plan['fits'] else 'NO':<5}{time:>9}{mfu:>6}{peak:>9.2f}"
-                     f"{plan['host_bytes'] / 1e9:>8.2f}{sent:>9}  {limit(plan):<12}{short(plan['overrides'])}")
+        lines.append(f"{number:>3} {'yes' if plan['fits'] else 'NO':<5}{time:>9}{mfu:>7}{sizes[0]:>9.2f}"
+                     f"{sizes[1]:>8.1f}{plan['host_bytes'] / 1e9:>8.2f}{sent:>9}  {limit(plan):<12}"
+                     f"{short(plan['overrides'])}")  # fmt: skip
     lines += [f"refused: {short(overrides)}: {reason}" for overrides, reason in found.refused]
-    lines.append(f"left out, by formula: {found.too_large} that are too large, {found.beaten} whose mesh another "
-                 f"beats in time, memory and bytes, {found.not_tried} no faster than the last one tried")  # fmt: skip
+    lines.append("sizes in GB of one device; time a lower bound")
+    lines.append(f"not compiled: {found.too_large} choices that are too large by formula, {found.beaten} whose mesh "
+                 f"another beats in time, memory and bytes, {found.not_tried} that come after those above")
+    if found.plans and found.plans[0]["fits"]:
+        lines.append(f"options of the first: {options(found.plans[0]['overrides'])}")
+    else:
+        lines.append("none of these fits: more chips, or chips with more memory, or shorter or smaller clips")
     return "\n".join(lines)
 
 
@@ -63,6 +69,33 @@ def limit(plan: dict[str, Any]) -> str:
     shares = {"computing": estimate["matmul_seconds"] + estimate["attention_seconds"],
               "memory": estimate["memory_seconds"], "network": estimate["network_seconds"]}  # fmt: skip
     return max(shares, key=lambda name: shares[name])
+
+
+def _choices(plan: dict[str, Any]) -> str:
+    """What of the config decides on memory and bytes, beside the mesh."""
+    model, optimizer = plan["experiment"]["model"], plan["experiment"]["optimizer"]
+    size = model["chunk_tokens"]
+    words = [f"{model['dtype']} products"]
+    if plan["program"] == "train":
+        words += [f"remat {model['remat']}", f"parameters {model['param_dtype']}, "
+                  f"{'an' if optimizer['ema_decay'] else 'no'} average of them"]  # fmt: skip
+    if plan["program"] in ("train", "sample"):
+        words.append(f"{size:,} tokens of a device at a time" if size else "all tokens of a device at once")
+    return "; ".join(words)
+
+
+def _collectives(plan: dict[str, Any]) -> list[str]:
+    """A line each; those that hardly count are summed."""
+    found, total = plan["collectives"] or [], plan["collective_bytes"] or 0
+    lines = [f"            {'collective':<20}{'dtype':<10}{'axes':<16}{'group':>6}{'count':>8}{'GB':>10}  link"]
+    shown = [each for each in found if each["bytes"] >= _FEW * total]
+    for each in shown:
+        lines.append(f"            {each['op']:<20}{each['dtype']:<10}{'+'.join(each['axes']) or '–':<16}"
+                     f"{each['group']:>6}{each['count']:>8}{each['bytes'] / 1e9:>10.4f}  {each['link']}")  # fmt: skip
+    if rest := [each for each in found if each["bytes"] < _FEW * total]:
+        lines.append(f"            {f'{len(rest)} kinds more':<52}{sum(each['count'] for each in rest):>8}"
+                     f"{sum(each['bytes'] for each in rest) / 1e9:>10.4f}")  # fmt: skip
+    return lines if found else []
 
 
 def _executed(plan: dict[str, Any]) -> list[str]:
@@ -79,9 +112,11 @@ def _row(name: str, text: str) -> str:
 
 
 def _of_host(plan: dict[str, Any]) -> str:
-    """What a host has for all its devices, where it is known and something lies there."""
+    """What that is of a host, where it has several devices, and of how much, where that is known."""
     limit, each = plan["host_memory_bytes"], plan["devices"] // plan["hosts"]
-    return f" of {limit / each / 1e9:.0f} GB for each" if plan["host_bytes"] and limit else ""
+    if not plan["host_bytes"] or (each == 1 and not limit):
+        return ""
+    return f", {_gb(plan['host_bytes'] * each)} of each host" + (f", which has {limit / 1e9:.0f} GB" if limit else "")
 
 
 def _gb(size: int | None) -> str:

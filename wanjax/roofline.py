@@ -38,16 +38,19 @@ class Estimate:
     mfu: float
 
 
-def executed(remat: str, *, train: bool, kernels: bool, frozen: bool = False) -> tuple[float, float]:
+def executed(
+    remat: str, *, train: bool, kernels: bool, frozen: bool = False, chunked: bool = False
+) -> tuple[float, float]:
     """How many forward passes' work one step is at least: products with parameters, and attention.
 
     A backward pass is two forward passes, of products with ``frozen`` parameters one; recomputation adds one of what is
-    made again. Attention's kernels do not keep the weights: their backward pass makes one of the two forward products
-    again, whatever is recomputed.
+    made again, which in chunks of tokens (``chunked``) all products with parameters are. Attention's kernels do not
+    keep the weights: their backward pass makes one of the two forward products again, whatever is recomputed.
     """
     if not train:
         return 1, 1
     matmul, attention = _AGAIN.get(remat, (1, 1))
+    matmul = max(matmul, int(chunked))
     return 3 - frozen + matmul, 3 + attention + (0.5 if kernels else 0)
 
 

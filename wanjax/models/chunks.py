@@ -45,7 +45,7 @@ def over_tokens(
     # copies on every shard are made here: their gradient is then summed over the shards once, not in every chunk
     axes = varying(*jax.tree.leaves((whole, x, others, tables)))
     whole, x, kept, others, tables = jax.tree.map(lambda leaf: marked(leaf, axes), (whole, x, kept, others, tables))
-    return _in_chunks(function, _Layout(count, *_cut(count, size), in_place), whole, x, kept, others, tables)
+    return _in_chunks(function, _Layout(count, *cut(count, size), in_place), whole, x, kept, others, tables)
 
 
 def _as_read(x: jax.Array, kept: jax.Array | None) -> jax.Array:
@@ -57,7 +57,7 @@ read = jax.custom_vjp(_as_read)
 read.defvjp(lambda x, kept: (_as_read(x, kept), None), lambda _, d_read: (d_read, None))
 
 
-def _cut(count: int, size: int) -> tuple[int, int]:
+def cut(count: int, size: int) -> tuple[int, int]:
     """Chunks and tokens of each: the roundest number of tokens, without any added, where up to twice as many chunks
     allow that."""
     least = -(-count // size)
