@@ -165,7 +165,7 @@ def test_what_does_not_fit_into_a_host_says_by_how_much(monkeypatch):
     assert said.startswith("does not fit into its hosts: 480.0 GB pinned for the 8 devices of each are 96.0 GB more")
     for remedy in ("config.model.remat=attention", "config.optimizer.state_memory=device"):
         assert remedy in said
-    assert found["fits"] and "of the host 60.000 GB of 48 GB for each" in table(found)
+    assert found["fits"] and "60.000 GB per device, 480.000 GB of each host, which has 384 GB" in table(found)
     for memory in (480_000_000_000, None):  # enough, and not known
         assert plan_remedies.of_hosts(experiment, {**found, "host_memory_bytes": memory}, holding="one") is None
 
