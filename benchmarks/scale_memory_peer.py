@@ -3,10 +3,13 @@
     git clone https://github.com/AI-Hypercomputer/maxdiffusion
     python benchmarks/scale_memory.py --peer maxdiffusion --peer_python VENV/bin/python
 
-That calls this file, in an environment with what the peer needs. The programs are the peer's own: the training step of
-its ``WanTrainer`` with its optimizer, and the denoising forward of its pipeline, with its published configs of the 14 B
-network but for the fields in :data:`CASES`. Weights and batches are shapes alone. Figures are read off the compiled
-program as those of this library are.
+That calls this file, in an environment of Python 3.12 with jax and libtpu as here, and of the peer's requirements aqtp,
+datasets, einops, flax, ftfy, google-cloud-storage, grain, imageio, jaxopt, opencv-python-headless, optax,
+orbax-checkpoint, qwix, scikit-image, tensorboardX, tensorflow, tensorflow-datasets, torch and transformers<5.
+
+The programs are the peer's own: the training step of its ``WanTrainer`` with its optimizer, and the denoising forward
+of its pipeline, with its published configs of the 14 B network but for the fields in :data:`CASES`. Weights and batches
+are shapes alone. Figures are read off the compiled program as those of this library are.
 """
 
 from __future__ import annotations
