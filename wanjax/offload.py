@@ -43,7 +43,7 @@ def shardings(rows: Sequence[Row], *, mesh: Mesh | None = None, device: jax.Devi
     one = device or (jax.local_devices()[0] if mesh is None else mesh.local_devices[0])
     kinds = [memory.kind for memory in one.addressable_memories()]
     if HOST not in kinds:
-        listed = ", ".join(kinds) or "none, as every GPU that is only described to its compiler"
+        listed = ", ".join(kinds) or "none, as every GPU does that is only described to its compiler"
         raise ValueError(f"{one} has no {HOST} memory to stream from; it lists {listed}: keep parameters and optimizer "
                          "state on the device")  # fmt: skip
     # of a mesh even for one device: jax writes the memory into an array's type for NamedSharding alone
