@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 import jax.numpy as jnp
 
-from wanjax import collectives, executed, hlo, topology
+from wanjax import collectives, executed, hlo, partition, topology
 from wanjax.compiled_memory import compile_with_memory, text_of
 
 HEIGHT, WIDTH, FRAMES = 720, 1280, 81
@@ -99,13 +99,9 @@ def programs(folder: Path, name: str, more: dict[str, str]) -> tuple[jax.stages.
             ),
             params,
         )
-        params = _placed(params, places)
+        params = partition.placed_shapes(params, places)
         run = _training if name in TRAINED else _forward
         return (*run(config, mesh, graph, params, rest, clips), mesh)
-
-
-def _placed(shapes: Any, places: Any) -> Any:
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
 
 
 def _forward(config: Any, mesh: Any, graph: Any, params: Any, rest: Any, clips: int) -> tuple[Any, Any]:
@@ -121,7 +117,7 @@ def _forward(config: Any, mesh: Any, graph: Any, params: Any, rest: Any, clips: 
         rest, jax.ShapeDtypeStruct((clips, *LATENTS), jnp.float32), jax.ShapeDtypeStruct((clips,), jnp.int32),
         jax.ShapeDtypeStruct((clips, *TEXT), jnp.float32), rotary,
     )  # fmt: skip
-    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), given)
+    given = partition.placed_shapes(given, everywhere)
 
     def step(params: Any, rest: Any, latents: Any, timestep: Any, text: Any, rotary: Any) -> Any:
         return transformer_forward_pass(graph, params, rest, latents, timestep, text, rotary_emb=rotary,
@@ -147,7 +143,7 @@ def _training(config: Any, mesh: Any, graph: Any, params: Any, rest: Any, clips:
 
     state = jax.eval_shape(made, params)
     places = nnx.get_named_sharding(state, mesh)
-    state = _placed(state, places)
+    state = partition.placed_shapes(state, places)
     trainer = types.SimpleNamespace(config=config)
     scheduler = FlaxFlowMatchScheduler(dtype=jnp.float32)
     batch = {"latents": LATENTS, "encoder_hidden_states": TEXT}

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from wanjax import config, programs
-from wanjax.models import precision
+from wanjax import config, precision, programs
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "light_scenes_tiny.py"
 EVERY_TERM = {f"objective.{term}.weight": 1.0 for term in (

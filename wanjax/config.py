@@ -367,7 +367,5 @@ def _objective_problems(e: Experiment) -> list[str]:
     return out
 
 
-
-
 __all__ = ["ConfigError", "Experiment", "MeshConfig", "completed", "differences", "from_config_dict", "from_dict",
            "load", "override", "read", "to_dict", "validate"]

@@ -94,6 +94,10 @@ class LoraConfig:
             )
         )
 
+    def trained(self, table: Sequence[Row]) -> tuple[Row, ...]:
+        """Rows of what is trained of a network: its factors, or with rank 0 all of it."""
+        return self.rows(table) if self.rank else tuple(table)
+
     def init(self, key: jax.Array, table: Sequence[Row]) -> dict[str, Any]:
         """First values, float32: ``up`` is zero, so that training starts from the frozen network; ``down`` is uniform
         within ± 1 / √inputs, as peft draws it."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from wanjax import partition
@@ -21,7 +20,7 @@ from wanjax.models.dit_config import DiTConfig
 from wanjax.models.rows import Row
 from wanjax.models.rows.dit import dit_rows
 from wanjax.topology import Topology
-from wanjax.traffic import Work
+from wanjax.traffic import Work, itemsize
 
 _STREAM = 4  # bytes of a value of the stream from block to block: float32
 # Values of the compute dtype that a policy keeps of each block and token, beside the stream: of width and of ffn.
@@ -53,10 +52,10 @@ def training(experiment: Experiment, mesh: Mesh, work: Work, *, machine: Topolog
         copies: bytes of a training state per parameter of the network.
     """
     model, table = experiment.model, dit_rows(experiment.model)
-    trained = experiment.lora.rows(table) if experiment.lora.rank else table
-    gradients = np.dtype(model.param_dtype).itemsize * shard(trained, mesh) * (2 if work.micro > 1 else 1)
+    trained = experiment.lora.trained(table)
+    gradients = itemsize(model.param_dtype) * shard(trained, mesh) * (2 if work.micro > 1 else 1)
     clips = work.clips / (work.micro * mesh.shape["data"] * mesh.shape["fsdp"])
-    tokens, size, tensor = clips * _tokens(work, mesh), _itemsize(model), mesh.shape["tensor"]
+    tokens, size, tensor = clips * tokens_of_device(work, mesh), itemsize(model.dtype), mesh.shape["tensor"]
     own = size / tensor  # of a value that tensor splits
     stream = _STREAM * tokens * model.width
     width, hidden = _KEPT.get(model.remat, (0, 0))
@@ -64,7 +63,7 @@ def training(experiment: Experiment, mesh: Mesh, work: Work, *, machine: Topolog
     attention = stream + _ATTENTION * own * tokens * model.width
     attention += clips * _partial_gradients(model, mesh, work, machine.platform)
     layers = tokens * (_LAYERS * model.width + _HIDDEN * own * model.ffn)
-    count, each, matrices = _tokens(work, mesh), 1.0, own  # gathered, of one block
+    count, each, matrices = tokens_of_device(work, mesh), 1.0, own  # gathered, of one block
     if 0 < model.chunk_tokens < count:
         each = chunks.cut(count, model.chunk_tokens)[1] / count
         # and, if they are trained, their gradients of one chunk, and the sums over chunks in float32
@@ -87,8 +86,8 @@ def sampling(model: DiTConfig, mesh: Mesh, work: Work, *, machine: Topology, arg
         arguments: bytes of parameters on a device.
     """
     clips = work.clips * work.forwards / (work.gathers * mesh.shape["data"] * mesh.shape["fsdp"])
-    own = _itemsize(model) / mesh.shape["tensor"]
-    state = clips * _tokens(work, mesh) * model.width
+    own = itemsize(model.dtype) / mesh.shape["tensor"]
+    state = clips * tokens_of_device(work, mesh) * model.width
     ahead = _AHEAD["gpu"] if machine.platform == "gpu" and mesh.size > mesh.shape["tensor"] else 0
     return round(arguments + ahead * own * _matrices(model)
                  + (_STREAM + _FORWARD.get(machine.platform, 4) * own) * state)  # fmt: skip
@@ -104,14 +103,10 @@ def shard(table: Sequence[Row], mesh: Mesh) -> int:
     return total
 
 
-def _tokens(work: Work, mesh: Mesh) -> int:
-    """Of one clip on one device."""
+def tokens_of_device(work: Work, mesh: Mesh) -> int:
+    """Of one clip."""
     seq = mesh.shape["seq"]
     return sequence.padded(work.tokens, seq) // seq
-
-
-def _itemsize(model: DiTConfig) -> int:
-    return 2 if model.dtype == "bfloat16" else np.dtype(model.dtype).itemsize
 
 
 def _matrices(model: DiTConfig) -> int:
@@ -133,6 +128,5 @@ def _partial_gradients(model: DiTConfig, mesh: Mesh, work: Work, platform: str) 
     shape = (1, tokens, heads, model.head_dim)
     if chosen(model.attention, platform, model.dtype, shape, shape) != "splash":
         return 0
-    partial = tokens * model.head_dim * _itemsize(model) * -(-tokens // model.splash_backward[1])
-    return partial * max(n for n in range(1, heads + 1) if heads % n == 0
-                         and (n == 1 or n * partial <= splash.PARTIAL_BYTES))  # fmt: skip
+    partial = tokens * model.head_dim * itemsize(model.dtype) * -(-tokens // model.splash_backward[1])
+    return partial * splash.at_once(heads, partial)

@@ -6,7 +6,6 @@ from typing import Any
 
 from wanjax.compiled_memory import Memory
 from wanjax.config import Experiment
-from wanjax.models.rows import Row
 from wanjax.models.rows.dit import dit_rows
 from wanjax.offload import is_streamed
 
@@ -31,7 +30,9 @@ def of_devices(
             out.append("config.model.remat=offload")
         if experiment.model.chunk_tokens == 0:
             out.append("config.model.chunk_tokens=4096")
-        if experiment.optimizer.state_memory == "device" and any(map(is_streamed, _trained(experiment))):
+        if experiment.optimizer.state_memory == "device" and any(
+            map(is_streamed, experiment.lora.trained(dit_rows(experiment.model)))
+        ):
             out.append("config.optimizer.state_memory=host")
         if plan["clips"] > shards * experiment.train.accumulate:
             out.append(f"config.train.accumulate={plan['clips'] // shards} or a smaller config.data.batch")
@@ -73,11 +74,6 @@ def of_hosts(experiment: Experiment, plan: dict[str, Any], *, holding: str) -> s
     return (f"does not fit into its hosts: {pinned / 1e9:.1f} GB pinned for the {each} devices of each are "
             f"{(pinned - limit) / 1e9:.1f} GB more than its memory of {limit / 1e9:.0f} GB; what helps: "
             f"{'; '.join(out)}")  # fmt: skip
-
-
-def _trained(experiment: Experiment) -> tuple[Row, ...]:
-    table = dit_rows(experiment.model)
-    return experiment.lora.rows(table) if experiment.lora.rank else table
 
 
 def _split(experiment: Experiment, plan: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from wanjax import flops, offload, partition, plan_memory, programs, roofline, traffic
 from wanjax.compiled_memory import argument_bytes
 from wanjax.config import ConfigError, Experiment, MeshConfig, validate
-from wanjax.models import rows, sequence
+from wanjax.models import rows
 from wanjax.models.dit_config import REMAT
 from wanjax.models.rows.dit import dit_rows
 from wanjax.plan import PlanError, Settings, plan_program
@@ -206,7 +206,7 @@ def _ways(
     if settings.program != "train":
         yield [({}, experiment)]
         return
-    tokens = sequence.padded(programs.training_work(experiment).tokens, mesh.shape["seq"]) // mesh.shape["seq"]
+    tokens = plan_memory.tokens_of_device(programs.training_work(experiment), mesh)
     sizes = sorted(chunk for chunk in CHUNKS if 0 < chunk < tokens)
     for remat in REMAT:
         ways = []
@@ -242,8 +242,7 @@ def _bounds(
     model = experiment.model
     if settings.program == "train":  # without building the program of every mesh
         work, table, lora = programs.training_work(experiment), dit_rows(model), experiment.lora
-        trained, frozen = (lora.rows(table), table) if lora.rank else (table, ())
-        least = traffic.minimum(model, trained, mesh, work, frozen, lora.base_dtype)
+        least = traffic.minimum(model, lora.trained(table), mesh, work, table if lora.rank else (), lora.base_dtype)
         held = plan_memory.training(experiment, mesh, work, machine=machine, copies=copies or 0)
     else:
         try:

@@ -48,7 +48,7 @@ PEAK = {
     "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA A100-PCIE-40GB": 312e12, "NVIDIA A100 80GB PCIe": 312e12,
     "NVIDIA H100 80GB HBM3": GPUS["h100"].flops, "NVIDIA H100 PCIe": 756.5e12, "NVIDIA H100 NVL": 835.5e12,
-    "NVIDIA H200": 989.5e12, "NVIDIA H200 NVL": 835.5e12,
+    "NVIDIA H200": GPUS["h200"].flops, "NVIDIA H200 NVL": 835.5e12,
 }  # fmt: skip
 # data_stall, and seconds of it in the window, from which the input pipeline is named in a warning
 SLOW_INPUT, NOTICED_SECONDS = 0.1, 0.5

@@ -72,15 +72,15 @@ def minimum(
         used = {name for entry in spec for name in partition.names_of(entry)}
         split = math.prod(sizes[name] for name in used - {"tensor"})
         own = math.prod(row.full_shape) / (sizes["tensor"] if "tensor" in used else 1)
-        wire = own * (_bytes(config.dtype) if len(row.shape) > 1 else _bytes(held))
+        wire = own * (itemsize(config.dtype) if len(row.shape) > 1 else itemsize(held))
         uses = work.micro * (work.gathers + work.train + trained) if row.stacked else 1 + trained
         total += uses * wire * (split - 1) / split
         copies = math.prod(sizes[name] for name in ("data", "fsdp", "seq") if name not in used)
         if trained:
-            total += 2 * own / split * _bytes(config.param_dtype) * (copies - 1) / copies
+            total += 2 * own / split * itemsize(config.param_dtype) * (copies - 1) / copies
     s, t = sizes["seq"], sizes["tensor"]
     clips = work.clips * work.forwards / (sizes["data"] * sizes["fsdp"])
-    state = clips * sequence.padded(work.tokens, s) / s * config.width * _bytes(config.dtype)
+    state = clips * sequence.padded(work.tokens, s) / s * config.width * itemsize(config.dtype)
     directions = 2 if work.train else 1
     shards = sequence.Shards.of(config.sequence, config.heads, mesh, work.tokens)
     total += directions * config.layers * 4 * state / t * (shards.heads - 1) / shards.heads
@@ -89,5 +89,6 @@ def minimum(
     return round(total)
 
 
-def _bytes(dtype: str) -> int:
+def itemsize(dtype: str) -> int:
+    """Bytes of a value."""
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize

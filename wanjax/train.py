@@ -66,8 +66,7 @@ class Stopped(Exception):
 
 def network_rows(model: WanDiT, head: ShadowHead | None = None, lora: LoraConfig = FULL) -> tuple[rows.Row, ...]:
     """Rows of everything that is trained."""
-    own = lora.rows(dit_rows(model.config)) if lora.rank else dit_rows(model.config)
-    return (*own, *(head.rows if head else ()))
+    return (*lora.trained(dit_rows(model.config)), *(head.rows if head else ()))
 
 
 def state_shapes(model: WanDiT, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh,
@@ -325,6 +324,10 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
                           averaged=expert.optimizer_config.averaged, lora=expert.lora,
                           memory=expert.optimizer_config.state_memory)
     near = jax.tree.map(lambda x: x.sharding, shapes.params)
+
+    def shown(state: TrainState) -> dict[str, Any]:
+        return variables_of(jax.device_put(state.shown, near), base, expert.lora)
+
     key = jax.random.fold_in(jax.random.key(expert.seed), EXPERTS.index(expert.name))
     init_key, step_key, validation_key = jax.random.split(key, 3)
 
@@ -393,12 +396,10 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
                 waiting = None
             if check:
                 with clock.apart("validation"):
-                    shown = variables_of(jax.device_put(state.shown, near), base, expert.lora)
-                    log.validation(step, _validation_metrics(validate, shown, expert, validation_key, span))
+                    log.validation(step, _validation_metrics(validate, shown(state), expert, validation_key, span))
             if preview and expert.preview:
                 with clock.apart("preview"):
-                    shown = variables_of(jax.device_put(state.shown, near), base, expert.lora)
-                    log.image(step, expert.preview(shown))
+                    log.image(step, expert.preview(shown(state)))
             if save:
                 with clock.apart("checkpoint"):
                     checkpoints.save(step, state, expert.batches.get_state())

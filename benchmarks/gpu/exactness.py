@@ -12,6 +12,7 @@ float32 in unless it is told otherwise, gives 3e-4). Random operands of fresh se
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import functools
 import itertools
@@ -55,17 +56,21 @@ def error(got: Any, expected: Any) -> float:
     return apart if np.isfinite(apart) else float("inf")
 
 
+def limit_of(dtype: str) -> float:
+    """The largest error that one operation may have."""
+    return EXACT if dtype == "float32" else ROUNDED
+
+
 def attentions(way: str, dtype: str, lengths: tuple[tuple[int, int], ...], seed: int) -> Iterator[Line]:
     """One implementation against the plain formula in float32: result, and gradients of q, k and v."""
     draw = np.random.default_rng(seed)
-    limit = EXACT if dtype == "float32" else ROUNDED
     for queries, keys in lengths:
         sizes = ((2, queries, 3, 128), (2, keys, 3, 128), (2, keys, 3, 128), (2, queries, 3, 128))
         given = [jnp.asarray(draw.standard_normal(size, np.float32), dtype) for size in sizes]
         found = _with_gradient(functools.partial(attention.attention, implementation=way), given)
         right = _with_gradient(functools.partial(attention.attention, implementation="plain"), _wide(given))
         for of, got, expected in zip(("result", "d q", "d k", "d v"), found, right, strict=True):
-            yield Line(f"attention {way}, {dtype}, {queries} × {keys}", of, error(got, expected), limit)
+            yield Line(f"attention {way}, {dtype}, {queries} × {keys}", of, error(got, expected), limit_of(dtype))
 
 
 def parts(way: str, dtype: str, size: int, seed: int) -> Iterator[Line]:
@@ -99,7 +104,7 @@ def parts(way: str, dtype: str, size: int, seed: int) -> Iterator[Line]:
             if np.asarray(got[:, :, 2 * size // 3 :], np.float32).any():
                 yield Line(f"parts {way}, {dtype}, {size}", f"{of}: of padding itself, not 0", float("inf"), 0.0)
             got = got[:, :, : 2 * size // 3]
-        yield Line(f"parts {way}, {dtype}, {size}", of, error(got, expected), EXACT if dtype == "float32" else ROUNDED)
+        yield Line(f"parts {way}, {dtype}, {size}", of, error(got, expected), limit_of(dtype))
 
 
 def transformer(dtype: str, grid: tuple[int, int, int], seed: int, **sizes: Any) -> Iterator[Line]:
@@ -116,8 +121,7 @@ def transformer(dtype: str, grid: tuple[int, int, int], seed: int, **sizes: Any)
         return out, pull(weight)[0]
 
     found, slope = jax.jit(functools.partial(run, config))(params, weight, *given)
-    exact = DiTConfig(**{**{f: getattr(config, f) for f in config.__dataclass_fields__}, "dtype": "float32",
-                         "attention": "plain"})  # fmt: skip
+    exact = dataclasses.replace(config, dtype="float32", attention="plain")
     right, expected = _on_the_processor(functools.partial(run, exact), params, weight, *given)
     limit = EXACT if dtype == "float32" else 3 * ROUNDED  # layers add up
     yield Line(f"transformer, {dtype}", "velocity", error(found, right), limit)

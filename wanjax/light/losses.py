@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from wanjax import precision
 from wanjax.light.photometry import log_luminance, srgb_to_linear
 
 __all__ = [
@@ -265,7 +266,7 @@ def _per_clip(x: jax.Array) -> jax.Array:
 
 def _dot(x: jax.Array, vector: jax.Array) -> jax.Array:
     """x · vector over the last axis, in float32, for which accelerators otherwise take a shorter format."""
-    return jnp.matmul(x, vector, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(x, vector, precision=precision.of("float32"))
 
 
 def _luminance_vector(name: str, m: ArrayLike, latents: jax.Array) -> jax.Array:

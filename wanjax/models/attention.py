@@ -23,7 +23,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from wanjax.models import blockwise, cudnn, precision, splash
+from wanjax import precision
+from wanjax.models import blockwise, cudnn, splash
 from wanjax.models.varying import marked, varying
 
 IMPLEMENTATIONS = ("auto", "plain", "blockwise", "splash", "cudnn")

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from wanjax.models import precision
+from wanjax import precision
 
 _BLOCK = 256  # queries, at most; on CPU the weights of one head's block are 1.3 MB at 1,280 keys
 LOWEST = float(jnp.finfo(jnp.float32).min)  # a logit below all others by so much that its weight is exactly 0

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from wanjax import partition
-from wanjax.models import lora, precision, rope
+from wanjax import partition, precision
+from wanjax.models import lora, rope
 from wanjax.models.attention import attention
 from wanjax.models.dit_config import DiTConfig
 from wanjax.models.sequence import Shards

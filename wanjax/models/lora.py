@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from wanjax.models import precision
+from wanjax import precision
 
 Change = Mapping[str, Any]
 _FACTORS = {"down", "up"}

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wanjax.models import attention, blockwise, cudnn, precision, splash
+from wanjax import precision
+from wanjax.models import attention, blockwise, cudnn, splash
 
 LOWEST = blockwise.LOWEST
 

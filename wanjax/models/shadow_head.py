@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wanjax.models import precision
+from wanjax import precision
 from wanjax.models.dit import WanDiT
 from wanjax.models.dit_layers import layer_norm
 from wanjax.models.rows import Row, tree

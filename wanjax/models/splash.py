@@ -78,6 +78,11 @@ def forward(
     return out[:, : q.shape[1]], statistics[:, : q.shape[1]]
 
 
+def at_once(heads: int, partial: int) -> int:
+    """How many heads the backward pass works on at a time; ``partial``: bytes of one head's gradients that wait."""
+    return max(n for n in range(1, heads + 1) if heads % n == 0 and (n == 1 or n * partial <= PARTIAL_BYTES))
+
+
 def backward(
     q: jax.Array, k: jax.Array, v: jax.Array, statistics: jax.Array, along: jax.Array, d_out: jax.Array,
     blocks: SplashBlocks, valid: jax.Array | int | None = None,
@@ -101,7 +106,7 @@ def backward(
     keys = k.shape[1]
     long, wide = _lengths(queries, keys, blocks)
     partial = long * size * q.dtype.itemsize * (wide // _fitted(blocks.backward, queries, keys)[1])
-    group = max(n for n in range(1, count + 1) if count % n == 0 and (n == 1 or n * partial <= PARTIAL_BYTES))
+    group = at_once(count, partial)
     kernel = _kernel(group, q, k, blocks, save_residuals=False)
     options, sizes = kernel.kwargs, kernel.kwargs["block_sizes"]
     # the kernel's own rule of differentiation takes nothing that was kept: it would run it forward once more

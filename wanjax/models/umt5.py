@@ -18,8 +18,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from wanjax import partition
-from wanjax.models import precision
+from wanjax import partition, precision
 from wanjax.models import rows as row_table
 from wanjax.models.rows import Row
 from wanjax.models.rows.umt5 import umt5_rows

@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from wanjax import partition
-from wanjax.models import precision
+from wanjax import partition, precision
 from wanjax.models.rows import Row, shapes, tree
 from wanjax.models.rows.vae import vae_rows
 from wanjax.models.vae_config import WAN22, VAEConfig, decoder_plan, encoder_plan, stages

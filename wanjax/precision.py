@@ -8,8 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-HIGHEST = jax.lax.Precision.HIGHEST
-
 
 def of(dtype: Any) -> jax.lax.Precision | None:
     """The precision of products of operands of a dtype: the highest for float32, None, jax's own choice, for others.
@@ -17,7 +15,7 @@ def of(dtype: Any) -> jax.lax.Precision | None:
     A precision that the caller has set for all of jax (``jax.default_matmul_precision``) is obeyed.
     """
     chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # jax makes it at run time
-    return None if jnp.dtype(dtype) != jnp.float32 or chosen is not None else HIGHEST
+    return None if jnp.dtype(dtype) != jnp.float32 or chosen is not None else jax.lax.Precision.HIGHEST
 
 
 def within(dtype: Any) -> contextlib.AbstractContextManager[Any]:
