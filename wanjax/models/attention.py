@@ -72,11 +72,10 @@ def attention(
         return checkpoint_name(out, name) if name else out
     q, k, v = _varying_alike(q, k, v)
     shards = _Shards(mesh, q)
-    if way in ("splash", "cudnn"):
-        return _fused(shards, _splash(splash_blocks, valid) if way == "splash" else _cudnn(), name, q, k, v)
-    kernel = _heads_first(functools.partial(blockwise.heads, name=name))
-    # of plain operations: without heads to share it needs no shard_map of its own
-    return kernel(q, k, v) if shards.over is None else _pulled_back(shards, kernel, q, k, v)
+    if way == "blockwise" and shards.over is None:  # of plain operations: it needs no shard_map of its own
+        return _blockwise(name).plain(q, k, v)
+    kernel = {"splash": lambda: _splash(splash_blocks, valid), "cudnn": _cudnn, "blockwise": lambda: _blockwise(name)}
+    return _fused(shards, kernel[way](), name, q, k, v)
 
 
 def tile(
@@ -149,17 +148,6 @@ def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return product("bknm,bmkd->bnkd", weights, v)
 
 
-def _heads_first(kernel: _Kernel) -> _Kernel:
-    """From a function of [heads, N, d] to one of [B, N, K, d]: each head of a clip is one of its own."""
-
-    def of_clips(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        clips, tokens, heads, size = q.shape
-        q, k, v = (x.transpose(0, 2, 1, 3).reshape(clips * heads, x.shape[1], size) for x in (q, k, v))
-        return kernel(q, k, v).reshape(clips, heads, tokens, size).transpose(0, 2, 1, 3)
-
-    return of_clips
-
-
 class _Shards:
     """A kernel on the shards of a mesh, all of whose axes have to be manual around it: over ``tensor``, its heads.
 
@@ -220,7 +208,20 @@ def _cudnn() -> _Fused:
     return _Fused(lambda q, k, v: forward(q, k, v)[0], forward, functools.partial(cudnn.backward, heads_first=False))
 
 
+def _blockwise(name: str) -> _Fused:
+    return _of_heads(functools.partial(blockwise.heads, name=name), blockwise.forward, blockwise.backward)
+
+
 def _splash(blocks: splash.SplashBlocks, valid: int | None) -> _Fused:
+    def told(function: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.partial(function, blocks=blocks, valid=valid)
+
+    return _of_heads(told(splash.heads), told(splash.forward), told(splash.backward))
+
+
+def _of_heads(plain: _Kernel, forward: Callable[..., Any], backward: Callable[..., Any]) -> _Fused:
+    """Of functions of [heads, N, d], the last of which takes the sum of the result and its gradient in its place."""
+
     def apart(x: jax.Array) -> jax.Array:  # [B, N, K, d] -> [B·K, N, d]
         x = x.transpose(0, 2, 1, 3)
         return x.reshape(-1, *x.shape[2:])
@@ -228,23 +229,22 @@ def _splash(blocks: splash.SplashBlocks, valid: int | None) -> _Fused:
     def together(x: jax.Array, clips: int) -> jax.Array:  # [B·K, N, d] -> [B, N, K, d]
         return x.reshape(clips, -1, *x.shape[1:]).transpose(0, 2, 1, 3)
 
-    def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return together(splash.heads(apart(q), apart(k), apart(v), blocks, valid), len(q))
+    def of_clips(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return together(plain(apart(q), apart(k), apart(v)), len(q))
 
-    def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out, statistics = splash.forward(apart(q), apart(k), apart(v), blocks, valid)
+    def with_statistics(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out, statistics = forward(apart(q), apart(k), apart(v))
         return together(out, len(q)), statistics.reshape(len(q), -1, statistics.shape[-1])
 
-    def backward(
+    def gradients(
         q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, statistics: jax.Array, d_out: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1).transpose(0, 2, 1)
         statistics, along = (x.reshape(-1, x.shape[-1]) for x in (statistics, along))
-        found = splash.backward(apart(q), apart(k), apart(v), statistics, along, apart(d_out), blocks, valid)
-        d_q, d_k, d_v = (together(x, len(q)) for x in found)
-        return d_q, d_k, d_v
+        d_q, d_k, d_v = backward(apart(q), apart(k), apart(v), statistics, along, apart(d_out))
+        return together(d_q, len(q)), together(d_k, len(q)), together(d_v, len(q))
 
-    return _Fused(plain, forward, backward)
+    return _Fused(of_clips, with_statistics, gradients)
 
 
 def _fused(shards: _Shards, kernel: _Fused, name: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -274,34 +274,6 @@ def _fused(shards: _Shards, kernel: _Fused, name: str, q: jax.Array, k: jax.Arra
 
         specs = (operand, operand, operand, operand, statistic, operand)
         return tuple(map(shards.marked, shards.run(own, in_specs=specs, out_specs=operand)(*kept, d_out)))
-
-    whole = jax.custom_vjp(plain)
-    whole.defvjp(forward, backward)
-    return shards.split(whole(*map(shards.joined, (q, k, v))))
-
-
-def _pulled_back(shards: _Shards, kernel: _Kernel, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """A kernel [B, N, K, d] -> [B, N, K, d] that is differentiated by its own rule."""
-    spec, residuals = P(None, None, shards.over), P(shards.over)
-
-    def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        own = lambda *x: shards.joined(kernel(*map(shards.split, x)))
-        return shards.marked(shards.run(own, in_specs=spec, out_specs=spec)(q, k, v))
-
-    def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-        def own(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-            out, pull = jax.vjp(kernel, *map(shards.split, (q, k, v)))
-            return shards.joined(out), jax.tree.map(lambda x: x[None], pull)  # stacked over the shards, numbers too
-
-        out, pull = shards.run(own, in_specs=spec, out_specs=(spec, residuals))(q, k, v)
-        return shards.marked(out), pull
-
-    def backward(pull: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
-        def own(pull: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
-            pull = jax.tree.map(lambda x: x[0], pull)
-            return tuple(map(shards.joined, pull(shards.split(d_out))))
-
-        return tuple(map(shards.marked, shards.run(own, in_specs=(residuals, spec), out_specs=spec)(pull, d_out)))
 
     whole = jax.custom_vjp(plain)
     whole.defvjp(forward, backward)
