@@ -238,6 +238,12 @@ def stop(folder: pathlib.Path, name: str, asked: int, step: int) -> tuple[int, s
     return saved(workdir)[0], kept.read_text()
 
 
+def page(about: Sequence[str], found: Sequence[str], *versions: str) -> str:
+    """What a proof found on this machine, a line each, below what it is about."""
+    made = [datetime.date.today().isoformat(), platform.machine(), f"{os.cpu_count()} cores", f"jax {jax.__version__}"]
+    return "\n".join([f"<!-- {', '.join([*made, *versions])} -->", *about, "", *(f"- {line}" for line in found), ""])
+
+
 def prove(folder: pathlib.Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[str] = []
@@ -261,14 +267,12 @@ def prove(folder: pathlib.Path) -> str:
         trained(folder, resumed.name, processes, later, every=later)
         check_close(at(folder, four, later), at(folder, resumed, later),
                     f"resumed by {processes}, and never stopped by 4, 20 steps later", rows)  # fmt: skip
-    return "\n".join([
-        f"<!-- {datetime.date.today().isoformat()}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"jax {jax.__version__} -->",
+    return page([
         "`python -m benchmarks.cluster_processes`: `configs/light_scenes_tiny.py` cut down to 2 layers of width 32,",
         "clips of 9×32×32, batch 8, float32, mesh fsdp 2 × seq 2 of four simulated devices. |b − a| / |a| over all",
         "tensors of a part, in brackets of the worst tensor.", "",
-        "| | parameters | EMA | moments |", "|---|---|---|---|", *rows, "", *(f"- {line}" for line in lines), "",
-    ])  # fmt: skip
+        "| | parameters | EMA | moments |", "|---|---|---|---|", *rows,
+    ], lines)  # fmt: skip
 
 
 def main() -> None:

@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
-import os
 import pathlib
-import platform
 import shutil
 import socket
 import sys
 import time
 from collections.abc import Sequence
 
-from benchmarks.cluster_processes import DoesNotHold, launch, wait  # first: it sets what jax reads at its start
+from benchmarks.cluster_processes import DoesNotHold, launch, page, wait  # first: it sets what jax reads at its start
 
 import jax  # isort: skip
 import numpy as np
@@ -184,14 +181,11 @@ def prove(folder: pathlib.Path) -> str:
     lines.append(disagree(folder, release, prompts))
     for victim in (1, 0):
         lines += kill(folder, release, victim)
-    return "\n".join([
-        f"<!-- {datetime.date.today().isoformat()}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"jax {jax.__version__} -->",
+    return page([
         "`python -m benchmarks.cluster_sampling`: a tiny release and a tiny run of two experts, "
         f"{json.dumps({**SETTINGS, 'prompts': len(PROMPTS)})},",
-        "four simulated devices: of one process, and of two with two each, over gloo on the loopback.", "",
-        *(f"- {line}" for line in lines), "",
-    ])  # fmt: skip
+        "four simulated devices: of one process, and of two with two each, over gloo on the loopback.",
+    ], lines)  # fmt: skip
 
 
 def main() -> None:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import getpass
 import os
 import pathlib
-import platform
 import re
 import secrets
 import shutil
@@ -26,9 +24,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-import jax
-
-from benchmarks.cluster_processes import DoesNotHold, at, check_same, checkpoints, saved
+from benchmarks.cluster_processes import DoesNotHold, at, check_same, checkpoints, page, saved
 from tests import launching
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo")
@@ -198,13 +194,10 @@ def prove(folder: pathlib.Path, patience: float) -> str:
         finished(number, environment, patience)
     lines.append(check_same(at(folder, whole, STEPS), at(folder, workdir, STEPS),
                             f"interrupted twice and not at all, at step {STEPS}"))
-    return "\n".join([
-        f"<!-- {datetime.date.today().isoformat()}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"jax {jax.__version__}, {version} -->",
+    return page([
         "`python -m benchmarks.cluster_slurm`: one node, two tasks of one simulated device each, the script of",
-        "`experiments.launch.slurm` for `configs/light_scenes_tiny.py` cut down to 2 layers of width 32.", "",
-        *(f"- {line}" for line in lines), "",
-    ])  # fmt: skip
+        "`experiments.launch.slurm` for `configs/light_scenes_tiny.py` cut down to 2 layers of width 32.",
+    ], lines, version)  # fmt: skip
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ by SLURM, Kubernetes or Cloud TPU; by hand each is told --coordinator, --process
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -31,6 +30,7 @@ import jax
 from absl import app, flags
 from tqdm import tqdm
 
+from experiments import processes
 from wanjax import (
     generate,
     images,
@@ -43,7 +43,7 @@ from wanjax import (
     video,
 )
 from wanjax.checkpoint import CheckpointError
-from wanjax.cluster import Cluster, ClusterError, start
+from wanjax.cluster import Cluster, ClusterError
 from wanjax.denoise import HOLDING, PASSES, Execution, Step
 from wanjax.estimate import estimate
 from wanjax.generate import Pipeline
@@ -122,13 +122,12 @@ def sample(
     if cluster.processes > 1:
         first = preflight.flat(ready.records[0]["checkpoint"], "checkpoint")
         cluster.agree("what was opened", {**first, **ready.records[0]["settings"], "clips": _digest(ready.records)})
-    say = functools.partial(print, flush=True) if cluster.first else _silent
     for message in ready.said:
-        say(message)
+        cluster.say(message)
     found = [i for i, target in enumerate(targets) if sample_records.is_there(target, ready.records[i])]
     done: set[int] = set(json.loads(cluster.gather("clips that are there", json.dumps(found))[0]))
     if done:
-        say(f"{len(done)} of {len(lines)} clips are there already and are kept")
+        cluster.say(f"{len(done)} of {len(lines)} clips are there already and are kept")
     folder = pathlib.Path(out) if targets and targets[0] != pathlib.Path(out) else None
 
     def finish(i: int, latents: Any) -> None:
@@ -149,8 +148,8 @@ def sample(
         _write_records(folder, targets, lines, ready.records, done)
         others = sorted(set(folder.glob("clip_*.mp4")) - set(targets))
         if others:
-            say(f"{len(others)} other clips in {folder} ({others[0].name} ...) are of other prompts")
-    say(f"{len(lines)} clips in {out}; settings {json.dumps(ready.records[0]['settings'])}")
+            cluster.say(f"{len(others)} other clips in {folder} ({others[0].name} ...) are of other prompts")
+    cluster.say(f"{len(lines)} clips in {out}; settings {json.dumps(ready.records[0]['settings'])}")
     cluster.gather("end", "")  # where process 0 fails to write the last of it, no process ends well
     names = [path.name for path in _places(out, len(lines))]
     return [_line(name, line, record) for name, line, record in zip(names, lines, ready.records, strict=True)]
@@ -158,10 +157,6 @@ def sample(
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
-
-
-def _silent(message: str) -> None:
-    """What a process says that is not the first."""
 
 
 def _prepared(
@@ -331,12 +326,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: options start with --")
     logging.getLogger("absl").setLevel(logging.WARNING)
     given = flags.FLAGS
-    try:
-        cluster = start(given.coordinator, given.processes, given.process)
-    except ClusterError as error:
-        sys.exit(f"error: {error}")
-    if cluster.processes > 1:
-        print(f"{cluster.names[cluster.process]}, one of {cluster.processes}", flush=True)
+    cluster = processes.join()
     with Watch(cluster) as watch:
         try:
             sample(**cluster.each("command line", lambda: _arguments(given), ERRORS), cluster=cluster)
@@ -395,9 +385,7 @@ def entry() -> None:
     flags.DEFINE_enum("holding", "auto", HOLDING, "What is on the devices at a time: experts, or blocks of one.")
     flags.DEFINE_enum("passes", "auto", PASSES, "With guidance: both answers at once, or in two passes.")
     flags.DEFINE_string("mesh", "", "Devices by axis, such as seq=4, those of all processes; one device by default.")
-    flags.DEFINE_string("coordinator", None, "Of several processes started by hand: host:port of process 0.")
-    flags.DEFINE_integer("processes", None, "How many processes; 1 is a single one whatever the environment says.")
-    flags.DEFINE_integer("process", None, "Which of the processes this is, from 0.")
+    processes.define()
     flags.DEFINE_string("text_cache", str(prompt_embeddings.default_cache()), "Folder of embeddings; empty for none.")
     flags.DEFINE_bool("correct", False, "Take flicker of exposure and colour out of each clip.")
     flags.DEFINE_string("lora_high", None, "LoRA files for the high-noise expert: file[:weight],...")

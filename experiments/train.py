@@ -19,11 +19,12 @@ from absl import flags
 from etils import epath
 
 from data_pipelines import encode
+from experiments import processes
 from wanjax import codec as codec_lib
 from wanjax import config as config_lib
 from wanjax import config_flag, data, first_frame, partition, preflight, text, warm_start
 from wanjax.checkpoint import CheckpointError, Checkpoints
-from wanjax.cluster import Cluster, ClusterError, start
+from wanjax.cluster import Cluster, ClusterError
 from wanjax.heartbeat import Watch
 from wanjax.latent_cache import CacheError, LatentCache
 from wanjax.models import rows
@@ -58,15 +59,9 @@ def run(experiment: config_lib.Experiment, workdir: str, cluster: Cluster, logs:
         if cluster.processes > 1:
             preflight.check_data(cluster, cache)
             report = preflight.time_all_reduce(mesh)
-            _say(cluster, f"preflight: {cluster.processes} processes agree on program and data; {report}")
+            cluster.say(f"preflight: {cluster.processes} processes agree on program and data; {report}")
         for name, objective in objectives.items():
             _train(name, experiment, mesh, objective, codec, cache, place.path / name, place.logs / name, cluster)
-
-
-def _say(cluster: Cluster, message: str) -> None:
-    """Once, however many processes there are."""
-    if cluster.first:
-        print(message, flush=True)
 
 
 def _ensure_cache(experiment: config_lib.Experiment, codec: codec_lib.Codec, mesh: jax.sharding.Mesh) -> None:
@@ -114,11 +109,11 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
         about = start.record
 
         def params() -> Any:
-            _say(cluster, f"{name} expert: trains a LoRA of rank {lora.rank} beside the weights of {start.source}")
+            cluster.say(f"{name} expert: trains a LoRA of rank {lora.rank} beside the weights of {start.source}")
             return start.read(rows.shardings(dit_rows(experiment.model), mesh), lora.base_dtype)
     elif config.init_from:
         def params() -> Any:
-            _say(cluster, f"{name} expert: continues the weights of {warm_start.find_experts(config.init_from)}")
+            cluster.say(f"{name} expert: continues the weights of {warm_start.find_experts(config.init_from)}")
             return warm_start.initial_params(config.init_from, name, experiment.model, mesh)
     expert = Expert(name, model, objective, experiment.optimizer, config, mesh, experiment.seed, params, batches,
                     validation, preview, lambda own: data.to_global(own, placed, batch),
@@ -131,7 +126,7 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
         if lora.rank and (before := checkpoints.about) is not None:
             warm_start.check_base(start, before, checkpoints.folder)
         if checkpoints.latest == steps:
-            _say(cluster, f"{name} expert: all {steps} steps are done")
+            cluster.say(f"{name} expert: all {steps} steps are done")
             return
         train_expert(expert, checkpoints, log)
 
@@ -142,17 +137,12 @@ def main() -> None:
     # orbax logs the stack of an error that it raises, too: what catches it says it once
     absl_log.addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
     given = flags.FLAGS
-    try:
-        cluster = start(given.coordinator, given.processes, given.process)
-    except ClusterError as error:
-        sys.exit(f"error: {error}")
-    if cluster.processes > 1:
-        print(f"{cluster.names[cluster.process]}, one of {cluster.processes}", flush=True)
+    cluster = processes.join()
     with Watch(cluster) as watch:
         try:
             run(config_flag.experiment(), given.workdir, cluster, given.logs)
         except Stopped as stopped:
-            _say(cluster, str(stopped))
+            cluster.say(str(stopped))
             sys.exit(given.stopped_code)
         except (ClusterError, Diverged) as error:  # all processes have the same one
             sys.exit(f"error: {error}" if cluster.first else 1)
@@ -166,9 +156,7 @@ def entry() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, previews. gs://... with --logs.")
     flags.DEFINE_string("logs", None, "Folder of this machine for metrics, previews and profiles; that of the run by "
                         "default.")
-    flags.DEFINE_string("coordinator", None, "Of several processes started by hand: host:port of process 0.")
-    flags.DEFINE_integer("processes", None, "How many processes; 1 is a single one whatever the environment says.")
-    flags.DEFINE_integer("process", None, "Which of the processes this is, from 0.")
+    processes.define()
     flags.DEFINE_integer("stopped_code", 0, "Exit code after a request to stop (SIGTERM, SIGINT), the state saved; a "
                          "scheduler that is to start the run again needs another one.")
     flags.mark_flags_as_required(["config", "workdir"])

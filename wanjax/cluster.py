@@ -65,6 +65,11 @@ class Cluster:
         """Whether this is process 0."""
         return self.process == 0
 
+    def say(self, message: str) -> None:
+        """Prints once, however many processes there are."""
+        if self.first:
+            print(message, flush=True)
+
     def gather(self, what: str, value: str) -> list[str]:
         """Every process's value, in their order, once all have given theirs.
 
