@@ -28,6 +28,27 @@ class Torus:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rates:
+    """Of kernels on one device, as they were measured, but for :attr:`float32`.
+
+    Attributes:
+        products: operations per second of matrix products of operands of 16 bits.
+        attention_forward, attention_backward: of attention's kernels, of all that they execute: two products forward,
+            five backward, of which one makes the weights again.
+        host: bytes/s from pinned memory of the host; that to it is taken for the same.
+        float32: operations per second of products of float32 operands, by the maker: none was measured.
+        source: of the measurements.
+    """
+
+    products: float
+    attention_forward: float
+    attention_backward: float
+    host: float
+    float32: float
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Chip:
     """One kind.
 
@@ -46,6 +67,7 @@ class Chip:
         target: of GPUs, the file in ``wanjax/assets/gpus`` that describes one to XLA's compiler.
         node: of GPUs, how many a node has at most.
         host_memory: bytes of a host's memory, per chip of it; 0: not known.
+        rates: of kernels that were measured on one; None: none were.
     """
 
     devices: int
@@ -60,6 +82,7 @@ class Chip:
     target: str = ""
     node: int = 0
     host_memory: int = 0
+    rates: Rates | None = None
 
 
 def _gib(size: float) -> int:
@@ -84,6 +107,9 @@ TPUS: dict[str, Chip] = {
     "tpu7x": Chip(2, 2307e12, _gib(94.74), 7.38e12, 100e9, 12.5e9, (_CLOUD + "tpu7x",), Torus(3, (16, 24, 24), 4),
                   dumped=True, host_memory=240 * 10**9),
 }  # fmt: skip
+# An H100 has the same peak and another memory and power: what was measured on an H200 is not said of it.
+_H200 = Rates(products=640e12, attention_forward=584e12, attention_backward=524e12, host=2.7046656e9 / 0.049,
+              float32=67e12, source="benchmarks/results/gpu.md: one H200, 2026-11-29, jax 0.11.2, cuDNN 9.19")
 # Memory as XLA's description of the chip has it; a CUDA context and NCCL's buffers, 1 to 2 GB, are taken from it.
 # NVLink: 18 links of 25 GB/s in each direction. Network: one InfiniBand adapter of 400 Gbit/s per GPU, as in a DGX.
 GPUS: dict[str, Chip] = {
@@ -96,6 +122,6 @@ GPUS: dict[str, Chip] = {
     "h200": Chip(1, 989.5e12, 150_109_880_320, 4.8e12, 450e9, 50e9,
                  ("nvidia.com/en-us/data-center/h200 (SXM: half of the sparse figure)",
                   "docs.nvidia.com/dgx/dgxh200-user-guide (adapters; 2 TB of memory for 8 GPUs)"),
-                 target="h200_sxm.txtpb", node=8, host_memory=250 * 10**9),
+                 target="h200_sxm.txtpb", node=8, host_memory=250 * 10**9, rates=_H200),
 }  # fmt: skip
 CHIPS: dict[str, Chip] = {**TPUS, **GPUS}

@@ -84,11 +84,11 @@ def count(module: Module) -> Work:
     Raises: HloError: a product whose shapes are not understood.
     """
     totals, unknown_loops = hlo_loops.fold(
-        module, _leaf, lambda totals: sum(operations for _, operations in totals.values())
+        module, of_instruction, lambda totals: sum(operations for _, operations in totals.values())
     )
     products, kernels, unknown = 0, [], []
     for key, (number, operations) in totals.items():
-        if isinstance(key, _Kind):
+        if isinstance(key, Kind):
             kernels.append(Kernel(*key, number, operations))
         elif key[0] == "product":
             products += operations
@@ -97,20 +97,31 @@ def count(module: Module) -> Work:
     return Work(products, tuple(sorted(kernels, key=lambda each: -each.flops)), unknown_loops, tuple(sorted(unknown)))
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
+    """Of a kernel of attention, as :class:`Kernel` has it."""
+
     way: str
     heads: int
     queries: int
     keys: int
 
 
-def _leaf(computation: Computation, each: Instruction) -> Totals | None:
+def of_instruction(computation: Computation, each: Instruction) -> Totals | None:
+    """How many an instruction is, and of how many floating-point operations: by ("product", dtype of its operands),
+    :class:`Kind` or ("unknown", target); None: those of the computations that it calls, if any.
+
+    Raises: HloError: a product whose shapes are not understood.
+    """
     if each.base == "dot":
-        return {("product", "dot"): (1, _dot(computation, each))}
+        return _product(computation, each, _dot(computation, each))
     if each.base == "convolution":
         lhs, rhs = (hlo.dimensions(_shape(computation, name)) for name in each.operands[:2])
-        return {("product", "convolution"): (1, _convolution(each, lhs, rhs, hlo.dimensions(each.shape)))}
+        return _product(computation, each, _convolution(each, lhs, rhs, hlo.dimensions(each.shape)))
     return _custom(computation, each) if each.base == "custom-call" else None
+
+
+def _product(computation: Computation, each: Instruction, number: int) -> Totals:
+    return {("product", hlo.arrays(_shape(computation, each.operands[0]))[0][0]): (1, number)}
 
 
 def _shape(computation: Computation, name: str) -> str:
@@ -191,9 +202,9 @@ def _custom(computation: Computation, each: Instruction) -> Totals | None:
     if target.startswith("__cudnn$fmha"):
         return _cudnn_attention(computation, each, target)
     if target.startswith("__cudnn$conv"):
-        return {("product", target): (1, _cudnn_convolution(computation, each, target))}
+        return _product(computation, each, _cudnn_convolution(computation, each, target))
     if target.startswith(("__cublas$gemm", "__cublas$lt$matmul")):
-        return {("product", target): (1, _cublas(computation, each))}
+        return _product(computation, each, _cublas(computation, each))
     if each.called() or _NO_PRODUCTS.fullmatch(target):
         return None
     return {("unknown", target): (1, 0)}
@@ -212,7 +223,7 @@ def _splash(computation: Computation, each: Instruction) -> Totals:
     # the fused kernel gives dq beside dk and dv
     fused = found[1] == "dkv" and len(hlo.arrays(_result(each))) > 2
     way, products = _SPLASH_PRODUCTS["dkv fused" if fused else found[1]]
-    return {_Kind(way, heads, queries, keys): (1, products * 2 * heads * queries * keys * size)}
+    return {Kind(way, heads, queries, keys): (1, products * 2 * heads * queries * keys * size)}
 
 
 def _cudnn_attention(computation: Computation, each: Instruction, target: str) -> Totals:
@@ -221,7 +232,7 @@ def _cudnn_attention(computation: Computation, each: Instruction, target: str) -
     logits = [int(n) for n in config["intermediate_tensor_shape"]["dimensions"]]
     size = math.prod(hlo.dimensions(_shape(computation, each.operands[0]))) // math.prod(logits[:3])
     backward = "Backward" in target
-    kind = _Kind("backward" if backward else "forward", logits[0] * logits[1], logits[2], logits[3])
+    kind = Kind("backward" if backward else "forward", logits[0] * logits[1], logits[2], logits[3])
     return {kind: (1, (_BACKWARD if backward else _FORWARD) * 2 * math.prod(logits) * size)}
 
 

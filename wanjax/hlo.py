@@ -191,6 +191,11 @@ def bits(dtype: str) -> int:
     return found
 
 
+def parts(shape: str) -> list[str]:
+    """Shapes of a tuple's elements, and of theirs; of what is no tuple, itself."""
+    return [part for each in elements(shape) for part in parts(each)] if shape.startswith("(") else [shape]
+
+
 def elements(shape: str) -> list[str]:
     """Shapes of a tuple's elements.
 
