@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import importlib.metadata
 import pathlib
@@ -15,16 +14,13 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from wanjax import collectives, executed, hlo, plan_remedies, programs, roofline, topology
-from wanjax.compiled_memory import Memory, compile_with_memory, text_of
+from wanjax import collectives, executed, hlo, plan_remedies, plan_time, programs, topology
+from wanjax.compiled_memory import compile_with_memory, text_of
 from wanjax.config import Experiment, to_dict
 from wanjax.models import rows
 from wanjax.models.dit_config import DTYPES
 from wanjax.programs import Program
 from wanjax.topology import Topology
-
-NOTE = "an estimate from the maker's rates: a lower bound on the time, at which nothing has run"
-
 
 # settings that a program takes, and how many clips it works on
 _TAKEN = {"train": (), "sample": ("clips", "holding", "passes", "param_dtype"), "encode": ("clips",), "decode": ()}
@@ -104,8 +100,10 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
     if text is not None:
         module = hlo.parse(text)
         found, work = collectives.of(module, mesh.size), executed.count(module)
-        lines = _lines(found, dict(mesh.shape), machine, [machine.domain(device) for device in mesh.devices.flat])
-        estimate = _estimate(machine, program, memory, lines, work)
+        domains = [machine.domain(device) for device in mesh.devices.flat]
+        lines = _lines(found, dict(mesh.shape), machine, domains)
+        estimate = plan_time.estimate(machine, module, memory, found, work, domain=domains.__getitem__,
+                                      model_flops=program.flops)  # fmt: skip
     result: dict[str, Any] = {
         "program": settings.program,
         "config": experiment.name,
@@ -144,6 +142,9 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
     if estimate and program.dtype == "float32":
         result["warnings"].append("its matrix products are float32, several times slower than the bfloat16 rate of the "
                                   "estimate")  # fmt: skip
+    if estimate and estimate["expected"] and machine.devices > 1:
+        result["warnings"].append("kernels were measured on one device, and none that sends: for what is sent, the "
+                                  "expected time takes the lower bound, as if it overlapped with all else")  # fmt: skip
     if excess := plan_remedies.of_hosts(experiment, result, holding=settings.holding or "one"):
         result["warnings"].append(excess)
     if not result["fits"]:
@@ -181,25 +182,6 @@ def _lines(found: collectives.Found, mesh: dict[str, int], machine: Topology, do
               "within": within}
              for (op, dtype, axes, group, link, within), (count, size) in merged.items()]  # fmt: skip
     return sorted(lines, key=lambda line: -line["bytes"])
-
-
-def _estimate(
-    machine: Topology, program: Program, memory: Memory, lines: list[dict[str, Any]], work: executed.Work
-) -> dict[str, Any] | None:
-    sent, (near, _) = collections.Counter[str](), machine.links
-    for line in lines:
-        # the members of a group in one slice or node share what leaves it
-        sent[line["link"]] += line["bytes"] if line["link"] == near else line["bytes"] / line["within"]
-    found = roofline.estimate(
-        machine,
-        model_flops=program.flops,
-        matmul_flops=machine.devices * work.products,
-        attention_flops=machine.devices * work.attention,
-        memory_bytes=memory.arguments + memory.results + 2 * (memory.temporary or 0)
-        + 2 * sum(line["bytes"] for line in lines),
-        sent=dict(sent),
-    )
-    return None if found is None else {**dataclasses.asdict(found), "note": NOTE}
 
 
 def _warnings(machine: Topology, found: collectives.Found | None, work: executed.Work | None, refused: bool

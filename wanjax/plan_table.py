@@ -32,27 +32,30 @@ def table(plan: dict[str, Any]) -> str:
                            for name in ("matmul", "attention", "memory", "network"))  # fmt: skip
         lines += [_row("estimate", f"at least {estimate['step_seconds']:.3g} s a step, MFU at most "
                                    f"{estimate['mfu']:.0%}; limited by {limit(plan)}: {shares}"),
-                  _row("", estimate["note"])]  # fmt: skip
+                  _row("", estimate["note"]), _row("expected", _expected(estimate["expected"]))]  # fmt: skip
     compilers = ", ".join(f"{name} {number}" for name, number in plan["versions"].items())
     lines.append(_row("compiled", f"in {plan['compile_seconds']} s by {compilers}"))
     return "\n".join([*lines, *(f"warning: {warning}" for warning in plan["warnings"])])
 
 
 def search_table(found: Search) -> str:
-    """The plans of a search, a line each; sizes in GB = 1e9 bytes, per device, time in seconds per clip."""
-    head = (f"{'':>3} {'fits':<5}{'s/clip ≥':>9}{'MFU ≤':>7}{'memory':>9}{'of':>8}{'host':>8}{'sent':>9}  "
-            f"{'limited by':<12}choice")  # fmt: skip
+    """The plans of a search, a line each; sizes in GB = 1e9 bytes, per device, seconds of a clip, at least and expected."""
+    head = (f"{'':>3} {'fits':<5}{'s/clip ≥':>9}{'MFU ≤':>7}{'s/clip ≈':>9}{'memory':>9}{'of':>8}{'host':>8}"
+            f"{'sent':>9}  {'limited by':<12}choice")  # fmt: skip
     lines = [head]
     for number, plan in enumerate(found.plans, start=1):
         seconds, sizes = plan["seconds_per_clip"], [plan[f"{name}_bytes_per_device"] / 1e9 for name in ("peak", "hbm")]
         time = "–" if seconds is None else f"{seconds:.3g}"
         mfu = f"{plan['estimate']['mfu']:.0%}" if plan["estimate"] else "–"
+        expected = plan["estimate"] and plan["estimate"]["expected"]
+        likely = f"{expected['step_seconds'] / plan['clips']:.3g}" if expected else "–"
         sent = "–" if plan["collective_bytes"] is None else f"{plan['collective_bytes'] / 1e9:.2f}"
-        lines.append(f"{number:>3} {'yes' if plan['fits'] else 'NO':<5}{time:>9}{mfu:>7}{sizes[0]:>9.2f}"
-                     f"{sizes[1]:>8.1f}{plan['host_bytes'] / 1e9:>8.2f}{sent:>9}  {limit(plan):<12}"
+        lines.append(f"{number:>3} {'yes' if plan['fits'] else 'NO':<5}{time:>9}{mfu:>7}{likely:>9}"
+                     f"{sizes[0]:>9.2f}{sizes[1]:>8.1f}{plan['host_bytes'] / 1e9:>8.2f}{sent:>9}  {limit(plan):<12}"
                      f"{short(plan['overrides'])}")  # fmt: skip
     lines += [f"refused: {short(overrides)}: {reason}" for overrides, reason in found.refused]
-    lines.append("sizes in GB of one device; time a lower bound")
+    lines.append("sizes in GB of one device; time: ≥ a lower bound, by which they are sorted, ≈ expected, – where no "
+                 "kernels were measured")
     lines.append(f"not compiled: {found.too_large} choices that are too large by formula, {found.beaten} whose mesh "
                  f"another beats in time, memory and bytes, {found.not_tried} that come after those above")
     if found.plans and found.plans[0]["fits"]:
@@ -69,6 +72,15 @@ def limit(plan: dict[str, Any]) -> str:
     shares = {"computing": estimate["matmul_seconds"] + estimate["attention_seconds"],
               "memory": estimate["memory_seconds"], "network": estimate["network_seconds"]}  # fmt: skip
     return max(shares, key=lambda name: shares[name])
+
+
+def _expected(expected: dict[str, Any] | None) -> str:
+    if expected is None:
+        return "–: no kernels were measured on such a device"
+    shares = ", ".join(f"{name} {expected[f'{name}_seconds']:.3g} s"
+                       for name in ("matmul", "attention", "elementwise", "host", "network"))  # fmt: skip
+    return (f"{expected['step_seconds']:.3g} s a step, MFU {expected['mfu']:.0%}: {shares}; kernels as measured in "
+            f"{expected['source']}")  # fmt: skip
 
 
 def _choices(plan: dict[str, Any]) -> str:

@@ -1,13 +1,15 @@
 """How long a step takes at least: work over the rates that the maker states. An estimate, no measurement.
 
 The roofline model (Williams, Waterman and Patterson, 2009): of computing, reading memory and sending, which can go on
-at the same time, the slowest decides. No rate is ever reached in full, so real steps are slower.
+at the same time, the slowest decides. No rate is ever reached in full, so real steps are slower. :func:`expected` is
+of machines whose kernels were measured.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+from wanjax.timeline import Seconds
 from wanjax.topology import Topology
 
 # Forward passes that the backward pass makes again, of products with parameters and of attention. A policy that is not
@@ -33,6 +35,28 @@ class Estimate:
     matmul_seconds: float
     attention_seconds: float
     memory_seconds: float
+    network_seconds: float
+    step_seconds: float
+    mfu: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """Seconds of one step by kernels that were measured.
+
+    Attributes:
+        matmul_seconds, attention_seconds, elementwise_seconds, host_seconds: of one device, see
+            :class:`wanjax.timeline.Seconds`; they add up.
+        network_seconds: as the lower bound has it; nothing that sends was measured.
+        step_seconds: the sum of the former, or the latter where it is longer.
+        mfu: the model's own work (without recomputation) over what the devices could do in that time, at the maker's
+            rate.
+    """
+
+    matmul_seconds: float
+    attention_seconds: float
+    elementwise_seconds: float
+    host_seconds: float
     network_seconds: float
     step_seconds: float
     mfu: float
@@ -71,7 +95,7 @@ def estimate(
     chip = topology.chip
     if chip is None:
         return None
-    rate = chip.flops / chip.devices
+    rate = _rate(topology)
     matmul, attention = (flops / topology.devices / rate for flops in (matmul_flops, attention_flops))
     memory = memory_bytes / (chip.hbm_bandwidth / chip.devices)
     near, far = topology.links
@@ -80,3 +104,23 @@ def estimate(
     network = sum(size / (speeds[link] / chip.devices) for link, size in sent.items())
     step = max(matmul + attention, memory, network)
     return Estimate(matmul, attention, memory, network, step, model_flops / (topology.devices * rate * step))
+
+
+def expected(topology: Topology, spent: Seconds, *, model_flops: float, network_seconds: float) -> Expected:
+    """Of a step.
+
+    Args:
+        topology: the machine, of stated rates.
+        spent: by the kernels of one device.
+        model_flops: of the step over all devices, without recomputation.
+        network_seconds: in which it sends, beside them.
+    """
+    step = max(spent.total, network_seconds)
+    mfu = model_flops / (topology.devices * _rate(topology) * step)
+    return Expected(spent.matmul, spent.attention, spent.elementwise, spent.host, network_seconds, step, mfu)
+
+
+def _rate(topology: Topology) -> float:
+    """Operations per second of one device, by the maker."""
+    assert topology.chip
+    return topology.chip.flops / topology.chip.devices

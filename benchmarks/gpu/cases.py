@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Case:
         name: one of :data:`NAMES`.
         what: it does, in words.
         lowered: ready to be compiled.
+        devices: that it is compiled for, in the program's order.
         arguments: its large ones, shapes with shardings.
         flops: of the model's own work in a call, over all devices.
         make: its arguments, random, on the devices.
@@ -53,13 +54,16 @@ class Case:
     name: str
     what: str
     lowered: jax.stages.Lowered
+    devices: Sequence[jax.Device]
     arguments: Any
     flops: int
     make: Callable[[], tuple[Any, ...]]
     following: Callable[[Any, tuple[Any, ...]], tuple[Any, ...]] = lambda result, arguments: arguments
 
 
-def case(name: str, tokens: int, *, layers: int, changes: Mapping[str, Any], tiny: bool) -> Case:
+def case(
+    name: str, tokens: int, *, layers: int, changes: Mapping[str, Any], tiny: bool, devices: Sequence[jax.Device]
+) -> Case:
     """A case of :data:`NAMES`.
 
     Args:
@@ -68,6 +72,7 @@ def case(name: str, tokens: int, *, layers: int, changes: Mapping[str, Any], tin
         layers: blocks of the network that is trained; a block and the codec have none.
         changes: fields of the config, by dotted name; for training.
         tiny: sizes for a CPU, on which this code is tested.
+        devices: that it runs on: of a block and the codec the first. Some that are not there can be compiled for.
     """
     known = TINY if tiny else SIZES
     if tokens not in known:
@@ -76,16 +81,16 @@ def case(name: str, tokens: int, *, layers: int, changes: Mapping[str, Any], tin
         raise ValueError(f"--set is of a config, which the case {name} has none of")
     size = (TINY_FRAMES[tokens] if tiny else FRAMES, *known[tokens])
     if name == "block":
-        return _block(tokens, tiny)
+        return _block(tokens, tiny, devices[:1])
     if name == "decode":
-        return _decode(size, tiny)
-    return _training(name, size, layers, changes, tiny)
+        return _decode(size, tiny, devices[:1])
+    return _training(name, size, layers, changes, tiny, devices)
 
 
-def _block(tokens: int, tiny: bool) -> Case:
+def _block(tokens: int, tiny: bool, devices: Sequence[jax.Device]) -> Case:
     sizes = {"width": 32, "heads": 2, "ffn": 64} if tiny else {"width": 5120, "heads": 40, "ffn": 13824}
     model = DiTConfig(**sizes, layers=1, dtype="bfloat16", param_dtype="bfloat16")
-    block, text = Block(model), 8 if tiny else TEXT
+    block, text = Block(model, mesh=partition.make_mesh({}, devices)), 8 if tiny else TEXT
     angles = (jax.ShapeDtypeStruct((tokens, model.head_dim // 2), jnp.float32),) * 2
     inputs = (jax.ShapeDtypeStruct((1, tokens, model.width), jnp.float32),
               jax.ShapeDtypeStruct((1, text, model.width), jnp.bfloat16),
@@ -94,21 +99,24 @@ def _block(tokens: int, tiny: bool) -> Case:
     few = (inputs[0].update(shape=(1, 2, model.width)), *inputs[1:3],
            tuple(table.update(shape=(2, model.head_dim // 2)) for table in angles))  # fmt: skip
     params = jax.eval_shape(plain.init, jax.random.key(0), *few)
-    params, inputs = (partition.placed_shapes(tree, _first_device()) for tree in (params, inputs))
+    params, inputs = (partition.placed_shapes(tree, SingleDeviceSharding(*devices)) for tree in (params, inputs))
     lowered = jax.jit(block.apply).lower(params, *inputs)
-    return Case("block", f"forward of one block, {tokens:,} tokens", lowered, (params, inputs),
+    return Case("block", f"forward of one block, {tokens:,} tokens", lowered, devices, (params, inputs),
                 flops.forward(model, tokens, text), lambda: (_fill(params), *_fill(inputs)))  # fmt: skip
 
 
-def _training(name: str, size: tuple[int, int, int], layers: int, changes: Mapping[str, Any], tiny: bool) -> Case:
+def _training(
+    name: str, size: tuple[int, int, int], layers: int, changes: Mapping[str, Any], tiny: bool,
+    devices: Sequence[jax.Device],
+) -> Case:  # fmt: skip
     frames, height, width = size
-    count = jax.device_count()
+    count = len(devices)
     overrides = {"data.frames": frames, "data.height": height, "data.width": width, "data.batch": count,
                  "train.accumulate": 1, "model.layers": layers, **(SMALL if tiny else {}), **changes}  # fmt: skip
     if name == "lora":
         overrides = {"lora.rank": 4, **overrides} if tiny else overrides
     file = CONFIGS / {"train": "t2v_a14b.py", "lora": "t2v_a14b_lora.py"}[name]
-    experiment, mesh = programs.lay_out(config.load(file, overrides), jax.devices())
+    experiment, mesh = programs.lay_out(config.load(file, overrides), devices)
     program = programs.train(experiment, mesh)
     lowered = program.lower()
     _, batch, *_ = lowered.args_info[0]
@@ -122,8 +130,8 @@ def _training(name: str, size: tuple[int, int, int], layers: int, changes: Mappi
         return (first, _fill(batch), jax.random.key(0), None, *beside)
 
     what = "optimizer step of " + (f"factors of rank {experiment.lora.rank}" if base else "all weights")
-    return Case(name, f"{what}, {layers} blocks, {count} clips of {math.prod(_grid(experiment)):,} tokens, remat "
-                      f"{experiment.model.remat}", lowered, program.arguments, program.flops, make,
+    what += f", {layers} blocks, {count} clips of {math.prod(_grid(experiment)):,} tokens, remat {experiment.model.remat}"
+    return Case(name, what, lowered, list(mesh.devices.flat), program.arguments, program.flops, make,
                 lambda result, arguments: (result[0], *arguments[1:]))  # fmt: skip
 
 
@@ -132,20 +140,17 @@ def _grid(experiment: config.Experiment) -> tuple[int, ...]:
     return experiment.model.grid((1 + (data.frames - 1) // time, data.height // down, data.width // across))
 
 
-def _decode(size: tuple[int, int, int], tiny: bool) -> Case:
+def _decode(size: tuple[int, int, int], tiny: bool, devices: Sequence[jax.Device]) -> Case:
     frames, height, width = size
     vae = WanVAE(SMALL_CODEC if tiny else VAEConfig())
     grid = (1 + (frames - 1) // 4, height // 8, width // 8)
-    latents = partition.placed_shapes(jax.ShapeDtypeStruct((1, *grid, vae.config.z_dim), jnp.float32), _first_device())
-    params = partition.placed_shapes(shapes(vae_rows(vae.config), "float32"), _first_device())
+    place = SingleDeviceSharding(*devices)
+    latents = partition.placed_shapes(jax.ShapeDtypeStruct((1, *grid, vae.config.z_dim), jnp.float32), place)
+    params = partition.placed_shapes(shapes(vae_rows(vae.config), "float32"), place)
     run = jax.jit(lambda params, latents: vae.apply({"params": params}, latents, method="decode_chunked"))
     return Case("decode", f"codec, latents to {frames} frames of {width} × {height}, float32",
-                run.lower(params, latents), (params, latents), codec_work.clip_flops(vae.config, "decode", *grid),
-                lambda: (_fill(params), _fill(latents)))  # fmt: skip
-
-
-def _first_device() -> jax.sharding.Sharding:
-    return SingleDeviceSharding(jax.devices()[0])
+                run.lower(params, latents), devices, (params, latents),
+                codec_work.clip_flops(vae.config, "decode", *grid), lambda: (_fill(params), _fill(latents)))  # fmt: skip
 
 
 def _fill(tree: Any) -> Any:
