@@ -12,7 +12,8 @@ from wanjax.models.dit_config import DiTConfig
 
 def test_every_case_runs_and_stands_beside_what_was_planned(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    # the CPU takes an H200's place, so that there is a prediction
+    monkeypatch.setattr(run, "PLANNED_AS", {jax.devices()[0].device_kind: "h200"})
     asked = ["block", "lora", "decode"]  # "train" is built as "lora" is
     for name in asked:
         few = ["--set", "lora.targets=('blocks/ffn/out/kernel',)", "--layers", "1"] if name == "lora" else []
@@ -23,14 +24,41 @@ def test_every_case_runs_and_stands_beside_what_was_planned(tmp_path, capsys, mo
     for each in found:
         assert each["seconds"] > 0 and each["predicted_peak_bytes"] > 0 and each["model_flops"] > 0
         assert each["mfu"] is None and each["peak_bytes"] is None  # a CPU's are not known
+        assert 0 < each["predicted_seconds_at_least"] < each["predicted_seconds"] < each["seconds"]
     block, lora, decode = (each["what"] for each in found)
     assert "one block, 12 tokens" in block and "9 frames of 32 × 32" in decode
     assert "factors of rank 4, 1 blocks, 1 clips of 12 tokens" in lora
-    assert capsys.readouterr().out.count("\n| ") == 2 * len(asked)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ") and "case" not in line]
+    for line, each in zip(lines, found, strict=True):
+        ratio = each["predicted_seconds"] / each["seconds"] - 1
+        assert line.endswith(f"| {each['predicted_seconds_at_least']:.4g} | {each['predicted_seconds']:.4g} ({ratio:+.1%}) |")
+
+
+def test_a_device_without_figures_has_no_prediction(capsys, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
+    assert run.main(["--tiny", "--case", "block", "--tokens", "12", "--calls", "1"]) == 0
+    assert capsys.readouterr().out.endswith("| – | – |\n")
+
+
+def test_gpus_that_are_not_here_are_planned_for_and_not_run(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(run.topology, "prepare", lambda machine: None)
+    monkeypatch.setattr(run.topology, "devices", lambda machine: jax.local_devices()[:1])
+    file = tmp_path / "found.jsonl"
+    assert run.main(["--topology", "h200:1x1", "--tiny", "--case", "block", "--tokens", "12", "--json", str(file)]) == 0
+    (found,) = [json.loads(line) for line in file.read_text().splitlines()]
+    assert found["predicted_seconds"] > 0 and "seconds" not in found
+    assert "| forward of one block, 12 tokens | – | – | – | – | " in capsys.readouterr().out
+    for wrong, message in (("v5p:2x1x1", "expected GPUs, such as h200:1x1"), ("h200", "expected one of")):
+        with pytest.raises(SystemExit):
+            run.main(["--topology", wrong])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run.main(["--topology", "h200:1x1", "--calls", "3"])
+    assert "nothing is called with --topology" in capsys.readouterr().err
 
 
 def test_a_training_step_of_all_weights_is_built_too():
-    one = cases.case("train", 12, layers=1, changes={"model.remat": "full"}, tiny=True)
+    one = cases.case("train", 12, layers=1, changes={"model.remat": "full"}, tiny=True, devices=jax.devices())
     assert "all weights, 1 blocks, 8 clips of 12 tokens, remat full" in one.what
     assert one.flops == 8 * 3 * flops.forward(DiTConfig(32, 2, 1, 64), 12, 8)
 

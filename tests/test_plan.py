@@ -155,6 +155,20 @@ def pinned(program):
                for leaf in jax.tree.leaves(program.arguments) if leaf.sharding.memory_kind == offload.HOST)  # fmt: skip
 
 
+def test_a_time_is_expected_where_kernels_were_measured(monkeypatch):
+    """Of a program that is compiled for a CPU here: it is the planner that is tested."""
+    monkeypatch.setattr("wanjax.topology.devices", lambda machine: jax.devices())
+    found = plan(small(), topology.parse("h200:1x8"), Settings("sample"))
+    expected = found["estimate"]["expected"]
+    parts = [expected[f"{name}_seconds"] for name in ("matmul", "attention", "elementwise", "host")]
+    assert expected["step_seconds"] == pytest.approx(max(sum(parts), expected["network_seconds"]))
+    assert expected["network_seconds"] == found["estimate"]["network_seconds"] > 0 and parts[0] > 0 and parts[2] > 0
+    assert any("none that sends: for what is sent" in warning for warning in found["warnings"])
+    assert f"expected  {expected['step_seconds']:.3g} s a step" in table(found)
+    without = {**found, "estimate": {**found["estimate"], "expected": None}}
+    assert "expected  –: no kernels were measured" in table(without)
+
+
 def test_what_does_not_fit_into_a_host_says_by_how_much(monkeypatch):
     monkeypatch.setattr("wanjax.topology.devices", lambda machine: jax.devices())
     monkeypatch.setattr("wanjax.plan.compile_with_memory", lambda lowered, arguments, dump: (

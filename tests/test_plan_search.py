@@ -110,9 +110,9 @@ def test_plans_of_simulated_devices_go_by_what_they_send(tiny, experiment):
         assert each["mesh"] == {axis: each["overrides"][f"config.mesh.{axis}"] for axis in each["mesh"]}
 
 
-def made(seconds, fits=True, memory=10):
+def made(seconds, fits=True, memory=10, expected=None):
     estimate = {"step_seconds": seconds, "matmul_seconds": seconds, "attention_seconds": 0.0, "memory_seconds": 0.1,
-                "network_seconds": 2 * seconds, "mfu": 0.5}  # fmt: skip
+                "network_seconds": 2 * seconds, "mfu": 0.5, "expected": expected and {"step_seconds": expected}}
     return {"fits": fits, "estimate": estimate, "clips": 8, "collective_bytes": 10**9, "host_bytes": 0,
             "peak_bytes_per_device": memory * 10**9, "hbm_bytes_per_device": 16 * 10**9}  # fmt: skip
 
@@ -173,10 +173,10 @@ def test_a_choice_that_is_refused_is_told_and_the_others_go_on(five, experiment)
 
 
 def test_a_search_is_shown_as_a_table_and_as_a_picture(five, experiment):
-    found = tried(experiment, [made(40.0, fits=False, memory=20), made(24.0)])
+    found = tried(experiment, [made(40.0, fits=False, memory=20), made(24.0, expected=32.0)])
     first, second = search_table(found).splitlines()[1:3]
-    assert first.split() == ["1", "yes", "3", "50%", "10.00", "16.0", "0.00", "1.00", "network", "fsdp", "3"]
-    assert second.split()[:3] == ["2", "NO", "5"]
+    assert first.split() == ["1", "yes", "3", "50%", "4", "10.00", "16.0", "0.00", "1.00", "network", "fsdp", "3"]
+    assert second.split()[:5] == ["2", "NO", "5", "50%", "–"]
     drawn = xml.etree.ElementTree.fromstring(chart(found, "train of a & b"))
     bars = [(bar.get("class"), float(bar.get("width"))) for bar in drawn.iter("{http://www.w3.org/2000/svg}rect")][1:]
     assert [kind for kind, _ in bars] == ["fits", "fits", "not", "not"]
@@ -190,7 +190,7 @@ def test_plans_without_an_estimate_are_shown_too():
             "seconds_per_clip": None}  # fmt: skip
     found = Search((bare,), (), 0, 0, 0)
     words = search_table(found).splitlines()[1].split()
-    assert words == ["1", "yes", "–", "–", "10.00", "16.0", "0.00", "–", "–", "passes", "two"]
+    assert words == ["1", "yes", "–", "–", "–", "10.00", "16.0", "0.00", "–", "–", "passes", "two"]
     assert "options of the first: --passes=two" in search_table(found)
     assert "none of these fits" in search_table(dataclasses.replace(found, plans=({**bare, "fits": False},)))
     assert "not known" in chart(found, "x")

@@ -4,7 +4,8 @@ import pytest
 
 from wanjax.chips import CHIPS
 from wanjax.models.dit_config import REMAT
-from wanjax.roofline import estimate, executed
+from wanjax.roofline import estimate, executed, expected
+from wanjax.timeline import Seconds
 from wanjax.topology import parse
 
 NOTHING = dict(model_flops=1.0, matmul_flops=0.0, attention_flops=0.0, memory_bytes=0.0, sent={})
@@ -49,6 +50,14 @@ def test_a_chip_of_two_devices_shares_its_rates():
 
 def test_simulated_devices_have_no_estimate():
     assert estimate(parse("cpu:8"), **NOTHING) is None
+
+
+def test_what_is_expected_is_the_sum_of_the_kernels_or_the_network():
+    machine, spent = parse("h200:1x2"), Seconds(2.0, 1.0, 0.5, 0.5)
+    found = expected(machine, spent, model_flops=2 * CHIPS["h200"].flops, network_seconds=3.0)
+    assert (found.step_seconds, found.mfu) == (pytest.approx(4.0), pytest.approx(1 / 4))
+    slow = expected(machine, spent, model_flops=2 * CHIPS["h200"].flops, network_seconds=8.0)
+    assert (slow.step_seconds, slow.mfu) == (pytest.approx(8.0), pytest.approx(1 / 8))
 
 
 def test_recomputation_adds_forward_passes():

@@ -39,7 +39,7 @@ def table(plan: dict[str, Any]) -> str:
 
 
 def search_table(found: Search) -> str:
-    """The plans of a search, a line each; sizes in GB = 1e9 bytes, per device, seconds of a clip, at least and expected."""
+    """The plans of a search, a line each; sizes in GB = 1e9 bytes, per device, time in seconds per clip."""
     head = (f"{'':>3} {'fits':<5}{'s/clip ≥':>9}{'MFU ≤':>7}{'s/clip ≈':>9}{'memory':>9}{'of':>8}{'host':>8}"
             f"{'sent':>9}  {'limited by':<12}choice")  # fmt: skip
     lines = [head]

@@ -71,14 +71,15 @@ class _Runs:
             elif (inner := self._run(name, each)) is not None:
                 spent.update(inner)
             elif (cost := kernels.cost(self._module, computation, each)) is not None:
-                kind, own = self._kernel(cost)
-                spent[kind] += own
                 for way, size in (("from", cost.from_host), ("to", cost.to_host)):
                     if size:
                         idle[way] = max(idle[way], spent.total()) + size / self._rates.host
                         ends[each.name] = idle[way]
-                if each.opcode == each.base:
-                    _wait(spent, ends.get(each.name, 0.0))
+                if each.name not in ends:
+                    kind, own = self._kernel(cost)
+                    spent[kind] += own
+                elif each.opcode == each.base:  # nothing goes on beside it
+                    _wait(spent, ends[each.name])
         _wait(spent, max(idle.values()))
         return spent
 

@@ -130,7 +130,8 @@ def _training(
         return (first, _fill(batch), jax.random.key(0), None, *beside)
 
     what = "optimizer step of " + (f"factors of rank {experiment.lora.rank}" if base else "all weights")
-    what += f", {layers} blocks, {count} clips of {math.prod(_grid(experiment)):,} tokens, remat {experiment.model.remat}"
+    what += f", {layers} blocks, {count} clips of {math.prod(_grid(experiment)):,} tokens"
+    what += f", remat {experiment.model.remat}"
     return Case(name, what, lowered, list(mesh.devices.flat), program.arguments, program.flops, make,
                 lambda result, arguments: (result[0], *arguments[1:]))  # fmt: skip
 
@@ -150,7 +151,8 @@ def _decode(size: tuple[int, int, int], tiny: bool, devices: Sequence[jax.Device
     run = jax.jit(lambda params, latents: vae.apply({"params": params}, latents, method="decode_chunked"))
     return Case("decode", f"codec, latents to {frames} frames of {width} × {height}, float32",
                 run.lower(params, latents), devices, (params, latents),
-                codec_work.clip_flops(vae.config, "decode", *grid), lambda: (_fill(params), _fill(latents)))  # fmt: skip
+                codec_work.clip_flops(vae.config, "decode", *grid),
+                lambda: (_fill(params), _fill(latents)))  # fmt: skip
 
 
 def _fill(tree: Any) -> Any:
