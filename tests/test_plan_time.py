@@ -15,9 +15,9 @@ MODULE = hlo.parse(entry("%a = bf16[2048,2048] parameter(1)", "%b = f32[16384,81
 
 
 def estimate(name, devices=1):
-    found = collectives.of(MODULE, devices)
-    return plan_time.estimate(topology.parse(name), MODULE, Memory(3000, 1000, 500, 1500), found, executed.count(MODULE),
-                              domain=lambda device: device // 2, model_flops=2.0**34 * devices)  # fmt: skip
+    memory, found, work = Memory(3000, 1000, 500, 1500), collectives.of(MODULE, devices), executed.count(MODULE)
+    return plan_time.estimate(topology.parse(name), MODULE, memory, found, work, domain=lambda device: device // 2,
+                              model_flops=2.0**34 * devices)  # fmt: skip
 
 
 def test_what_was_measured_stands_beside_the_lower_bound():

@@ -30,7 +30,8 @@ def estimate(
         model_flops: of the step over all devices, without recomputation.
     Raises: HloError: a shape that is not understood.
     """
-    sent, (near, far) = collections.Counter[str](), machine.links
+    sent: dict[str, float] = collections.defaultdict(float)
+    near, far = machine.links
     for each in found.collectives:
         link = collectives.link_of(each.groups, domain, near, far)
         # the members of a group in one slice or node share what leaves it

@@ -7,7 +7,6 @@ other, until the program waits for one. What is sent between devices takes no ti
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 
@@ -50,30 +49,33 @@ def seconds(module: Module, rates: Rates, bandwidth: float) -> Seconds:
     Raises: HloError: a shape that is not understood.
     """
     found = _Runs(module, rates, bandwidth).of(module.entry)
-    return Seconds(*(found[field.name] for field in dataclasses.fields(Seconds)))
+    return Seconds(**found)
+
+
+_Spent = dict[str, float]  # by the fields of Seconds
 
 
 class _Runs:
-    """Seconds of each computation, by the fields of :class:`Seconds`."""
+    """What each computation takes."""
 
     def __init__(self, module: Module, rates: Rates, bandwidth: float):
         self._module, self._rates, self._bandwidth = module, rates, bandwidth
         self.of = functools.cache(self._of)
 
-    def _of(self, name: str) -> collections.Counter[str]:
+    def _of(self, name: str) -> _Spent:
         computation = self._module.computations[name]
-        spent = collections.Counter[str]()
+        spent = dict.fromkeys((field.name for field in dataclasses.fields(Seconds)), 0.0)
         idle = {"from": 0.0, "to": 0.0}  # when the last copy of a direction ends
         ends: dict[str, float] = {}  # of copies that were started, by name
         for each in computation.instructions.values():
             if each.opcode.endswith("-done"):
                 _wait(spent, ends.get(each.operands[0], 0.0))
             elif (inner := self._run(name, each)) is not None:
-                spent.update(inner)
+                _add(spent, inner)
             elif (cost := kernels.cost(self._module, computation, each)) is not None:
                 for way, size in (("from", cost.from_host), ("to", cost.to_host)):
                     if size:
-                        idle[way] = max(idle[way], spent.total()) + size / self._rates.host
+                        idle[way] = max(idle[way], sum(spent.values())) + size / self._rates.host
                         ends[each.name] = idle[way]
                 if each.name not in ends:
                     kind, own = self._kernel(cost)
@@ -83,15 +85,15 @@ class _Runs:
         _wait(spent, max(idle.values()))
         return spent
 
-    def _run(self, name: str, each: Instruction) -> collections.Counter[str] | None:
+    def _run(self, name: str, each: Instruction) -> _Spent | None:
         """What an instruction runs as it stands there; None: it is no such instruction."""
         if each.opcode == "while":
             condition, body = map(self.of, each.loop())
             turns = hlo_loops.turns(self._module, name, each)
             count = 1 if turns is None else turns
-            return _times(body, count) + _times(condition, count + 1)
+            return {kind: count * body[kind] + (count + 1) * condition[kind] for kind in body}
         if each.opcode == "conditional":
-            return max(map(self.of, each.branches()), key=lambda spent: spent.total())
+            return max(map(self.of, each.branches()), key=lambda spent: sum(spent.values()))
         return self.of(each.called()[0]) if each.opcode == "call" else None
 
     def _kernel(self, cost: Cost) -> tuple[str, float]:
@@ -104,9 +106,10 @@ class _Runs:
         return "elementwise", moving
 
 
-def _times(spent: collections.Counter[str], count: int) -> collections.Counter[str]:
-    return collections.Counter({kind: count * own for kind, own in spent.items()})
+def _add(spent: _Spent, more: _Spent) -> None:
+    for kind, own in more.items():
+        spent[kind] += own
 
 
-def _wait(spent: collections.Counter[str], until: float) -> None:
-    spent["host"] += max(0.0, until - spent.total())
+def _wait(spent: _Spent, until: float) -> None:
+    spent["host"] += max(0.0, until - sum(spent.values()))
