@@ -1,6 +1,6 @@
 """Accelerators as their makers state them: the figures of the planner, each with its source.
 
-A rate is never reached in full. Nothing here was measured.
+A rate is never reached in full. Nothing here was measured but the :class:`Rates` of one chip's kernels.
 """
 
 from __future__ import annotations
