@@ -43,11 +43,13 @@ def test_a_device_without_figures_has_no_prediction(capsys, monkeypatch):
 def test_gpus_that_are_not_here_are_planned_for_and_not_run(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(run.topology, "prepare", lambda machine: None)
     monkeypatch.setattr(run.topology, "devices", lambda machine: jax.local_devices()[:1])
+    monkeypatch.setattr(run.plan_time, "estimate", lambda *_, **__: {"step_seconds": 2, "expected": {"step_seconds": 3}})
     file = tmp_path / "found.jsonl"
     assert run.main(["--topology", "h200:1x1", "--tiny", "--case", "block", "--tokens", "12", "--json", str(file)]) == 0
     (found,) = [json.loads(line) for line in file.read_text().splitlines()]
-    assert found["predicted_seconds"] > 0 and "seconds" not in found
-    assert "| forward of one block, 12 tokens | – | – | – | – | " in capsys.readouterr().out
+    assert (found["predicted_seconds_at_least"], found["predicted_seconds"]) == (2, 3) and "seconds" not in found
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("| forward of one block, 12 tokens | – | – | – | – | ") and last.endswith(" | 2 | 3 |")
     for wrong, message in (("v5p:2x1x1", "expected GPUs, such as h200:1x1"), ("h200", "expected one of")):
         with pytest.raises(SystemExit):
             run.main(["--topology", wrong])

@@ -78,7 +78,7 @@ def test_loops_are_multiplied_out_and_the_longer_branch_counts():
 def test_the_host_is_waited_for_only_where_no_kernel_runs_beside_it():
     """Copies that take a second each."""
     done, other = "%d = f32[10]{0} copy-done(%s)", "%e = f32[10]{0} copy-done(%r)"
-    assert of(f"%s = {FETCH}", done) == Seconds(0, 0, 0, 1)
+    assert of(f"%s = {FETCH}", done) == of(f"%s = {FETCH}") == Seconds(0, 0, 0, 1)
     assert of(f"%s = {FETCH}", SECOND.format("x"), done) == Seconds(0, 0, 1, 0)
     assert of(f"%s = {FETCH}", SECOND.format("x"), f"%r = {FETCH}", done, other) == Seconds(0, 0, 1, 1)
     assert of(f"%s = {FETCH}", f"%r = {FETCH}", SECOND.format("x"), done, other) == Seconds(0, 0, 1, 1)
