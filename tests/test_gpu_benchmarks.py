@@ -43,7 +43,8 @@ def test_a_device_without_figures_has_no_prediction(capsys, monkeypatch):
 def test_gpus_that_are_not_here_are_planned_for_and_not_run(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(run.topology, "prepare", lambda machine: None)
     monkeypatch.setattr(run.topology, "devices", lambda machine: jax.local_devices()[:1])
-    monkeypatch.setattr(run.plan_time, "estimate", lambda *_, **__: {"step_seconds": 2, "expected": {"step_seconds": 3}})
+    times = {"step_seconds": 2, "expected": {"step_seconds": 3}}
+    monkeypatch.setattr(run.plan_time, "estimate", lambda *_, **__: times)
     file = tmp_path / "found.jsonl"
     assert run.main(["--topology", "h200:1x1", "--tiny", "--case", "block", "--tokens", "12", "--json", str(file)]) == 0
     (found,) = [json.loads(line) for line in file.read_text().splitlines()]
