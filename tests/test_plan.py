@@ -164,6 +164,7 @@ def test_a_time_is_expected_where_kernels_were_measured(monkeypatch):
     assert expected["step_seconds"] == pytest.approx(max(sum(parts), expected["network_seconds"]))
     assert expected["network_seconds"] == found["estimate"]["network_seconds"] > 0 and parts[0] > 0 and parts[2] > 0
     assert any("none that sends: for what is sent" in warning for warning in found["warnings"])
+    assert any("float32 for them, of which none was measured" in warning for warning in found["warnings"])
     assert f"expected  {expected['step_seconds']:.3g} s a step" in table(found)
     without = {**found, "estimate": {**found["estimate"], "expected": None}}
     assert "expected  –: no kernels were measured" in table(without)

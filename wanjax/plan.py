@@ -140,8 +140,9 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         result["warnings"].append(f"jax takes {_PREALLOCATED:.0%} of a GPU's memory unless it is told otherwise: set "
                                   "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 there")  # fmt: skip
     if estimate and program.dtype == "float32":
-        result["warnings"].append("its matrix products are float32, several times slower than the bfloat16 rate of the "
-                                  "estimate")  # fmt: skip
+        slow = "its matrix products are float32, several times slower than the bfloat16 rate of the estimate"
+        maker = "; the expected time takes the maker's rate of float32 for them, of which none was measured"
+        result["warnings"].append(slow + (maker if estimate["expected"] else ""))
     if estimate and estimate["expected"] and machine.devices > 1:
         result["warnings"].append("kernels were measured on one device, and none that sends: for what is sent, the "
                                   "expected time takes the lower bound, as if it overlapped with all else")  # fmt: skip
