@@ -51,6 +51,14 @@ def test_gpus_that_are_not_here_are_planned_for_and_not_run(monkeypatch, capsys,
     assert (found["predicted_seconds_at_least"], found["predicted_seconds"]) == (2, 3) and "seconds" not in found
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("| forward of one block, 12 tokens | – | – | – | – | ") and last.endswith(" | 2 | 3 |")
+
+    def strange(*_, **__):
+        raise run.hlo.HloError("a shape that nobody knows")
+
+    monkeypatch.setattr(run.plan_time, "estimate", strange)
+    assert run.main(["--topology", "h200:1x1", "--tiny", "--case", "block", "--tokens", "12"]) == 0
+    told = capsys.readouterr()
+    assert told.out.endswith("| – | – |\n") and "no time is predicted: a shape that nobody knows" in told.err
     for wrong, message in (("v5p:2x1x1", "expected GPUs, such as h200:1x1"), ("h200", "expected one of")):
         with pytest.raises(SystemExit):
             run.main(["--topology", wrong])
