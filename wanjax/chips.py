@@ -108,7 +108,7 @@ TPUS: dict[str, Chip] = {
                   dumped=True, host_memory=240 * 10**9),
 }  # fmt: skip
 # An H100 has the same peak and another memory and power: what was measured on an H200 is not said of it.
-_H200 = Rates(products=640e12, attention_forward=584e12, attention_backward=524e12, host=2.7046656e9 / 0.049,
+_H200 = Rates(products=640e12, attention_forward=570e12, attention_backward=503e12, host=2.7046656e9 / 0.049,
               float32=67e12, source="benchmarks/results/gpu.md: one H200, 2026-11-29, jax 0.11.2, cuDNN 9.19")
 # Memory as XLA's description of the chip has it; a CUDA context and NCCL's buffers, 1 to 2 GB, are taken from it.
 # NVLink: 18 links of 25 GB/s in each direction. Network: one InfiniBand adapter of 400 Gbit/s per GPU, as in a DGX.
