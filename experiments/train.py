@@ -33,6 +33,7 @@ from wanjax.models.rows.dit import dit_rows
 from wanjax.objectives import Decoder, Objective, make_objective
 from wanjax.preview import make_preview
 from wanjax.run_log import RunLog, SilentLog
+from wanjax.stop import StopRequests
 from wanjax.train import EXPERTS, Diverged, Expert, Stopped, train_expert
 from wanjax.workdir import Workdir, WorkdirError
 
@@ -60,8 +61,11 @@ def run(experiment: config_lib.Experiment, workdir: str, cluster: Cluster, logs:
             preflight.check_data(cluster, cache)
             report = preflight.time_all_reduce(mesh)
             cluster.say(f"preflight: {cluster.processes} processes agree on program and data; {report}")
+        stop = StopRequests()
         for name, objective in objectives.items():
-            _train(name, experiment, mesh, objective, codec, cache, place.path / name, place.logs / name, cluster)
+            if name != experiment.train.experts[0] and stop():  # during the last step of the expert before
+                raise Stopped(f"{name} expert: asked to stop before it began; the state of the one before is saved")
+            _train(name, experiment, mesh, objective, codec, cache, place.path / name, place.logs / name, cluster, stop)
 
 
 def _ensure_cache(experiment: config_lib.Experiment, codec: codec_lib.Codec, mesh: jax.sharding.Mesh) -> None:
@@ -88,8 +92,8 @@ def _visibility_cell(experiment: config_lib.Experiment) -> int:
 
 
 def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh, objective: Objective,
-           codec: codec_lib.Codec, cache: LatentCache, folder: epath.Path, logs: pathlib.Path, cluster: Cluster
-           ) -> None:
+           codec: codec_lib.Codec, cache: LatentCache, folder: epath.Path, logs: pathlib.Path, cluster: Cluster,
+           stop: StopRequests) -> None:
     config, steps = experiment.train, experiment.train.steps(name)
     model = WanDiT(experiment.model, mesh if mesh.size > 1 else None)
     batch, placed = experiment.data.batch, partition.batch_sharding(mesh)
@@ -128,7 +132,7 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
         if checkpoints.latest == steps:
             cluster.say(f"{name} expert: all {steps} steps are done")
             return
-        train_expert(expert, checkpoints, log)
+        train_expert(expert, checkpoints, log, stop=stop)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The training launcher, run as a user runs it: both experts, resume, kills, wrong input."""
 import dataclasses
 import json
+import os
 import signal
 
 import jax
@@ -10,10 +11,12 @@ import pytest
 from experiments import train
 from tests import launching
 from wanjax import codec, config, hub
+from wanjax.cluster import Cluster
 from wanjax.light.luminance import LuminanceFit
 from wanjax.models.dit import WanDiT
 from wanjax.models.vae import WAN22, WanVAE
 from wanjax.pipeline import open_pipeline
+from wanjax.train import Stopped
 
 BOTH = {"train.steps_high": 40, "train.steps_low": 6, "train.preview_every": 20, "sample.steps": 2}
 
@@ -64,6 +67,26 @@ def test_a_run_that_is_told_to_stop_and_one_that_is_killed_end_with_the_same_bit
     assert steps[-1] < 40 and [int(p.name) for p in (tmp_path / "high/checkpoints").iterdir()] == [steps[-1]]
     launching.kill_and_resume(arguments, tmp_path, 40, kills=1, seed=1)
     launching.check_same(tmp_path, whole, 40)
+
+
+def test_a_request_in_the_last_step_of_an_expert_keeps_the_next_one_from_beginning(
+    whole, source, cache, tmp_path, monkeypatch
+):  # fmt: skip
+    began = []
+
+    def asked_late(name, *rest):
+        began.append(name)
+        requests = rest[-1]
+        with requests.listening():
+            assert not requests()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train, "_train", asked_late)
+    experiment = config.load(launching.ROOT / "configs/light_scenes_tiny.py",
+                             launching.SMALL | {"data.source": source, "data.cache_dir": str(cache)})  # fmt: skip
+    with pytest.raises(Stopped, match="low expert: asked to stop before it began"):
+        train.run(experiment, str(tmp_path), Cluster())
+    assert began == ["high"]
 
 
 @pytest.mark.parametrize(("overrides", "words"), [

@@ -30,7 +30,7 @@ from wanjax.models.shadow_head import ShadowHead
 from wanjax.objectives import Objective, Prediction
 from wanjax.optim import OptimizerConfig
 from wanjax.profiler_window import ProfilerWindow
-from wanjax.stop import stop_requests
+from wanjax.stop import StopRequests
 from wanjax.throughput import StepClock, work_of
 from wanjax.train_config import EXPERTS, TrainConfig
 
@@ -310,14 +310,19 @@ class Expert:
     lora: LoraConfig = FULL
 
 
-def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step: Callable[[], None] | None = None
-                 ) -> TrainState:
+def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, stop: StopRequests | None = None,
+                 on_step: Callable[[], None] | None = None) -> TrainState:
     """Trains one expert from its newest checkpoint, or from the start, to its last step.
+
+    Args:
+      stop: the run's; None where this expert is all of it. A request during the last step leaves the state whole and
+        stays there for whoever asks next.
 
     Raises:
       Diverged: when a loss term or the gradient norm is not finite; the last checkpoint is untouched.
       Stopped: after SIGTERM or SIGINT to any process, when the step is finished and its state saved.
     """
+    stop = stop or StopRequests()
     config, steps, span = expert.config, expert.config.steps(expert.name), expert.config.timesteps(expert.name)
     optimizer = make_optimizer(expert.optimizer_config, steps, expert.model, expert.head, expert.lora)
     shapes = state_shapes(expert.model, optimizer, expert.mesh, head=expert.head,
@@ -372,7 +377,7 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
                 profiler.stop()
 
     waiting: tuple[int, dict[str, jax.Array]] | None = None
-    with stop_requests() as stopping_after, profiler, InputWatch(title, config.batch_timeout) as watch:
+    with stop.listening(), profiler, InputWatch(title, config.batch_timeout) as watch:
         for step in range(done + 1, steps + 1):
             if profiler.begins(step):
                 with clock.apart("profile"):
@@ -387,7 +392,7 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
             if waiting:  # read one step late, so that the device never waits for the log
                 read(*waiting)
             waiting = (step, metrics)
-            last, stopping = step == steps, stopping_after(step)
+            last, stopping = step == steps, stop()
             save = last or stopping or step % config.checkpoint_every == 0
             check = last or step % config.validate_every == 0
             preview = expert.preview and config.preview_every and (last or step % config.preview_every == 0)
@@ -412,7 +417,7 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
             if stopping:
                 checkpoints.wait()
                 raise Stopped(f"{expert.name}: stopped after step {step} of {steps}; its state is saved")
-    checkpoints.wait()
+        checkpoints.wait()
     return state
 
 
