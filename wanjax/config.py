@@ -288,6 +288,10 @@ def _model_problems(e: Experiment) -> list[str]:
                    f"config.mesh.seq = {sizes['seq']}: choose another seq, or 'auto' or 'ring'")
     if sizes["tensor"] > 1 and m.width % sizes["tensor"]:
         out.append(f"config.model.width = {m.width}: not divisible by config.mesh.tensor = {sizes['tensor']}")
+    if m.param_dtype != "float32":
+        out.append(f"config.model.param_dtype = {m.param_dtype!r}: what is trained is held in float32; leave it so, and "
+                   "set config.model.dtype for products in 16 bits (experiments.plan --param_dtype is for released "
+                   "weights)")
     if e.text.encoder == "seeded" and m.text_dim != e.text.model.d_model:
         out.append(f"config.model.text_dim = {m.text_dim}: the text encoder is {e.text.model.d_model} wide "
                    "(config.text.model.d_model); make them equal")
