@@ -27,8 +27,8 @@ from wanjax.checkpoint import CheckpointError, Checkpoints
 from wanjax.cluster import Cluster, ClusterError
 from wanjax.heartbeat import Watch
 from wanjax.latent_cache import CacheError, LatentCache
-from wanjax.models import rows
-from wanjax.models.dit import WanDiT
+from wanjax.models import attention, rows
+from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows.dit import dit_rows
 from wanjax.objectives import Decoder, Objective, make_objective
 from wanjax.preview import make_preview
@@ -47,6 +47,7 @@ def run(experiment: config_lib.Experiment, workdir: str, cluster: Cluster, logs:
     mesh_config = config_lib.MeshConfig(**sizes)
     config_lib.validate(dataclasses.replace(experiment, mesh=mesh_config))
     mesh = partition.make_mesh(sizes)
+    _check_attention(experiment.model, mesh)
     if cluster.processes > 1:
         preflight.check_program(cluster, experiment, mesh, workdir)
     place = Workdir(workdir, experiment, logs)
@@ -66,6 +67,15 @@ def run(experiment: config_lib.Experiment, workdir: str, cluster: Cluster, logs:
             if name != experiment.train.experts[0] and stop():  # during the last step of the expert before
                 raise Stopped(f"{name} expert: asked to stop before it began; the state of the one before is saved")
             _train(name, experiment, mesh, objective, codec, cache, place.path / name, place.logs / name, cluster, stop)
+
+
+def _check_attention(model: DiTConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError where these devices do not have the config's attention, before clips are encoded."""
+    token = (1, 1, model.heads, model.head_dim)
+    try:
+        attention.chosen(model.attention, mesh.devices.flat[0].platform, model.dtype, token, token)
+    except ValueError as error:
+        raise config_lib.ConfigError(f"config.model.attention = {model.attention!r}: {error}") from error
 
 
 def _ensure_cache(experiment: config_lib.Experiment, codec: codec_lib.Codec, mesh: jax.sharding.Mesh) -> None:

@@ -104,6 +104,14 @@ def test_wrong_input_is_one_error_and_leaves_no_checkpoint(source, cache, tmp_pa
     assert not list(tmp_path.rglob("checkpoints"))
 
 
+def test_attention_of_other_devices_is_refused_before_anything_is_made(tmp_path):
+    overrides = {"model.attention": "splash", "data.data_dir": str(tmp_path / "data")}
+    experiment = config.load(launching.ROOT / "configs/light_scenes_tiny.py", overrides)
+    with pytest.raises(config.ConfigError, match="config.model.attention = 'splash': .* compiled for cpu"):
+        train.run(experiment, str(tmp_path / "run"), Cluster())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_term_that_is_not_for_an_expert_is_left_out_and_said(capsys):
     experiment = config.load(launching.ROOT / "configs/light_scenes_tiny.py",
                              {"objective.temporal_luminance.weight": 0.1})
