@@ -248,6 +248,9 @@ def _data_problems(e: Experiment) -> list[str]:
             near = max(stride, value // stride * stride)
             out.append(f"config.data.{name} = {value}: expected a multiple of {stride} (codec stride {codec} × patch "
                        f"{patch}); use {near} or {near + stride}")
+    for name in ("source", "data_dir", "cache_dir"):
+        if not getattr(d, name):
+            out.append(f"config.data.{name} is empty: name it, '.' for the folder that you are in")
     if is_remote(d.cache_dir):
         out.append(f"config.data.cache_dir = {d.cache_dir!r} lies on an object store, where latents are not read "
                    "from: give a folder of a file system")
