@@ -339,8 +339,9 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, stop: St
     restored = checkpoints.restore(shapes)
     base = expert.params() if expert.lora.rank and expert.params else None
     if restored is None:
-        start = expert.params() if expert.params and base is None else None
-        state = init_state(expert.model, optimizer, shapes, init_key, start, expert.head, expert.lora)
+        # given weights have no name here: they would stay beside the state until the last step
+        state = init_state(expert.model, optimizer, shapes, init_key,
+                           expert.params() if expert.params and base is None else None, expert.head, expert.lora)
     else:
         state, position = restored
         expert.batches.set_state(position)
