@@ -57,6 +57,7 @@ from wanjax.sample_config import SampleConfig
 from wanjax.sample_records import SIZES
 
 RECORDS = "samples.jsonl"
+_OTHER_FILES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".png", ".webm"}  # .mp4: in capitals
 ERRORS = (CheckpointError, OSError, ValueError, FloatingPointError)
 SETTINGS = tuple(field.name for field in dataclasses.fields(SampleConfig))
 
@@ -260,6 +261,8 @@ def _targets(out: str, count: int) -> list[pathlib.Path]:
             raise ValueError(f"--out {out!r} is a folder whose name ends in .mp4: give the name of a file in it")
         path.parent.mkdir(parents=True, exist_ok=True)
         return _places(out, count)
+    if path.suffix.lower() in _OTHER_FILES and not path.is_dir():
+        raise ValueError(f"--out {out!r}: clips are written as .mp4; give a name that ends in .mp4, or a folder")
     if path.exists() and not path.is_dir():
         raise ValueError(f"--out {out!r} is a file: expected a folder, or for one prompt a name that ends in .mp4")
     path.mkdir(parents=True, exist_ok=True)
@@ -367,6 +370,8 @@ def _mesh(text: str) -> jax.sharding.Mesh | None:
         axis, _, size = part.partition("=")
         if not size.removeprefix("-").isdigit():
             raise ValueError(f"--mesh {text!r}: expected sizes of mesh axes such as seq=4 or fsdp=2,seq=-1")
+        if axis.strip() in sizes:
+            raise ValueError(f"--mesh {text!r}: {axis.strip()} is given twice")
         sizes[axis.strip()] = int(size)
     return partition.make_mesh(sizes)
 
