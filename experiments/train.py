@@ -139,8 +139,9 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
                       ) as checkpoints):
         if lora.rank and (before := checkpoints.about) is not None:
             warm_start.check_base(start, before, checkpoints.folder)
-        if checkpoints.latest == steps:
-            cluster.say(f"{name} expert: all {steps} steps are done")
+        if (done := checkpoints.latest or 0) >= steps:
+            more = f"; its state is that of step {done}, which is not taken back" if done > steps else ""
+            cluster.say(f"{name} expert: all {steps} steps are done{more}")
             return
         train_expert(expert, checkpoints, log, stop=stop)
 
