@@ -429,8 +429,10 @@ def _finite(name: str, step: int, metrics: Mapping[str, jax.Array], saved: int |
         # name the culprit, not the sum that it spoils
         terms = [k for k in bad if k.startswith("loss/")] or bad
         safe = f"the checkpoint of step {saved} is untouched" if saved else "no checkpoint was written yet"
-        raise Diverged(f"{name} expert, step {step}: {', '.join(f'{k} = {values[k]}' for k in terms)}; {safe}. Lower "
-                       "config.optimizer.learning_rate or clip_norm, look at the data of this step, and launch again")
+        where = " in another --workdir, whose config.train.init_from is this one" if saved else ""
+        raise Diverged(f"{name} expert, step {step}: {', '.join(f'{k} = {values[k]}' for k in terms)}; {safe}. Look at "
+                       "the data of this step and launch again, or with a lower config.optimizer.learning_rate or "
+                       f"clip_norm{where}")
     return values
 
 

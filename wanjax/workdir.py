@@ -9,6 +9,7 @@ from types import TracebackType
 
 from wanjax import config as config_lib
 from wanjax.run_folder import is_remote, local_folder, run_folder
+from wanjax.train_config import EXPERTS
 
 # what may differ between two launches that continue one run
 FREE = ("config.train.log_every", "config.train.checkpoint_every", "config.train.keep", "config.train.validate_every",
@@ -40,8 +41,8 @@ class Workdir:
       WorkdirError: for an object store without ``logs``.
 
     Raises on entering:
-      WorkdirError: if another process trains in the folder, if it holds a run of another config, or if it cannot be
-        written.
+      WorkdirError: if another process trains in the folder, if it holds checkpoints of another config, or if it cannot
+        be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], experiment: config_lib.Experiment,
@@ -80,9 +81,14 @@ class Workdir:
             os.close(self._lock)  # releases the lock
             self._lock = None
 
+    def _begun(self) -> bool:
+        """Whether anything was trained that would go on."""
+        steps = (step for name in EXPERTS for step in (self.path / name / "checkpoints").glob("*"))
+        return any(step.name.isdigit() for step in steps)
+
     def _check_config(self) -> None:
         file, new = self.path / "config.json", config_lib.to_dict(self._experiment)
-        if file.exists():
+        if file.exists() and self._begun():  # else a launch that failed over its config would forbid to correct it
             try:
                 old = config_lib.completed(json.loads(file.read_text()))
             except json.JSONDecodeError as error:
