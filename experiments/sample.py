@@ -118,7 +118,7 @@ def sample(
         preflight.check_sampling(cluster, facts, mesh)
     targets = cluster.once("output", lambda: _targets(out, len(lines)), ERRORS) or []
     ready = cluster.each("checkpoint", lambda: _prepared(
-        checkpoint, lines, weights, changes or {}, correct, loras or {}, lora_mode, mesh, text_cache,
+        checkpoint, lines, weights, changes or {}, correct, loras or {}, lora_mode, mesh, text_cache, execution,
     ), ERRORS)  # fmt: skip
     if cluster.processes > 1:
         first = preflight.flat(ready.records[0]["checkpoint"], "checkpoint")
@@ -163,6 +163,7 @@ def _digest(value: Any) -> str:
 def _prepared(
     checkpoint: str, lines: Sequence[Line], weights: str, changes: Mapping[str, Any], correct: bool,
     loras: Mapping[str, str], lora_mode: str, mesh: jax.sharding.Mesh | None, text_cache: pathlib.Path | None,
+    execution: Execution,
 ) -> Prepared:  # fmt: skip
     """All that can be found wrong before work is spent; arguments as of `sample`."""
     files = {name: lora.parse(text) for name, text in loras.items()}
@@ -178,7 +179,7 @@ def _prepared(
         said += [f"{one['file']} {lora_mode} the {name}-noise expert's weights, weight {one['weight']}"
                  for one in named]  # fmt: skip
     requests = [generate.Request(line.prompt, line.seed, *given) for line, given in zip(lines, pixels, strict=True)]
-    generate.check(pipeline, requests, config)
+    generate.check(pipeline, requests, config, execution)
     records = [
         sample_records.record(line, pipeline, config, checkpoint=checkpoint, weights=weights, correct=correct,
                               loras=merged)

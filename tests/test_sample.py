@@ -219,7 +219,7 @@ def test_a_setting_that_is_wrong_or_would_do_nothing_is_refused(
 def sampled_by_two(workdir, out, asked=("a", "b"), mesh=True, **options):
     """Two processes, as threads that share all devices and a coordination service; `benchmarks.cluster_sampling` has
     real ones."""
-    mesh = partition.make_mesh({"fsdp": -1}) if mesh else None
+    mesh = partition.make_mesh({"seq": -1}) if mesh else None
     # one after the other: transformers cannot be imported by two threads at once
     launcher.open_pipeline(str(workdir), weights="ema", mesh=mesh, text_cache=None)
     return together(*[
