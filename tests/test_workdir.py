@@ -27,6 +27,17 @@ def test_a_second_process_is_refused_and_the_first_is_named(tmp_path):
         pass
 
 
+def test_no_two_runs_share_a_folder_of_checkpoints_or_of_logs(tmp_path):
+    experiment = config.load(TINY)
+    with Workdir(tmp_path / "run", experiment, tmp_path / "logs"):
+        for run, logs in (("run", "others"), ("other", "logs")):
+            with (pytest.raises(WorkdirError, match=f"{run if logs == 'others' else logs}' is in use by process"),
+                  Workdir(tmp_path / run, experiment, tmp_path / logs)):  # fmt: skip
+                pass
+    with Workdir(tmp_path / "run", experiment, tmp_path / "others"), Workdir(tmp_path / "other", experiment):
+        pass
+
+
 def trained(folder):
     """As a run leaves it that has saved a step."""
     (folder / "high/checkpoints/7").mkdir(parents=True)
@@ -45,6 +56,8 @@ def test_another_config_is_refused_field_by_field(tmp_path):
     with pytest.raises(WorkdirError, match=r"config.seed: 0 there, 1 asked for"):
         Workdir(tmp_path, config.load(TINY, {"seed": 1})).__enter__()
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+    with Workdir(tmp_path, config.load(TINY)):  # and what was refused holds nothing
+        pass
 
 
 def test_a_run_of_an_older_version_goes_on_with_the_defaults_of_what_is_new(tmp_path):
