@@ -6,8 +6,8 @@ import os
 import resource
 import shutil
 import signal
-import weakref
 import time
+import weakref
 
 import chex
 import jax

@@ -292,8 +292,8 @@ def _model_problems(e: Experiment) -> list[str]:
     if sizes["tensor"] > 1 and m.width % sizes["tensor"]:
         out.append(f"config.model.width = {m.width}: not divisible by config.mesh.tensor = {sizes['tensor']}")
     if m.param_dtype != "float32":
-        out.append(f"config.model.param_dtype = {m.param_dtype!r}: what is trained is held in float32; leave it so, and "
-                   "set config.model.dtype for products in 16 bits (experiments.plan --param_dtype is for released "
+        out.append(f"config.model.param_dtype = {m.param_dtype!r}: what is trained is held in float32; leave it so, "
+                   "and set config.model.dtype for products in 16 bits (experiments.plan --param_dtype is for released "
                    "weights)")
     if e.text.encoder == "seeded" and m.text_dim != e.text.model.d_model:
         out.append(f"config.model.text_dim = {m.text_dim}: the text encoder is {e.text.model.d_model} wide "
