@@ -53,10 +53,13 @@ def run(experiment: config_lib.Experiment, workdir: str, cluster: Cluster, logs:
     place = Workdir(workdir, experiment, logs)
     with contextlib.ExitStack() as held:
         cluster.once("workdir", lambda: held.enter_context(place), ERRORS)
-        codec = codec_lib.open_codec(experiment.codec)
-        config_lib.check_codec(experiment, codec.model)
+        encoding = codec_lib.open_codec(experiment.codec)
+        config_lib.check_codec(experiment, encoding.model)
+        # while clips are encoded on a device; afterwards the devices are the experts'
+        codec = dataclasses.replace(encoding, params=jax.device_get(encoding.params))
         objectives = {name: objective_for(name, experiment, codec) for name in experiment.train.experts}
-        cluster.once("latent cache", lambda: _ensure_cache(experiment, codec, mesh), ERRORS)
+        cluster.once("latent cache", lambda: _ensure_cache(experiment, encoding, mesh), ERRORS)
+        del encoding
         cache = LatentCache(experiment.data.cache_dir)
         if cluster.processes > 1:
             preflight.check_data(cluster, cache)
