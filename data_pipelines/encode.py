@@ -98,10 +98,12 @@ def ensure_cache(
             latent_cache.check_visibility(folder, manifest, visibility_cell)
         if image:
             latent_cache.check_image(folder, manifest)
-        if any(not shard.bytes for shards in manifest.splits.values() for shard in shards):
+        unfinished = any(not shard.bytes for shards in manifest.splits.values() for shard in shards)
+        if unfinished or not (folder / latent_cache.NULL_TEXT).exists():
+            latent_cache.write_null_text(folder, text.embed([""])[0])
+        if unfinished:
             for leftover in folder.glob(".*.array_record.*"):
                 leftover.unlink()
-            latent_cache.write_null_text(folder, text.embed([""])[0])
             encoder = _Encoder(clips, vae, vae_params, text, manifest.visibility_cell, manifest.image)
             for split in manifest.splits:
                 manifest = _encode_split(folder, manifest, split, clips, encoder)

@@ -310,7 +310,8 @@ def main(argv: list[str]) -> None:
                 raise app.UsageError(f"--{flag.name} says how to compare: give --against too")
     try:
         for flag in (_VIDEOS, _WORKDIR, _AGAINST, _JSON, _REPORT, _SHEET):
-            local_folder(flag.value or "", f"--{flag.name}")
+            if flag.value is not None:
+                local_folder(flag.value, f"--{flag.name}")
         code = run("python -m experiments.evaluate " + " ".join(sys.argv[1:]))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -57,6 +57,7 @@ from wanjax.sample_config import SampleConfig
 from wanjax.sample_records import SIZES
 
 RECORDS = "samples.jsonl"
+_OTHER_FILES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".png", ".webm"}  # .mp4: in capitals
 ERRORS = (CheckpointError, OSError, ValueError, FloatingPointError)
 SETTINGS = tuple(field.name for field in dataclasses.fields(SampleConfig))
 
@@ -117,7 +118,7 @@ def sample(
         preflight.check_sampling(cluster, facts, mesh)
     targets = cluster.once("output", lambda: _targets(out, len(lines)), ERRORS) or []
     ready = cluster.each("checkpoint", lambda: _prepared(
-        checkpoint, lines, weights, changes or {}, correct, loras or {}, lora_mode, mesh, text_cache,
+        checkpoint, lines, weights, changes or {}, correct, loras or {}, lora_mode, mesh, text_cache, execution,
     ), ERRORS)  # fmt: skip
     if cluster.processes > 1:
         first = preflight.flat(ready.records[0]["checkpoint"], "checkpoint")
@@ -162,6 +163,7 @@ def _digest(value: Any) -> str:
 def _prepared(
     checkpoint: str, lines: Sequence[Line], weights: str, changes: Mapping[str, Any], correct: bool,
     loras: Mapping[str, str], lora_mode: str, mesh: jax.sharding.Mesh | None, text_cache: pathlib.Path | None,
+    execution: Execution,
 ) -> Prepared:  # fmt: skip
     """All that can be found wrong before work is spent; arguments as of `sample`."""
     files = {name: lora.parse(text) for name, text in loras.items()}
@@ -177,7 +179,7 @@ def _prepared(
         said += [f"{one['file']} {lora_mode} the {name}-noise expert's weights, weight {one['weight']}"
                  for one in named]  # fmt: skip
     requests = [generate.Request(line.prompt, line.seed, *given) for line, given in zip(lines, pixels, strict=True)]
-    generate.check(pipeline, requests, config)
+    generate.check(pipeline, requests, config, execution)
     records = [
         sample_records.record(line, pipeline, config, checkpoint=checkpoint, weights=weights, correct=correct,
                               loras=merged)
@@ -260,6 +262,8 @@ def _targets(out: str, count: int) -> list[pathlib.Path]:
             raise ValueError(f"--out {out!r} is a folder whose name ends in .mp4: give the name of a file in it")
         path.parent.mkdir(parents=True, exist_ok=True)
         return _places(out, count)
+    if path.suffix.lower() in _OTHER_FILES and not path.is_dir():
+        raise ValueError(f"--out {out!r}: clips are written as .mp4; give a name that ends in .mp4, or a folder")
     if path.exists() and not path.is_dir():
         raise ValueError(f"--out {out!r} is a file: expected a folder, or for one prompt a name that ends in .mp4")
     path.mkdir(parents=True, exist_ok=True)
@@ -367,6 +371,8 @@ def _mesh(text: str) -> jax.sharding.Mesh | None:
         axis, _, size = part.partition("=")
         if not size.removeprefix("-").isdigit():
             raise ValueError(f"--mesh {text!r}: expected sizes of mesh axes such as seq=4 or fsdp=2,seq=-1")
+        if axis.strip() in sizes:
+            raise ValueError(f"--mesh {text!r}: {axis.strip()} is given twice")
         sizes[axis.strip()] = int(size)
     return partition.make_mesh(sizes)
 

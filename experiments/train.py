@@ -27,12 +27,13 @@ from wanjax.checkpoint import CheckpointError, Checkpoints
 from wanjax.cluster import Cluster, ClusterError
 from wanjax.heartbeat import Watch
 from wanjax.latent_cache import CacheError, LatentCache
-from wanjax.models import rows
-from wanjax.models.dit import WanDiT
+from wanjax.models import attention, rows
+from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows.dit import dit_rows
 from wanjax.objectives import Decoder, Objective, make_objective
 from wanjax.preview import make_preview
 from wanjax.run_log import RunLog, SilentLog
+from wanjax.stop import StopRequests
 from wanjax.train import EXPERTS, Diverged, Expert, Stopped, train_expert
 from wanjax.workdir import Workdir, WorkdirError
 
@@ -46,22 +47,38 @@ def run(experiment: config_lib.Experiment, workdir: str, cluster: Cluster, logs:
     mesh_config = config_lib.MeshConfig(**sizes)
     config_lib.validate(dataclasses.replace(experiment, mesh=mesh_config))
     mesh = partition.make_mesh(sizes)
+    _check_attention(experiment.model, mesh)
     if cluster.processes > 1:
         preflight.check_program(cluster, experiment, mesh, workdir)
     place = Workdir(workdir, experiment, logs)
     with contextlib.ExitStack() as held:
         cluster.once("workdir", lambda: held.enter_context(place), ERRORS)
-        codec = codec_lib.open_codec(experiment.codec)
-        config_lib.check_codec(experiment, codec.model)
+        encoding = codec_lib.open_codec(experiment.codec)
+        config_lib.check_codec(experiment, encoding.model)
+        # while clips are encoded on a device; afterwards the devices are the experts'
+        codec = dataclasses.replace(encoding, params=jax.device_get(encoding.params))
         objectives = {name: objective_for(name, experiment, codec) for name in experiment.train.experts}
-        cluster.once("latent cache", lambda: _ensure_cache(experiment, codec, mesh), ERRORS)
+        cluster.once("latent cache", lambda: _ensure_cache(experiment, encoding, mesh), ERRORS)
+        del encoding
         cache = LatentCache(experiment.data.cache_dir)
         if cluster.processes > 1:
             preflight.check_data(cluster, cache)
             report = preflight.time_all_reduce(mesh)
             cluster.say(f"preflight: {cluster.processes} processes agree on program and data; {report}")
+        stop = StopRequests()
         for name, objective in objectives.items():
-            _train(name, experiment, mesh, objective, codec, cache, place.path / name, place.logs / name, cluster)
+            if name != experiment.train.experts[0] and stop():  # during the last step of the expert before
+                raise Stopped(f"{name} expert: asked to stop before it began; the state of the one before is saved")
+            _train(name, experiment, mesh, objective, codec, cache, place.path / name, place.logs / name, cluster, stop)
+
+
+def _check_attention(model: DiTConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError where these devices do not have the config's attention, before clips are encoded."""
+    token = (1, 1, model.heads, model.head_dim)
+    try:
+        attention.chosen(model.attention, mesh.devices.flat[0].platform, model.dtype, token, token)
+    except ValueError as error:
+        raise config_lib.ConfigError(f"config.model.attention = {model.attention!r}: {error}") from error
 
 
 def _ensure_cache(experiment: config_lib.Experiment, codec: codec_lib.Codec, mesh: jax.sharding.Mesh) -> None:
@@ -88,8 +105,8 @@ def _visibility_cell(experiment: config_lib.Experiment) -> int:
 
 
 def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh, objective: Objective,
-           codec: codec_lib.Codec, cache: LatentCache, folder: epath.Path, logs: pathlib.Path, cluster: Cluster
-           ) -> None:
+           codec: codec_lib.Codec, cache: LatentCache, folder: epath.Path, logs: pathlib.Path, cluster: Cluster,
+           stop: StopRequests) -> None:
     config, steps = experiment.train, experiment.train.steps(name)
     model = WanDiT(experiment.model, mesh if mesh.size > 1 else None)
     batch, placed = experiment.data.batch, partition.batch_sharding(mesh)
@@ -125,10 +142,11 @@ def _train(name: str, experiment: config_lib.Experiment, mesh: jax.sharding.Mesh
                       ) as checkpoints):
         if lora.rank and (before := checkpoints.about) is not None:
             warm_start.check_base(start, before, checkpoints.folder)
-        if checkpoints.latest == steps:
-            cluster.say(f"{name} expert: all {steps} steps are done")
+        if (done := checkpoints.latest or 0) >= steps:
+            more = f"; its state is that of step {done}, which is not taken back" if done > steps else ""
+            cluster.say(f"{name} expert: all {steps} steps are done{more}")
             return
-        train_expert(expert, checkpoints, log)
+        train_expert(expert, checkpoints, log, stop=stop)
 
 
 def main() -> None:

@@ -262,6 +262,8 @@ def test_places_on_an_object_store_stay_as_they_are_and_others_become_absolute(m
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: run_folder("s3://bucket/run"), "orbax writes checkpoints to gs:// and to file systems, not to s3://"),
     (lambda: run_folder("gs://bucket/run"), "is reached through gcsfs: pip install"),
+    (lambda: run_folder(""), "--workdir, --checkpoint, --src"),
+    (lambda: local_folder("", "--out"), "--out is empty"),
     (lambda: local_folder("gs://bucket/clip.mp4", "--out"), "--out 'gs://bucket/clip.mp4' lies on an object store"),
     (lambda: opened("s3://bucket/run"), "not to s3://"),
     (lambda: checkpoint.open_run("s3://bucket/run"), "not to s3://"),

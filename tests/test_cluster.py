@@ -67,6 +67,8 @@ def test_told_where_the_others_are_nothing_is_looked_for(joined):
     ({"coordinator": "localhost:1234"}, ["--coordinator without --processes and --process"]),
     ({"processes": 4, "process": 0}, ["--processes, --process without --coordinator"]),
     ({"coordinator": "localhost", "processes": 4, "process": 0}, ["host:port"]),
+    ({"coordinator": "localhost:http", "processes": 4, "process": 0}, ["host:port"]),
+    ({"coordinator": "localhost:1", "processes": 0, "process": 0}, ["--processes 0"]),
     ({"coordinator": "localhost:1", "processes": 4, "process": 4}, ["--process 4", "from 0"]),
 ])  # fmt: skip
 def test_what_is_missing_or_wrong_is_named(joined, given, words):

@@ -53,6 +53,8 @@ def test_the_real_model_is_counted_without_allocating_it():
     ({"mesh.tensor": 3}, ["config.model.width = 128", "config.mesh.tensor = 3"]),
     ({"train.expert": "middle"}, ["expert", "'middle'", "'high', 'low' or 'both'"]),
     ({"train.boundary": 0.9}, ["config.sample.boundary", "0.5", "0.9"]),
+    ({"data.cache_dir": ""}, ["config.data.cache_dir is empty"]),
+    ({"model.param_dtype": "bfloat16"}, ["config.model.param_dtype = 'bfloat16'", "held in float32"]),
     ({"model.text_dim": 32}, ["config.model.text_dim = 32", "64 wide"]),
     ({"optimizer.learning_rate": -1.0}, ["learning_rate", "-1.0"]),
     ({"optimizer.state_memory": "pinned"}, ["config.optimizer", "state_memory = 'pinned'", "device, host"]),

@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines.encode import DataError, ensure_cache, open_source
-from wanjax import hub
+from wanjax import hub, latent_cache
 from wanjax.data import DataConfig, make_loader, validation_batches
 from wanjax.latent_cache import CacheError, LatentCache
 from wanjax.models.vae import WanVAE
@@ -113,6 +113,16 @@ def test_latents_and_captions_are_what_codec_and_text_encoder_say(tmp_path):
             caption = example[name] if isinstance(example[name], str) else example[name].decode()
             np.testing.assert_array_equal(text, FakeText().embed([caption])[0])
     np.testing.assert_array_equal(cache.null_text, FakeText().embed([""])[0])
+
+
+def test_a_lost_embedding_of_the_empty_caption_is_made_again(tmp_path):
+    whole = cached(tmp_path).null_text
+    (tmp_path / latent_cache.NULL_TEXT).unlink()
+    with pytest.raises(CacheError, match="delete it and run the encoder again"):
+        _ = LatentCache(tmp_path).null_text
+    clips = FakeClips()
+    np.testing.assert_array_equal(cached(tmp_path, clips).null_text, whole)
+    assert not clips.reads  # and nothing else
 
 
 def test_a_cache_feeds_the_loader(tmp_path):

@@ -378,6 +378,10 @@ def test_bad_requests_are_refused_before_anything_runs(pipeline, experts):
         run(dataclasses.replace(pipeline, experts={"high": experts["high"]}), ["a"], [1], config=SampleConfig())
     with pytest.raises(text.CaptionTooLong, match="limit is 32"):
         run(pipeline, ["x" * 40], [1])
+    mesh = partition.make_mesh({"fsdp": 2}, jax.devices()[:2])
+    spread = {name: dataclasses.replace(expert, model=WanDiT(DIT, mesh)) for name, expert in experts.items()}
+    with pytest.raises(ValueError, match="batch = 3: .* 2 ways; make it a multiple of 2"):
+        run(dataclasses.replace(pipeline, experts=spread), ["a"], [1], batch=3)
     sizes = ("frames", 8, "use 5 or 9"), ("height", 40, "use 32 or 48"), ("width", 8, "use 16 or 32")
     for field, value, near in sizes:
         with pytest.raises(ValueError, match=f"{field} = {value}.*{near}"):

@@ -178,7 +178,13 @@ def test_clips_of_an_earlier_longer_list_are_pointed_out(workdir, tmp_path, pain
 
 @pytest.mark.parametrize(
     "out,prompts,message",
-    [("clip.mp4", "ab", "but there are 2 prompts"), ("file", "a", "is a file"), ("folder.mp4", "a", "is a folder")],
+    [
+        ("clip.mp4", "ab", "but there are 2 prompts"),
+        ("file", "a", "is a file"),
+        ("folder.mp4", "a", "is a folder"),
+        ("clip.avi", "a", "clip.avi': clips are written as .mp4"),
+        ("clip.MP4", "a", "give a name that ends in .mp4"),
+    ],
 )
 def test_an_output_that_cannot_hold_the_clips_is_refused(tmp_path, out, prompts, message):
     (tmp_path / "file").touch()
@@ -213,7 +219,7 @@ def test_a_setting_that_is_wrong_or_would_do_nothing_is_refused(
 def sampled_by_two(workdir, out, asked=("a", "b"), mesh=True, **options):
     """Two processes, as threads that share all devices and a coordination service; `benchmarks.cluster_sampling` has
     real ones."""
-    mesh = partition.make_mesh({"fsdp": -1}) if mesh else None
+    mesh = partition.make_mesh({"seq": -1}) if mesh else None
     # one after the other: transformers cannot be imported by two threads at once
     launcher.open_pipeline(str(workdir), weights="ema", mesh=mesh, text_cache=None)
     return together(*[
@@ -291,7 +297,7 @@ def test_the_way_in_which_work_is_laid_out_reaches_the_sampler(workdir, tmp_path
     assert painter.options["execution"] == execution
 
 
-@pytest.mark.parametrize("text", ["seq", "seq=", "seq=two", "rows=8"])
+@pytest.mark.parametrize("text", ["seq", "seq=", "seq=two", "rows=8", "seq=1,seq=1"])
 def test_a_mesh_that_is_none_is_named(text):
     with pytest.raises(ValueError, match="mesh"):
         launcher._mesh(text)

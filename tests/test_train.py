@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import time
+import weakref
 
 import chex
 import jax
@@ -65,7 +66,7 @@ def make_mesh(sizes):
 
 
 def run(folder, *, steps=6, batches=None, keep=3, every=2, accumulate=1, on_step=None, sizes=ALONE,
-        optimizer=OPTIMIZER, experiment=None, **more):
+        optimizer=OPTIMIZER, experiment=None, params=None, **more):
     """Trains with ``OBJECTIVE``, or with that of an experiment whose model is ``MODEL``."""
     mesh = make_mesh(sizes)
     model = WanDiT(MODEL, mesh)
@@ -74,7 +75,7 @@ def run(folder, *, steps=6, batches=None, keep=3, every=2, accumulate=1, on_step
     terms = experiment.objective if experiment else OBJECTIVE
     objective = objectives.make_objective(terms, np.ones(4, np.float32), DECODER)
     expert = train.Expert("high", model, objective, optimizer,
-                          settings, mesh, 0, None, batches or Batches(), [next(Batches())], None,
+                          settings, mesh, 0, params, batches or Batches(), [next(Batches())], None,
                           lambda b: jax.device_put(b, partition.batch_sharding(mesh)),
                           experiment.shadow_head(model) if experiment else None)
     experiment = experiment or config.load("configs/light_scenes_tiny.py")
@@ -91,6 +92,18 @@ def lines(folder):
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     return folder, run(folder)
+
+
+def test_weights_to_start_from_are_not_kept_beside_the_state(tmp_path):
+    given, left = [], []
+
+    def params():
+        made = jax.jit(WanDiT(MODEL).init)(jax.random.key(3))["params"]
+        given.extend(map(weakref.ref, jax.tree.leaves(made)))
+        return made
+
+    run(tmp_path, steps=1, params=params, on_step=lambda: left.extend(leaf() is not None for leaf in given))
+    assert left and not any(left)
 
 
 def test_every_step_is_logged_once_with_each_term(whole):

@@ -1,6 +1,7 @@
 """The training launcher, run as a user runs it: both experts, resume, kills, wrong input."""
 import dataclasses
 import json
+import os
 import signal
 
 import jax
@@ -10,10 +11,12 @@ import pytest
 from experiments import train
 from tests import launching
 from wanjax import codec, config, hub
+from wanjax.cluster import Cluster
 from wanjax.light.luminance import LuminanceFit
 from wanjax.models.dit import WanDiT
 from wanjax.models.vae import WAN22, WanVAE
 from wanjax.pipeline import open_pipeline
+from wanjax.train import Stopped
 
 BOTH = {"train.steps_high": 40, "train.steps_low": 6, "train.preview_every": 20, "sample.steps": 2}
 
@@ -48,8 +51,10 @@ def test_both_experts_are_trained_validated_and_shown(whole):
 
 def test_a_finished_run_is_left_as_it_is(whole, source, cache):
     before = (whole / "high/metrics.jsonl").read_bytes()
-    code, output = launching.finish(launching.command(whole, source, cache, **BOTH))
-    assert code == 0 and "all 40 steps are done" in output and "all 6 steps are done" in output
+    fewer = BOTH | {"train.steps_high": 30}
+    code, output = launching.finish(launching.command(whole, source, cache, **fewer))
+    assert code == 0 and "all 30 steps are done; its state is that of step 40" in output
+    assert "all 6 steps are done\n" in output
     assert (whole / "high/metrics.jsonl").read_bytes() == before
 
 
@@ -66,6 +71,27 @@ def test_a_run_that_is_told_to_stop_and_one_that_is_killed_end_with_the_same_bit
     launching.check_same(tmp_path, whole, 40)
 
 
+def test_a_request_in_the_last_step_of_an_expert_keeps_the_next_one_from_beginning(
+    whole, source, cache, tmp_path, monkeypatch
+):  # fmt: skip
+    began = []
+
+    def asked_late(name, *rest):
+        began.append(name)
+        codec, requests = rest[3], rest[-1]
+        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(codec.params))  # no device holds it
+        with requests.listening():
+            assert not requests()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train, "_train", asked_late)
+    experiment = config.load(launching.ROOT / "configs/light_scenes_tiny.py",
+                             launching.SMALL | {"data.source": source, "data.cache_dir": str(cache)})  # fmt: skip
+    with pytest.raises(Stopped, match="low expert: asked to stop before it began"):
+        train.run(experiment, str(tmp_path), Cluster())
+    assert began == ["high"]
+
+
 @pytest.mark.parametrize(("overrides", "words"), [
     ({"model.widht": 64}, ["error: unknown field 'config.model.widht'; did you mean 'width'?"]),
     ({"data.frames": 10}, ["config.data.frames = 10", "4n+1"]),
@@ -79,6 +105,14 @@ def test_wrong_input_is_one_error_and_leaves_no_checkpoint(source, cache, tmp_pa
     for word in words:
         assert word in output
     assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_attention_of_other_devices_is_refused_before_anything_is_made(tmp_path):
+    overrides = {"model.attention": "splash", "data.data_dir": str(tmp_path / "data")}
+    experiment = config.load(launching.ROOT / "configs/light_scenes_tiny.py", overrides)
+    with pytest.raises(config.ConfigError, match="config.model.attention = 'splash': .* compiled for cpu"):
+        train.run(experiment, str(tmp_path / "run"), Cluster())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_term_that_is_not_for_an_expert_is_left_out_and_said(capsys):

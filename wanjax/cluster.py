@@ -13,6 +13,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
@@ -215,8 +216,8 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
                            "them")  # fmt: skip
     kind, arguments = "--coordinator", dict[str, Any]()
     if not missing:
-        assert coordinator and processes and process is not None
-        if ":" not in coordinator or not 0 <= process < processes:
+        assert coordinator is not None and processes is not None and process is not None
+        if not re.fullmatch(r".+:\d+", coordinator) or not 0 <= process < processes:
             raise ClusterError(f"--coordinator {coordinator!r}, --processes {processes}, --process {process}: expected "
                                "host:port, and a process from 0 to one less than their number")  # fmt: skip
         arguments = dict(coordinator_address=coordinator, num_processes=processes, process_id=process,

@@ -248,6 +248,9 @@ def _data_problems(e: Experiment) -> list[str]:
             near = max(stride, value // stride * stride)
             out.append(f"config.data.{name} = {value}: expected a multiple of {stride} (codec stride {codec} × patch "
                        f"{patch}); use {near} or {near + stride}")
+    for name in ("source", "data_dir", "cache_dir"):
+        if not getattr(d, name):
+            out.append(f"config.data.{name} is empty: name it, '.' for the folder that you are in")
     if is_remote(d.cache_dir):
         out.append(f"config.data.cache_dir = {d.cache_dir!r} lies on an object store, where latents are not read "
                    "from: give a folder of a file system")
@@ -288,6 +291,10 @@ def _model_problems(e: Experiment) -> list[str]:
                    f"config.mesh.seq = {sizes['seq']}: choose another seq, or 'auto' or 'ring'")
     if sizes["tensor"] > 1 and m.width % sizes["tensor"]:
         out.append(f"config.model.width = {m.width}: not divisible by config.mesh.tensor = {sizes['tensor']}")
+    if m.param_dtype != "float32":
+        out.append(f"config.model.param_dtype = {m.param_dtype!r}: what is trained is held in float32; leave it so, "
+                   "and set config.model.dtype for products in 16 bits (experiments.plan --param_dtype is for released "
+                   "weights)")
     if e.text.encoder == "seeded" and m.text_dim != e.text.model.d_model:
         out.append(f"config.model.text_dim = {m.text_dim}: the text encoder is {e.text.model.d_model} wide "
                    "(config.text.model.d_model); make them equal")

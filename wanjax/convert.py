@@ -240,7 +240,7 @@ def _of_release(src: pathlib.Path, wide: bool, fp8: bool, only: Collection[str])
     present = tuple(name for name in PARTS if name in parts)
     return Contents(networks, present, files, experts="transformer_2" in parts, boundary=boundary,
                     index=read_index(src) if (src / INDEX).is_file() else {},
-                    said=f"{layout or 'diffusers'} layout in {src}: {', '.join(present)}")  # fmt: skip
+                    said=f"{f'{layout} layout' if layout else 'networks'} in {src}: {', '.join(present)}")  # fmt: skip
 
 
 def _open(path: pathlib.Path, kind: str | None, wide: bool, fp8: bool) -> Network:

@@ -118,14 +118,19 @@ def noise_for(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
 
 
-def check(pipeline: Pipeline, requests: Sequence[Request], config: SampleConfig) -> None:
+def check(pipeline: Pipeline, requests: Sequence[Request], config: SampleConfig, execution: Execution) -> None:
     """Refuses what cannot work, before anything is read or computed.
 
     Raises:
         ValueError: an expert that has steps to take is missing, sizes that the networks cannot take, images that the
-            checkpoint does not take or that it lacks.
+            checkpoint does not take or that it lacks, a batch that does not divide over the devices.
     """
-    stages_of({name: expert.model for name, expert in pipeline.experts.items()}, config)
+    for stage in stages_of({name: expert.model for name, expert in pipeline.experts.items()}, config):
+        mesh = stage.model.mesh
+        ways = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in partition.BATCH)
+        if execution.batch % ways:
+            raise ValueError(f"batch = {execution.batch}: clips are divided over the mesh axes data and fsdp, {ways} "
+                             f"ways; make it a multiple of {ways}, or put the devices on seq or tensor")  # fmt: skip
     shape = pipeline.latent_shape
     for request in requests:
         noise_for(request.seed, ())
@@ -160,7 +165,7 @@ def latents(
     Raises: ValueError on what cannot work, as `check`; FloatingPointError where latents are not finite.
     """
     config, execution = config or pipeline.config, execution or Execution()
-    check(pipeline, requests, config)
+    check(pipeline, requests, config, execution)
     embeddings = pipeline.text.embed([*(request.prompt for request in requests), config.negative_prompt])
     length, null = pipeline.text.length, embeddings.pop()
     given = _conditions(pipeline, requests)

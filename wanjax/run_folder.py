@@ -24,8 +24,9 @@ def run_folder(path: str | os.PathLike[str]) -> epath.Path:
     """A folder that checkpoints are written to and read from: absolute, or untouched where it is ``gs://...``.
 
     Raises:
-      FolderError: if checkpoints cannot be written there, or what reaches it is not installed.
+      FolderError: if checkpoints cannot be written there, or what reaches it is not installed; an empty name.
     """
+    _check_named(path, "the folder of a run (--workdir, --checkpoint, --src)")
     scheme = _SCHEME.match(os.fspath(path))
     if scheme is None:
         return epath.Path(pathlib.Path(path).absolute())
@@ -46,9 +47,16 @@ def local_folder(path: str | os.PathLike[str], what: str) -> pathlib.Path:
       what: it was given for, e.g. ``"--out"``.
 
     Raises:
-      FolderError: if it is on an object store.
+      FolderError: if it is on an object store; an empty name.
     """
+    _check_named(path, what)
     if is_remote(path):
         raise FolderError(f"{what} {os.fspath(path)!r} lies on an object store, and only a run's checkpoints are "
                           f"written and read there: give a folder of this machine")
     return pathlib.Path(path)
+
+
+def _check_named(path: str | os.PathLike[str], what: str) -> None:
+    """Refuses what an unset variable of a shell gives: it would be the folder that the command was started in."""
+    if not os.fspath(path):
+        raise FolderError(f"{what} is empty: give its name, \".\" for the folder that you are in")

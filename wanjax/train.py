@@ -30,7 +30,7 @@ from wanjax.models.shadow_head import ShadowHead
 from wanjax.objectives import Objective, Prediction
 from wanjax.optim import OptimizerConfig
 from wanjax.profiler_window import ProfilerWindow
-from wanjax.stop import stop_requests
+from wanjax.stop import StopRequests
 from wanjax.throughput import StepClock, work_of
 from wanjax.train_config import EXPERTS, TrainConfig
 
@@ -310,14 +310,19 @@ class Expert:
     lora: LoraConfig = FULL
 
 
-def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step: Callable[[], None] | None = None
-                 ) -> TrainState:
+def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, stop: StopRequests | None = None,
+                 on_step: Callable[[], None] | None = None) -> TrainState:
     """Trains one expert from its newest checkpoint, or from the start, to its last step.
+
+    Args:
+      stop: the run's; None where this expert is all of it. A request during the last step leaves the state whole and
+        stays there for whoever asks next.
 
     Raises:
       Diverged: when a loss term or the gradient norm is not finite; the last checkpoint is untouched.
       Stopped: after SIGTERM or SIGINT to any process, when the step is finished and its state saved.
     """
+    stop = stop or StopRequests()
     config, steps, span = expert.config, expert.config.steps(expert.name), expert.config.timesteps(expert.name)
     optimizer = make_optimizer(expert.optimizer_config, steps, expert.model, expert.head, expert.lora)
     shapes = state_shapes(expert.model, optimizer, expert.mesh, head=expert.head,
@@ -334,8 +339,9 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
     restored = checkpoints.restore(shapes)
     base = expert.params() if expert.lora.rank and expert.params else None
     if restored is None:
-        start = expert.params() if expert.params and base is None else None
-        state = init_state(expert.model, optimizer, shapes, init_key, start, expert.head, expert.lora)
+        # given weights have no name here: they would stay beside the state until the last step
+        state = init_state(expert.model, optimizer, shapes, init_key,
+                           expert.params() if expert.params and base is None else None, expert.head, expert.lora)
     else:
         state, position = restored
         expert.batches.set_state(position)
@@ -372,7 +378,7 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
                 profiler.stop()
 
     waiting: tuple[int, dict[str, jax.Array]] | None = None
-    with stop_requests() as stopping_after, profiler, InputWatch(title, config.batch_timeout) as watch:
+    with stop.listening(), profiler, InputWatch(title, config.batch_timeout) as watch:
         for step in range(done + 1, steps + 1):
             if profiler.begins(step):
                 with clock.apart("profile"):
@@ -387,7 +393,7 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
             if waiting:  # read one step late, so that the device never waits for the log
                 read(*waiting)
             waiting = (step, metrics)
-            last, stopping = step == steps, stopping_after(step)
+            last, stopping = step == steps, stop()
             save = last or stopping or step % config.checkpoint_every == 0
             check = last or step % config.validate_every == 0
             preview = expert.preview and config.preview_every and (last or step % config.preview_every == 0)
@@ -412,7 +418,7 @@ def train_expert(expert: Expert, checkpoints: Checkpoints, log: Log, *, on_step:
             if stopping:
                 checkpoints.wait()
                 raise Stopped(f"{expert.name}: stopped after step {step} of {steps}; its state is saved")
-    checkpoints.wait()
+        checkpoints.wait()
     return state
 
 
@@ -423,8 +429,10 @@ def _finite(name: str, step: int, metrics: Mapping[str, jax.Array], saved: int |
         # name the culprit, not the sum that it spoils
         terms = [k for k in bad if k.startswith("loss/")] or bad
         safe = f"the checkpoint of step {saved} is untouched" if saved else "no checkpoint was written yet"
-        raise Diverged(f"{name} expert, step {step}: {', '.join(f'{k} = {values[k]}' for k in terms)}; {safe}. Lower "
-                       "config.optimizer.learning_rate or clip_norm, look at the data of this step, and launch again")
+        where = " in another --workdir, whose config.train.init_from is this one" if saved else ""
+        raise Diverged(f"{name} expert, step {step}: {', '.join(f'{k} = {values[k]}' for k in terms)}; {safe}. Look at "
+                       "the data of this step and launch again, or with a lower config.optimizer.learning_rate or "
+                       f"clip_norm{where}")
     return values
 
 

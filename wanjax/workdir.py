@@ -9,6 +9,7 @@ from types import TracebackType
 
 from wanjax import config as config_lib
 from wanjax.run_folder import is_remote, local_folder, run_folder
+from wanjax.train_config import EXPERTS
 
 # what may differ between two launches that continue one run
 FREE = ("config.train.log_every", "config.train.checkpoint_every", "config.train.keep", "config.train.validate_every",
@@ -24,13 +25,13 @@ class WorkdirError(RuntimeError):
 
 
 class Workdir:
-    """Holds the lock on a run's folder and its resolved config (``config.json``).
+    """Holds the locks on a run's folders and its resolved config (``config.json``).
 
     Args:
       path: of the run; ``gs://...`` for an object store.
       experiment: that is run.
-      logs: folder of this machine for what grows line by line; None is ``path``. The lock lies there, so that of two
-        machines with one ``gs://`` path nothing keeps the second from writing, too.
+      logs: folder of this machine for what grows line by line; None is ``path``. A lock lies there and in ``path``, but
+        in no object store: of two machines with one ``gs://`` path nothing keeps the second from writing, too.
 
     Attributes:
       path, logs: as given.
@@ -40,8 +41,8 @@ class Workdir:
       WorkdirError: for an object store without ``logs``.
 
     Raises on entering:
-      WorkdirError: if another process trains in the folder, if it holds a run of another config, or if it cannot be
-        written.
+      WorkdirError: if another process trains in the folder, if it holds checkpoints of another config, or if it cannot
+        be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], experiment: config_lib.Experiment,
@@ -51,38 +52,53 @@ class Workdir:
             raise WorkdirError(f"--workdir {os.fspath(path)!r} lies on an object store, where files cannot grow line "
                                "by line: give --logs, too, a folder of this machine for metrics, previews and profiles")
         self.logs = pathlib.Path(self.path) if logs is None else local_folder(logs, "--logs")
-        self._lock: int | None = None
+        self._locks: list[int] = []
 
     def __enter__(self) -> Workdir:
         try:
-            self.logs.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.logs / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-            self.path.mkdir(parents=True, exist_ok=True)
+            for folder in (self.logs, self.path):
+                folder.mkdir(parents=True, exist_ok=True)
+            places = [self.logs] if is_remote(self.path) else [self.logs, pathlib.Path(self.path)]
+            for place in sorted({place.resolve() for place in places}):
+                self._hold(place)
+            self._check_config()
+        except WorkdirError:
+            self._release()
+            raise
         except OSError as error:
+            self._release()
             raise WorkdirError(f"--workdir {str(self.path)!r} cannot be written ({error.strerror or error}): give "
                                "another folder") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            other = os.pread(self._lock, 64, 0).decode(errors="replace").strip()
-            os.close(self._lock)
-            self._lock = None
-            raise WorkdirError(f"--workdir {str(self.path)!r} is in use by process {other or 'unknown'}: wait for it, "
-                               "stop it, or give another folder") from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
-        self._check_config()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        if self._lock is not None:
-            os.close(self._lock)  # releases the lock
-            self._lock = None
+        self._release()
+
+    def _hold(self, place: pathlib.Path) -> None:
+        lock = os.open(place / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._locks.append(lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            other = os.pread(lock, 64, 0).decode(errors="replace").strip()
+            raise WorkdirError(f"{str(place)!r} is in use by process {other or 'unknown'}: wait for it, stop it, or "
+                               "give another --workdir or --logs") from error
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _release(self) -> None:
+        while self._locks:
+            os.close(self._locks.pop())  # releases the lock
+
+    def _begun(self) -> bool:
+        """Whether anything was trained that would go on."""
+        steps = (step for name in EXPERTS for step in (self.path / name / "checkpoints").glob("*"))
+        return any(step.name.isdigit() for step in steps)
 
     def _check_config(self) -> None:
         file, new = self.path / "config.json", config_lib.to_dict(self._experiment)
-        if file.exists():
+        if file.exists() and self._begun():  # else a launch that failed over its config would forbid to correct it
             try:
                 old = config_lib.completed(json.loads(file.read_text()))
             except json.JSONDecodeError as error:
