@@ -12,6 +12,10 @@ import jax
 from jax.experimental import multihost_utils
 
 
+class Stopped(Exception):
+    """A request to stop was obeyed; what is done is saved."""
+
+
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[int], bool]]:
     """Gives ``stopping(step)``: whether to stop after this step; signals do nothing else meanwhile.
