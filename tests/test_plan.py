@@ -135,6 +135,8 @@ def test_parameters_in_host_memory_are_the_host_s():
     assert (one["host_bytes"], blocks["host_bytes"]) == (0, matrices * 4 // 8)
     assert blocks["argument_bytes"] < one["argument_bytes"]
     short = plan(small(), CPU, Settings("sample", holding="blocks", param_dtype="bfloat16"))
+    assert [[each[name] for name in ("holding", "passes", "param_dtype")] for each in (one, short)] == [
+        ["one", "batched", "float32"], ["blocks", "batched", "bfloat16"]]  # what a job of it is started with
     assert short["host_bytes"] == matrices * 2 // 8
 
 

@@ -106,6 +106,8 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         found, work = collectives.of(module, mesh.size), executed.count(module)
         lines = _lines(found, dict(mesh.shape), machine, [machine.domain(device) for device in mesh.devices.flat])
         estimate = _estimate(machine, program, memory, lines, work)
+    sampling = settings.program == "sample"
+    holding, passes = settings.holding or "one", settings.passes or "batched"
     result: dict[str, Any] = {
         "program": settings.program,
         "config": experiment.name,
@@ -119,6 +121,9 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         "mesh": dict(mesh.shape),
         "clips": program.work.clips,
         "tokens": program.work.tokens,
+        "holding": holding if sampling else None,
+        "passes": passes if sampling else None,
+        "param_dtype": settings.param_dtype or experiment.model.param_dtype if sampling else None,
         "fits": memory.peak <= limit,
         "hbm_bytes_per_device": limit,
         "peak_bytes_per_device": memory.peak,
@@ -144,12 +149,12 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
     if estimate and program.dtype == "float32":
         result["warnings"].append("its matrix products are float32, several times slower than the bfloat16 rate of the "
                                   "estimate")  # fmt: skip
-    if excess := plan_remedies.of_hosts(experiment, result, holding=settings.holding or "one"):
+    if excess := plan_remedies.of_hosts(experiment, result, holding=holding):
         result["warnings"].append(excess)
     if not result["fits"]:
         result["warnings"].append(
             plan_remedies.of_devices(experiment, result, memory, forwards=program.work.forwards,
-                                     holding=settings.holding or "one", passes=settings.passes or "batched")
+                                     holding=holding, passes=passes)
         )  # fmt: skip
     return result
 
