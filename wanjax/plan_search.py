@@ -74,7 +74,7 @@ class Choice:
 
     @property
     def on_hosts(self) -> bool:
-        """Whether moments and average come from the hosts at every step; no maker states how fast."""
+        """Whether moments and average come from the hosts at every step; the rate of that link is not known."""
         return self.experiment.optimizer.state_memory == "host"
 
 
