@@ -306,7 +306,7 @@ def test_a_sampling_job_asks_for_the_plans_machine_and_is_started_again_like_tra
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    (CLIPS[1:], "--sample: .*checkpoint must have a value"),
+    (CLIPS[1:], "--sample: --checkpoint is missing"),
     (CLIPS[::2], "--sample: .*Exactly one of \\(prompt, prompts\\) must"),
     ([*CLIPS, "--corect"], "--sample: Unknown command line flag 'corect'"),
     ([*CLIPS, "--group=some"], "--sample: .*group=some"),

@@ -10,7 +10,7 @@ from absl import flags
 
 from experiments import sample_flags
 from experiments.launch.planned import Job, LaunchError, Machine
-from wanjax import lora
+from wanjax import config_flag, lora
 from wanjax.config import Experiment
 from wanjax.sample_config import SampleConfig
 from wanjax.sample_records import SIZES
@@ -67,7 +67,8 @@ def _parsed(options: Sequence[str]) -> flags.FlagValues:
     try:
         rest = values(["experiments.sample", *options])
     except flags.Error as error:
-        raise LaunchError(f"--sample: {'; '.join(str(error).splitlines())}") from error
+        raise LaunchError(f"--sample: {config_flag.in_one_line(error)} (python -m experiments.sample --help lists the "
+                          "options)") from error  # fmt: skip
     if len(rest) > 1:
         raise LaunchError(f"--sample={rest[1]}: expected an option of experiments.sample, such as --sample=--correct")
     return values
