@@ -289,12 +289,12 @@ def test_a_job_samples_as_planned_and_as_the_config_says():
 
 
 def test_a_sampling_job_asks_for_the_plans_machine_and_is_started_again_like_training():
-    text = slurm.script(samples(options=[*CLIPS, "--lora_low=/loras/warm.safetensors:0.5"]),
+    text = slurm.script(samples(options=[*CLIPS, "--lora_low=/loras/warm.safetensors:0.5,/more/a.safetensors"]),
                         **{**SCRIPT, "image": "registry/wanjax:1"})  # fmt: skip
     for words in ("#SBATCH --job-name=t2v_a14b-sample\n", "--nodes=1\n", "--ntasks-per-node=8\n", "--requeue\n",
                   "--container-mounts=/runs/Wan2.2-T2V-A14B:/runs/Wan2.2-T2V-A14B,/runs/clips:/runs/clips,"
-                  "/runs/asked:/runs/asked,/loras:/loras ", "GB on each device, parameters in bfloat16",
-                  "75) why='was asked to stop"):  # fmt: skip
+                  "/runs/asked:/runs/asked,/loras:/loras,/more:/more ", "GB on each device, parameters in bfloat16",
+                  "75) why='was asked to stop", "\nmkdir -p /runs/clips\n"):  # fmt: skip
         assert words in text
     with pytest.raises(LaunchError, match="--checkpoint is in 'Wan-AI/Wan2.2': with --image, expected an abs"):
         slurm.script(samples(options=["--checkpoint=Wan-AI/Wan2.2", *CLIPS[1:]]), **{**SCRIPT, "image": "a"})

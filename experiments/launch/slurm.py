@@ -30,6 +30,8 @@ WAIT = 120
 # what is settled here and must not be asked for again
 SETTLED = ("--nodes", "-N", "--ntasks", "-n", "--gpus", "-G", "--gres", "--requeue", "--no-requeue", "--signal",
            "--open-mode")  # fmt: skip
+# what the programs make where it is missing; a container can only be shown what is there
+MADE = ("--workdir", "--logs", "--out", "--text_cache", "config.data.cache_dir")
 
 
 def script(job: Job, *, made_by: str, options: list[str], image: str, grace: int, max_restarts: int) -> str:
@@ -67,9 +69,12 @@ def script(job: Job, *, made_by: str, options: list[str], image: str, grace: int
     steps = ["srun", "--kill-on-bad-exit=0", f"--wait={WAIT}", "--label", "--unbuffered"]
     # each task takes the GPU of its local number, so all tasks have to see all of them
     steps += ["--gpu-bind=none"] if gpu else []
+    before = []
     if image:
-        mounted = ",".join(f"{folder}:{folder}" for folder in mounts(job))
+        shown = mounts(job)
+        mounted = ",".join(f"{folder}:{folder}" for folder in dict.fromkeys(folder for _, folder in shown))
         steps += [f"--container-image={image}", f"--container-mounts={mounted}"]
+        before = [shlex.join(["mkdir", "-p", *(folder for name, folder in shown if name in MADE)])]
     lines = [
         "#!/usr/bin/env bash",
         f"# {made_by}",
@@ -79,6 +84,7 @@ def script(job: Job, *, made_by: str, options: list[str], image: str, grace: int
         "set -u",
         environment,
         "export PYTHONUNBUFFERED=1",
+        *before,
         "",
         "code=0",
         f"{shlex.join(steps)} \\",
@@ -102,8 +108,8 @@ def script(job: Job, *, made_by: str, options: list[str], image: str, grace: int
     return "\n".join(lines) + "\n"
 
 
-def mounts(job: Job) -> list[str]:
-    """Folders that a container has to see, each once.
+def mounts(job: Job) -> list[tuple[str, str]]:
+    """Folders that a container has to see, each with what asks for it.
 
     Raises:
         LaunchError: one that is not absolute, such as the name of a checkpoint on the Hub.
@@ -114,7 +120,7 @@ def mounts(job: Job) -> list[str]:
         if not folder.startswith("/"):
             raise LaunchError(f"{name} is in {folder!r}: with --image, expected an absolute path, under which the "
                               "container is to see it")  # fmt: skip
-    return list(dict.fromkeys(folder for _, folder in local))
+    return local
 
 
 def make(experiment: config_lib.Experiment) -> str:
