@@ -1,5 +1,5 @@
 """Two real processes on one machine sample what one process does: the same latents and pixels, files by one of them,
-a process killed and the rest made by the next call.
+a process killed or asked to stop and the rest made by the next call.
 
     python -m benchmarks.cluster_sampling --folder runs/cluster [--result benchmarks/results/cluster_sampling.md]
 
@@ -13,11 +13,14 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from benchmarks.cluster_processes import DoesNotHold, launch, page, wait  # first: it sets what jax reads at its start
 
@@ -41,7 +44,18 @@ CASES = {  # checkpoint, options
 }
 LIMIT = 1e-5  # of latents, and of pixels in [-1, 1]
 TURNED = 0.1  # of 255, see same_files
-KILLED = 6  # clips of the call of which one process is killed
+CLIPS = 6  # of the calls that are interrupted
+STOPPED = 75
+
+
+class Begun(NamedTuple):
+    """A call that is at work: its command, its processes, what they write, and what one wrote that was left alone."""
+
+    command: list[str]
+    running: list[subprocess.Popen[bytes]]
+    out: pathlib.Path
+    logs: pathlib.Path
+    whole: pathlib.Path
 
 
 def sample(checkpoint: pathlib.Path, out: pathlib.Path, prompts: pathlib.Path, options: Sequence[str]) -> list[str]:
@@ -111,36 +125,62 @@ def same_numbers(folder: pathlib.Path, release: pathlib.Path, mesh: str) -> str:
     return f"mesh {mesh}, largest difference: " + ", ".join(f"{name} {value:.1e}" for name, value in off.items())
 
 
-def kill(folder: pathlib.Path, release: pathlib.Path, victim: int) -> list[str]:
-    """Kills one of two after the first clip; the other names it, and the next call makes what is missing."""
-    whole, out = folder / "sampled_whole", folder / f"sampled_killed_{victim}"
-    prompts = write_prompts(folder / "many.txt", [f"dawn of day {i}" for i in range(KILLED)])
-    options = ["--mesh=seq=4", "--holding=both"]
+def begun(folder: pathlib.Path, release: pathlib.Path, name: str, *options: str) -> Begun:
+    """A call of two processes that has finished its first clip and not its last; one that was left alone is there."""
+    whole, out, logs = folder / "sampled_whole", folder / f"sampled_{name}", folder / "logs" / f"sample_{name}"
+    prompts = write_prompts(folder / "many.txt", [f"dawn of day {i}" for i in range(CLIPS)])
+    options = ("--mesh=seq=4", *options)
     if not whole.exists():
         made_by(2, folder, "whole", sample(release, whole, prompts, options))
-    logs = folder / "logs" / f"sample_killed_{victim}"
-    running = launch(sample(release, out, prompts, options), 2, logs)
+    command = sample(release, out, prompts, options)
+    running = launch(command, 2, logs)
     while not (out / "samples.jsonl").exists():
         if any(process.poll() is not None for process in running):
             raise DoesNotHold(f"a process ended too early: see {logs}")
         time.sleep(0.02)
-    running[victim].kill()
-    killed, other = time.monotonic(), running[1 - victim]
-    code = other.wait()
-    took = time.monotonic() - killed
-    running[victim].wait()
-    lost = f"process {victim} (host {socket.gethostname()}, pid {running[victim].pid})"
-    if f" ends: {lost}" not in (logs / f"{1 - victim}.log").read_text(errors="replace") or took > 60 or not code:
-        raise DoesNotHold(f"process {1 - victim} ended after {took:.0f} s with {code}: see {logs}")
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("clip_*.mp4")}
-    records = len((out / "samples.jsonl").read_text().splitlines())
-    if not 0 < records <= len(kept) < KILLED:
-        raise DoesNotHold(f"{len(kept)} clips and {records} records were there when process {victim} was killed")
-    made_by(2, folder, f"again_{victim}", sample(release, out, prompts, options))
+    return Begun(command, running, out, logs, whole)
+
+
+def gone_on(folder: pathlib.Path, call: Begun, name: str) -> tuple[int, str]:
+    """Calls again what was interrupted: how many clips were there, and that the rest is as in one call."""
+    kept = {path: path.stat().st_mtime_ns for path in call.out.glob("clip_*.mp4")}
+    records = len((call.out / "samples.jsonl").read_text().splitlines())
+    if not 0 < records <= len(kept) < CLIPS:
+        raise DoesNotHold(f"{len(kept)} clips and {records} records were there when it was interrupted")
+    made_by(2, folder, f"again_{name}", call.command)
     if changed := [path.name for path, when in kept.items() if path.stat().st_mtime_ns != when]:
         raise DoesNotHold(f"finished clips were made again: {changed}")
-    return [f"process {victim} killed after clip {len(kept)} of {KILLED}: the other ended within {took:.1f} s naming "
-            f"it, exit code {code}", same_files(whole, out, "made by two calls, and by one", exact=True)]  # fmt: skip
+    return len(kept), same_files(call.whole, call.out, "made by two calls, and by one", exact=True)
+
+
+def kill(folder: pathlib.Path, release: pathlib.Path, victim: int) -> list[str]:
+    """Kills one of two after the first clip; the other names it, and the next call makes what is missing."""
+    call = begun(folder, release, f"killed_{victim}", "--holding=both")
+    killed, other = call.running[victim], call.running[1 - victim]
+    killed.kill()
+    began = time.monotonic()
+    code = other.wait()
+    took = time.monotonic() - began
+    killed.wait()
+    lost = f"process {victim} (host {socket.gethostname()}, pid {killed.pid})"
+    if f" ends: {lost}" not in (call.logs / f"{1 - victim}.log").read_text(errors="replace") or took > 60 or not code:
+        raise DoesNotHold(f"process {1 - victim} ended after {took:.0f} s with {code}: see {call.logs}")
+    kept, same = gone_on(folder, call, f"killed_{victim}")
+    return [f"process {victim} killed after clip {kept} of {CLIPS}: the other ended within {took:.1f} s naming it, "
+            f"exit code {code}", same]  # fmt: skip
+
+
+def stop(folder: pathlib.Path, release: pathlib.Path) -> list[str]:
+    """Asks one of two to stop after the first group of clips; both end, and the next call makes what is missing."""
+    call = begun(folder, release, "stopped", "--holding=one", "--group=2", f"--stopped_code={STOPPED}")
+    call.running[1].terminate()
+    wait(call.running, call.logs, [STOPPED] * 2)
+    said = re.search(r"stopped after step \d+ of \d+", (call.logs / "0.log").read_text(errors="replace"))
+    if not said:
+        raise DoesNotHold(f"it does not say where it stopped: see {call.logs}")
+    kept, same = gone_on(folder, call, "stopped")
+    return [f"SIGTERM to process 1 after clip {kept} of {CLIPS}, one expert at a time and two clips in a group: both "
+            f"{said[0]}, exit code {STOPPED}", same]  # fmt: skip
 
 
 def write_prompts(file: pathlib.Path, prompts: Sequence[str]) -> pathlib.Path:
@@ -181,6 +221,7 @@ def prove(folder: pathlib.Path) -> str:
     lines.append(disagree(folder, release, prompts))
     for victim in (1, 0):
         lines += kill(folder, release, victim)
+    lines += stop(folder, release)
     return page([
         "`python -m benchmarks.cluster_sampling`: a tiny release and a tiny run of two experts, "
         f"{json.dumps({**SETTINGS, 'prompts': len(PROMPTS)})},",

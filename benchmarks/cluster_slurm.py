@@ -1,10 +1,12 @@
-"""A SLURM of its own on this machine, and a job of two tasks that is killed, stopped, and started again by it.
+"""A SLURM of its own on this machine, and two jobs of two tasks, one that trains and one that samples what it trained:
+each is killed, stopped, and started again by it, and has made what a job made that was not.
 
     python -m benchmarks.cluster_slurm --folder runs/cluster_slurm [--result benchmarks/results/cluster_slurm.md]
 
 Needs the distribution's packages: ``apt-get install slurmctld slurmd slurm-client munge``; without them it says so and
-ends with code 0. The daemons are children of this process, with their files in the folder, and end with it. The job is
-the script that ``experiments.launch.slurm`` makes of the tiny config and its plan for ``cpu:2``.
+ends with code 0. The daemons are children of this process, with their files in the folder, and end with it. The jobs
+are the scripts that ``experiments.launch.slurm`` makes of the tiny config and its plans for ``cpu:2``; what an earlier
+call made is removed.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ import time
 from collections.abc import Iterator
 
 from benchmarks.cluster_processes import DoesNotHold, at, check_same, checkpoints, page, saved
+from benchmarks.cluster_sampling import same_files, write_prompts
 from tests import launching
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo")
 TASKS, STEPS, EXPERT = 2, 40, "high"
 OVERRIDES = {**launching.SMALL, "train.expert": EXPERT, "train.steps_high": STEPS, "train.checkpoint_every": 2,
-             "train.keep": 1000}  # fmt: skip
+             "train.keep": 1000, "train.boundary": 0.0, "sample.boundary": 0.0}  # fmt: skip
+CLIPS = 24
 CONF = """\
 ClusterName=proof
 SlurmctldHost={host}
@@ -116,17 +120,34 @@ def until(condition, what: str, seconds: float) -> None:
         time.sleep(0.2)
 
 
-def job(folder: pathlib.Path, name: str, environment: dict[str, str]) -> tuple[str, pathlib.Path, pathlib.Path]:
-    """Makes and submits the script of a run; its number, its log, and its workdir."""
-    workdir, file = folder / name, folder / f"{name}.sbatch"
+def job(
+    folder: pathlib.Path, name: str, environment: dict[str, str], program: str, *options: str
+) -> tuple[str, pathlib.Path]:
+    """Makes and submits the script of a job; its number, and its log."""
+    plan, file = folder / f"{program}.json", folder / f"{name}.sbatch"
     config = ["--config", str(launching.ROOT / "configs/light_scenes_tiny.py"),
               *(f"--config.{field}={value}" for field, value in overrides(folder).items())]  # fmt: skip
-    if not (folder / "plan.json").exists():
-        run(["experiments.plan", "--program=train", f"--topology=cpu:{TASKS}", f"--json={folder}/plan.json", *config])
-    run(["experiments.launch.slurm", f"--plan={folder}/plan.json", f"--workdir={workdir}", f"--out={file}",
-         f"--python={sys.executable}", f"--sbatch=--output={folder}/{name}.log", *config])
+    if not plan.exists():
+        run(["experiments.plan", f"--program={program}", f"--topology=cpu:{TASKS}", f"--json={plan}", *config])
+    run(["experiments.launch.slurm", f"--plan={plan}", f"--out={file}", f"--python={sys.executable}",
+         f"--sbatch=--output={folder}/{name}.log", *options, *config])
     number = ask(["sbatch", "--parsable", f"--chdir={launching.ROOT}", str(file)], environment).strip()
-    return number, folder / f"{name}.log", workdir
+    return number, folder / f"{name}.log"
+
+
+def trains(folder: pathlib.Path, name: str, environment: dict[str, str]) -> tuple[str, pathlib.Path, pathlib.Path]:
+    """Submits a job that trains; its number, its log, and its workdir."""
+    return *job(folder, name, environment, "train", f"--workdir={folder / name}"), folder / name
+
+
+def samples(
+    folder: pathlib.Path, name: str, environment: dict[str, str], workdir: pathlib.Path
+) -> tuple[str, pathlib.Path, pathlib.Path]:
+    """Submits a job that samples what a run has trained; its number, its log, and the folder of its clips."""
+    prompts = write_prompts(folder / "prompts.txt", [f"dawn of day {i}" for i in range(CLIPS)])
+    options = [f"--checkpoint={workdir}", f"--prompts={prompts}", f"--out={folder / name}", f"--group={TASKS}"]
+    made = job(folder, name, environment, "sample", *(f"--sample={option}" for option in options))
+    return *made, folder / name
 
 
 def overrides(folder: pathlib.Path) -> dict[str, object]:
@@ -154,6 +175,12 @@ def task_of(log: pathlib.Path, process: int, start: int) -> int:
     return int(list(dict.fromkeys(found))[start])
 
 
+def clips(out: pathlib.Path) -> int:
+    """How many are listed."""
+    listing = out / "samples.jsonl"
+    return len(listing.read_text().splitlines()) if listing.exists() else 0
+
+
 def finished(number: str, environment: dict[str, str], seconds: float) -> dict[str, str]:
     until(lambda: state(number, environment)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL"),
           f"job {number} has not ended", seconds)  # fmt: skip
@@ -163,40 +190,89 @@ def finished(number: str, environment: dict[str, str], seconds: float) -> dict[s
     return found
 
 
+def killed(number: str, log: pathlib.Path, environment: dict[str, str]) -> str:
+    """Kills a task of a running job: the other names it, and the job is put back."""
+    victim = task_of(log, 1, 0)
+    os.kill(victim, signal.SIGKILL)
+    began = time.monotonic()
+    until(lambda: state(number, environment).get("Restarts") == "1", "the killed job was not put back", 120)
+    back = time.monotonic() - began
+    lost = f"process 1 (host {socket.gethostname()}, pid {victim})"
+    if f" ends: {lost}" not in log.read_text(errors="replace"):
+        raise DoesNotHold(f"{lost} is not named in {log}")
+    return f"task 1 killed with SIGKILL: the other ended naming it, and the job was put back {back:.0f} s later"
+
+
+def stopped(number: str, log: pathlib.Path, environment: dict[str, str], words: str) -> re.Match[str]:
+    """Asks a job that was put back once to stop: its tasks say so in these words, and it is put back."""
+    ask(["scancel", "--signal=TERM", number], environment)
+    until(lambda: state(number, environment).get("Restarts") == "2", "the stopped job was not put back", 120)
+    if not (said := re.search(words, log.read_text(errors="replace"))):
+        raise DoesNotHold(f"the job was put back without having stopped: see {log}")
+    return said
+
+
+def prove_training(
+    folder: pathlib.Path, patience: float, environment: dict[str, str]
+) -> tuple[list[str], pathlib.Path]:
+    """A run that is interrupted twice and one that is not; the latter's workdir."""
+    number, log, workdir = trains(folder, "interrupted", environment)
+    until(lambda: steps(workdir) >= 6, "no checkpoint of step 6", patience)
+    lines = [f"training, {killed(number, log, environment)}"]
+    done = steps(workdir)
+    until(lambda: steps(workdir) >= done + 4, f"no step after {done}", patience)
+    said = stopped(number, log, environment, r"stopped after step (\d+) of \d+; its state is saved")
+    if int(said[1]) not in saved(workdir):
+        raise DoesNotHold(f"no step was saved when the job was asked to stop: see {log}")
+    lines.append(f"training, SIGTERM to its tasks: step {said[1]} was saved, and the job was put back")
+    found = finished(number, environment, patience)
+    lines.append(f"started {1 + int(found['Restarts'])} times, it trained to step {steps(workdir)} of {STEPS}")
+    number, _, whole = trains(folder, "whole", environment)
+    finished(number, environment, patience)
+    return [*lines, check_same(at(folder, whole, STEPS), at(folder, workdir, STEPS),
+                               f"interrupted twice and not at all, at step {STEPS}")], whole  # fmt: skip
+
+
+def prove_sampling(
+    folder: pathlib.Path, patience: float, environment: dict[str, str], workdir: pathlib.Path
+) -> list[str]:
+    """Clips of a job that is interrupted twice, and of one that is not."""
+    number, log, out = samples(folder, "clips", environment, workdir)
+    until(lambda: clips(out) >= TASKS, "no clip", patience)
+    lines = [f"sampling, {killed(number, log, environment)}"]
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("clip_*.mp4")}
+    until(lambda: clips(out) > len(kept), f"no clip after {len(kept)}", patience)
+    stopped(number, log, environment, r"stopped after step \d+ of \d+; finished clips are kept")
+    lines.append(f"sampling, SIGTERM to its tasks: it stopped with {clips(out)} of {CLIPS} clips, and was put back")
+    kept |= {path: path.stat().st_mtime_ns for path in out.glob("clip_*.mp4") if path not in kept}
+    if not len(kept) < CLIPS:
+        raise DoesNotHold("all clips were there when the job was asked to stop")
+    found = finished(number, environment, patience)
+    if changed := [path.name for path, when in kept.items() if path.stat().st_mtime_ns != when]:
+        raise DoesNotHold(f"finished clips were made again: {changed}")
+    lines.append(f"started {1 + int(found['Restarts'])} times, it made {clips(out)} of {CLIPS} clips, none of them "
+                 "twice")  # fmt: skip
+    number, _, whole = samples(folder, "clips_whole", environment, workdir)
+    finished(number, environment, patience)
+    return [*lines, same_files(whole, out, "clips of a job interrupted twice and of one not at all", exact=True)]
+
+
 def prove(folder: pathlib.Path, patience: float) -> str:
-    lines = []
+    for job_name in ("interrupted", "whole", "clips", "clips_whole"):
+        shutil.rmtree(folder / job_name, ignore_errors=True)
+        (folder / f"{job_name}.log").unlink(missing_ok=True)
+        shutil.rmtree(folder / "steps" / f"{job_name}_{STEPS}", ignore_errors=True)
+    for program in ("train", "sample"):
+        (folder / f"{program}.json").unlink(missing_ok=True)
+    shutil.rmtree(folder / "slurm", ignore_errors=True)
     with slurm(folder / "slurm") as environment:
         version = ask(["sinfo", "--version"], environment).strip()
-        number, log, workdir = job(folder, "interrupted", environment)
-        until(lambda: steps(workdir) >= 6, "no checkpoint of step 6", patience)
-        victim = task_of(log, 1, 0)
-        os.kill(victim, signal.SIGKILL)
-        killed = time.monotonic()
-        until(lambda: state(number, environment).get("Restarts") == "1", "the killed job was not put back", 120)
-        back = time.monotonic() - killed
-        lost = f"process 1 (host {socket.gethostname()}, pid {victim})"
-        if f" ends: {lost}" not in log.read_text(errors="replace"):
-            raise DoesNotHold(f"{lost} is not named in {log}")
-        lines.append(f"task 1 killed with SIGKILL: the other ended naming it, and the job was put back {back:.0f} s "
-                     "later")  # fmt: skip
-        done = steps(workdir)
-        until(lambda: steps(workdir) >= done + 4, f"no step after {done}", patience)
-        ask(["scancel", "--signal=TERM", number], environment)
-        until(lambda: state(number, environment).get("Restarts") == "2", "the stopped job was not put back", 120)
-        text = log.read_text(errors="replace")
-        said = re.search(r"stopped after step (\d+) of \d+; its state is saved", text)
-        if not said or int(said[1]) not in saved(workdir):
-            raise DoesNotHold(f"no step was saved when the job was asked to stop: see {log}")
-        lines.append(f"SIGTERM to its tasks: step {said[1]} was saved, and the job was put back")
-        found = finished(number, environment, patience)
-        lines.append(f"started {1 + int(found['Restarts'])} times, it trained to step {steps(workdir)} of {STEPS}")
-        number, _, whole = job(folder, "whole", environment)
-        finished(number, environment, patience)
-    lines.append(check_same(at(folder, whole, STEPS), at(folder, workdir, STEPS),
-                            f"interrupted twice and not at all, at step {STEPS}"))
+        lines, workdir = prove_training(folder, patience, environment)
+        lines += prove_sampling(folder, patience, environment, workdir)
     return page([
-        "`python -m benchmarks.cluster_slurm`: one node, two tasks of one simulated device each, the script of",
-        "`experiments.launch.slurm` for `configs/light_scenes_tiny.py` cut down to 2 layers of width 32.",
+        "`python -m benchmarks.cluster_slurm`: one node, two tasks of one simulated device each, the scripts that",
+        "`experiments.launch.slurm` makes of plans to train and to sample `configs/light_scenes_tiny.py` cut down to 2",
+        "layers of width 32 in one expert.",
     ], lines, version)  # fmt: skip
 
 

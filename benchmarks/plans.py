@@ -19,20 +19,19 @@ import os
 import platform
 import re
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import planner
+from benchmarks.planner import ROOT
 from wanjax import topology
 from wanjax.plan import versions
 from wanjax.plan_table import limit
 from wanjax.source_digest import source_digest
 
-ROOT = Path(__file__).resolve().parents[1]
 LINES, PAGE = ROOT / "benchmarks/results/plans.jsonl", ROOT / "benchmarks/results/plan.md"
 DOCS = ROOT / "docs/scaling.md"
 BEGIN, END = "<!-- plans: written by benchmarks/plans.py -->", "<!-- end of plans -->"
@@ -75,9 +74,7 @@ class Case:
         fields |= {f"mesh.{axis}": size for axis, size in self.mesh.items()}
         if self.program == "train":
             fields |= {"data.batch": self.clips}
-        overrides = [f"--config.{name}={value}" for name, value in fields.items()]
-        return ["--config", "configs/t2v_a14b.py", "--program", self.program, "--topology", self.topology,
-                *self.options, *overrides]  # fmt: skip
+        return planner.arguments(self.topology, self.program, fields, self.options)
 
 
 CASES = (
@@ -103,19 +100,12 @@ CASES = (
 def made(case: Case, *, idle: bool) -> dict[str, Any]:
     """The plan of a case, made in a process of its own, with what that took, ``idle`` of all other work or not; where
     it fails, the process's exit code."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "plan.json")
-        command = [sys.executable, "-m", "experiments.plan", *case.arguments, "--json", str(file), "--no_cache"]
-        started = time.perf_counter()
-        process = os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": _path()})
-        _, status, used = os.wait4(process, 0)
-        took = {"wall_seconds": round(time.perf_counter() - started, 1),
-                "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
-                "memory_gb": round(used.ru_maxrss * 1024 / 1e9, 2)}  # fmt: skip
-        answer = json.loads(file.read_text()) if file.exists() else {"failed": os.waitstatus_to_exitcode(status)}
+    answer = planner.ask([*case.arguments, "--no_cache"])
+    took = {name: getattr(answer, name) for name in ("wall_seconds", "processor_seconds", "memory_gb")}
+    plan = answer.plan or {"failed": answer.code}
     stamp = {"date": datetime.date.today().isoformat(), "machine": f"{platform.machine()}, {os.cpu_count()} cores",
              "idle": idle, "library": source_digest()[:12]}  # fmt: skip
-    return {"name": case.name, "size": case.size, "arguments": case.arguments, **stamp, **took, "plan": answer}
+    return {"name": case.name, "size": case.size, "arguments": case.arguments, **stamp, **took, "plan": plan}
 
 
 def answered(case: Case, line: dict[str, Any] | None) -> bool:
@@ -124,10 +114,6 @@ def answered(case: Case, line: dict[str, Any] | None) -> bool:
         return False
     here = versions(topology.parse(case.topology).platform)
     return line["arguments"] == case.arguments and line["plan"]["versions"] == here
-
-
-def _path() -> str:
-    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def known() -> dict[str, dict[str, Any]]:
@@ -283,5 +269,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     sys.exit(main())

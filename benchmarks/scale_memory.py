@@ -17,19 +17,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs/t2v_a14b.py"
+from benchmarks import planner
+
 SIZE = {"data.height": 720, "data.width": 1280, "data.frames": 81}
 POD = {**SIZE, "optimizer.ema_decay": 0.0}
 # one forward pass: no guidance; nothing waits for a backward pass
@@ -78,16 +74,12 @@ CASES = {
 }  # fmt: skip
 
 
-def measured(case: Case) -> dict[str, Any]:
-    """The plan of a case, in this process, with what is not in it: how much of the program overlaps."""
-    from wanjax import config, plan, topology
-
-    machine = topology.parse(case.topology)
-    topology.prepare(machine)
-    settings = plan.Settings(case.program, **({"param_dtype": "bfloat16"} if case.program == "sample" else {}))
-    started = time.process_time()
-    made = plan.plan(config.load(CONFIG, case.overrides), machine, settings)
-    return {**made, "processor_seconds": round(time.process_time() - started)}
+def planned(name: str) -> dict[str, Any]:
+    """The plan of a case, made anew, with the processor time that this took."""
+    case = CASES[name]
+    options = ["--no_cache", *(["--param_dtype", "bfloat16"] if case.program == "sample" else [])]
+    answer = planner.ask(planner.arguments(case.topology, case.program, case.overrides, options), quiet=True)
+    return {**planner.needed(answer, name), "processor_seconds": round(answer.processor_seconds)}
 
 
 def figures(made: dict[str, Any]) -> dict[str, float]:
@@ -147,7 +139,7 @@ def missed(made: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def printed(command: list[str], name: str) -> dict[str, Any]:
-    """The JSON in the last line of what a process of its own prints."""
+    """The JSON in the last line of what the peer's process prints."""
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if child.returncode:
         sys.exit(f"error: {name} could not be compiled; the reason stands above")
@@ -161,11 +153,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None, help="receives the plans, case by case as they are made")
     parser.add_argument("--peer", type=Path, help="folder with a checkout of MaxDiffusion, to be compiled beside")
     parser.add_argument("--peer_python", type=Path, help="interpreter with what it needs; this one without")
-    parser.add_argument("--one", choices=CASES, help=argparse.SUPPRESS)  # of a child process: prints its plan
     given = parser.parse_args()
-    if given.one:
-        print(json.dumps(measured(CASES[given.one])))
-        return
     names = given.cases.split(",")
     if unknown := sorted(set(names) - CASES.keys()):
         parser.error(f"--cases {','.join(unknown)}: expected some of {', '.join(CASES)}")
@@ -175,17 +163,15 @@ def main() -> None:
         parser.error(f"--peer {given.peer}: expected a checkout of MaxDiffusion, with {PEER_MODEL}")
     made: dict[str, dict[str, Any]] = {}
     peers: dict[str, dict[str, dict[str, Any]]] = {}
-    for name in names:  # a process each: a compiler keeps what it took
-        made[name] = printed([sys.executable, __file__, "--one", name], name)
+    for name in names:
+        made[name] = planned(name)
         for way in PEER_WAYS.get(name, ()) if given.peer else ():
             beside = Path(__file__).with_name("scale_memory_peer.py")
             command = [given.peer_python or sys.executable, beside, given.peer, name, *way.split()]
             peers.setdefault(name, {})[way] = printed([str(word) for word in command], f"the peer's {name} {way}")
         if given.json:
             given.json.write_text(json.dumps({**made, **({"peer": peers} if peers else {})}, indent=1) + "\n")
-    version = next(iter(made.values()))["versions"]
-    print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, "
-          + ", ".join(f"{name} {number}" for name, number in version.items()))  # fmt: skip
+    print(planner.heading(next(iter(made.values()))))
     print(table(made, peers))
     print("\n".join(missed(made)) or "all targets are met")
 

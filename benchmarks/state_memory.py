@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import planner
+
 SIZE = {"data.height": 720, "data.width": 1280, "data.frames": 81}
 MEMORIES = ("device", "host")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: topology, fields
@@ -31,21 +29,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: topology, fields
 }
 COLUMNS = ("machine", "mesh, clips", "average", "moments, average", "arguments", "temporary", "needed", "there is",
            "host, per device", "host, of its memory", "sent")  # fmt: skip
-
-
-def planned(topology: str, fields: dict[str, Any], memory: str) -> dict[str, Any]:
-    """The plan, made by a process of its own."""
-    given = {**SIZE, **fields, "optimizer.state_memory": memory}
-    overrides = [f"--config.{name}={value}" for name, value in given.items()]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "plan.json"
-        command = [sys.executable, "-m", "experiments.plan", "--config", "configs/t2v_a14b.py", "--program", "train",
-                   "--topology", topology, "--json", str(file), *overrides]  # fmt: skip
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False,
-                              env={**os.environ, "JAX_PLATFORMS": "cpu"})  # fmt: skip
-        if done.returncode:
-            sys.exit(f"error: {topology} could not be planned; the reason stands above")
-        return json.loads(file.read_text())
 
 
 def line(plan: dict[str, Any]) -> str:
@@ -74,12 +57,12 @@ def main() -> None:
     made: dict[str, dict[str, Any]] = {}
     for name, (topology, fields) in chosen.items():
         for memory in MEMORIES:
-            made[f"{name} {memory}"] = planned(topology, fields, memory)
+            chosen_fields = {**SIZE, **fields, "optimizer.state_memory": memory}
+            answer = planner.ask(planner.arguments(topology, "train", chosen_fields), quiet=True)
+            made[f"{name} {memory}"] = planner.needed(answer, topology)
             if given.json:
                 given.json.write_text(json.dumps(made, indent=1) + "\n")
-    version = next(iter(made.values()))["versions"]
-    print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, "
-          + ", ".join(f"{name} {number}" for name, number in version.items()))  # fmt: skip
+    print(planner.heading(next(iter(made.values()))))
     print("\n".join(["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *map(line, made.values())]))
 
 

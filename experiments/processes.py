@@ -11,11 +11,13 @@ from wanjax.cluster import Cluster, ClusterError, start
 flags.disclaim_key_flags()  # the flags are those of the launcher that calls define(), whose --help shows them
 
 
-def define() -> None:
+def define(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of a process that is started by hand."""
-    flags.DEFINE_string("coordinator", None, "Of several processes started by hand: host:port of process 0.")
-    flags.DEFINE_integer("processes", None, "How many processes; 1 is a single one whatever the environment says.")
-    flags.DEFINE_integer("process", None, "Which of the processes this is, from 0.")
+    flags.DEFINE_string("coordinator", None, "Of several processes started by hand: host:port of process 0.",
+                        flag_values=values)  # fmt: skip
+    flags.DEFINE_integer("processes", None, "How many processes; 1 is a single one whatever the environment says.",
+                         flag_values=values)  # fmt: skip
+    flags.DEFINE_integer("process", None, "Which of the processes this is, from 0.", flag_values=values)
 
 
 def join() -> Cluster:

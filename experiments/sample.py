@@ -16,12 +16,14 @@ by SLURM, Kubernetes or Cloud TPU; by hand each is told --coordinator, --process
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,36 +32,36 @@ import jax
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments import processes
+from experiments import processes, sample_flags
 from wanjax import (
     generate,
     images,
     lora,
     partition,
     preflight,
-    prompt_embeddings,
     sample_records,
-    solvers,
     video,
 )
 from wanjax.checkpoint import CheckpointError
 from wanjax.cluster import Cluster, ClusterError
-from wanjax.denoise import HOLDING, PASSES, Execution, Step
+from wanjax.denoise import Execution, Step
 from wanjax.estimate import estimate
 from wanjax.generate import Pipeline
 from wanjax.heartbeat import Watch
 from wanjax.light import correct as corrector
-from wanjax.lora_experts import LORA_MODES, with_loras
+from wanjax.lora_experts import with_loras
 from wanjax.pipeline import open_pipeline
 from wanjax.prompt_file import Line, read_prompts
 from wanjax.run_folder import local_folder
 from wanjax.sample_config import SampleConfig
 from wanjax.sample_records import SIZES
+from wanjax.stop import Stopped, StopRequests
 
 RECORDS = "samples.jsonl"
 _OTHER_FILES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".png", ".webm"}  # .mp4: in capitals
 ERRORS = (CheckpointError, OSError, ValueError, FloatingPointError)
 SETTINGS = tuple(field.name for field in dataclasses.fields(SampleConfig))
+KEPT = "finished clips are kept, and the same command makes the others"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,18 +197,26 @@ def _make(
     finish: Callable[[int, Any], None],
     cluster: Cluster,
 ) -> None:
-    """Latents of the requests, each handed on as it comes, with an estimate and a progress bar."""
+    """Latents of the requests, each handed on as it comes, with an estimate and a progress bar.
+
+    Raises:
+      Stopped: after SIGTERM or SIGINT to any of several processes, when all have finished the same step.
+    """
     pipeline, config = ready.pipeline, ready.config
     models = {name: expert.model for name, expert in pipeline.experts.items()}
     clips = -(-len(requests) // execution.batch) * execution.batch
     if cluster.first:
         print(estimate(models, config, pipeline.latent_shape, pipeline.text.length, clips), flush=True)
-    with tqdm(total=config.steps * -(-len(requests) // execution.batch), unit="step", disable=not cluster.first) as bar:
+    total, stop = config.steps * -(-len(requests) // execution.batch), StopRequests() if cluster.processes > 1 else None
+    with (stop.listening() if stop else contextlib.nullcontext(),
+          tqdm(total=total, unit="step", disable=not cluster.first) as bar):  # fmt: skip
 
         def on_step(step: Step) -> None:
             bar.total = step.total  # requests with and without images do not share a batch
             bar.set_postfix_str(f"{step.expert} expert, {step.seconds:.3f} s/step")
             bar.update()
+            if stop and stop():
+                raise Stopped(f"stopped after step {step.done} of {step.total}; {KEPT}")
 
         made = generate.latents(
             pipeline, requests, config=config, execution=execution, on_step=on_step,
@@ -331,13 +341,22 @@ def main(argv: list[str]) -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)
     given = flags.FLAGS
     cluster = processes.join()
+    if cluster.processes == 1:  # nobody waits for it: at once
+        signal.signal(signal.SIGTERM, _stop)
     with Watch(cluster) as watch:
         try:
             sample(**cluster.each("command line", lambda: _arguments(given), ERRORS), cluster=cluster)
+        except Stopped as stopped:
+            cluster.say(str(stopped))
+            sys.exit(given.stopped_code)
         except ClusterError as error:  # all processes have the same one
             sys.exit(f"error: {error}" if cluster.first else 1)
         except ERRORS as error:
             watch.fail(f"error: {error}")
+
+
+def _stop(*_: object) -> None:
+    raise Stopped(f"stopped; {KEPT}")
 
 
 def _arguments(given: flags.FlagValues) -> dict[str, Any]:
@@ -357,7 +376,7 @@ def _arguments(given: flags.FlagValues) -> dict[str, Any]:
     return dict(
         checkpoint=given.checkpoint, lines=lines, out=given.out, weights=given.weights, changes=changes,
         correct=given.correct, loras=loras, lora_mode=given.lora_mode,
-        execution=Execution(given.batch, given.holding, given.passes), mesh=_mesh(given.mesh),
+        execution=Execution(given.batch, given.holding, given.passes, given.group), mesh=_mesh(given.mesh),
         text_cache=pathlib.Path(given.text_cache) if given.text_cache else None,
     )  # fmt: skip
 
@@ -379,38 +398,7 @@ def _mesh(text: str) -> jax.sharding.Mesh | None:
 
 def entry() -> None:
     """Console entry point. The flags are defined here so that importing this module leaves absl's alone."""
-    flags.DEFINE_string("checkpoint", None, "A workdir, one expert's or step's folder, or a released pipeline's root.")
-    flags.DEFINE_string("prompt", None, "One prompt.")
-    flags.DEFINE_string("prompts", None, "File of prompts, .txt or .jsonl.")
-    flags.DEFINE_string("image", None, "Picture that the clip starts from, for image-to-video checkpoints.")
-    flags.DEFINE_string("last_image", None, "Picture that the clip ends with.")
-    flags.DEFINE_string("out", None, "Folder of the clips; for one prompt also a file that ends in .mp4.")
-    flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged over training, or as they are.")
-    flags.DEFINE_integer("seed", 0, "Of the first clip; the next ones count up.", lower_bound=0)
-    flags.DEFINE_integer("batch", 1, "Clips denoised together; more is faster and takes more memory.", lower_bound=1)
-    flags.DEFINE_enum("holding", "auto", HOLDING, "What is on the devices at a time: experts, or blocks of one.")
-    flags.DEFINE_enum("passes", "auto", PASSES, "With guidance: both answers at once, or in two passes.")
-    flags.DEFINE_string("mesh", "", "Devices by axis, such as seq=4, those of all processes; one device by default.")
-    processes.define()
-    flags.DEFINE_string("text_cache", str(prompt_embeddings.default_cache()), "Folder of embeddings; empty for none.")
-    flags.DEFINE_bool("correct", False, "Take flicker of exposure and colour out of each clip.")
-    flags.DEFINE_string("lora_high", None, "LoRA files for the high-noise expert: file[:weight],...")
-    flags.DEFINE_string("lora_low", None, "LoRA files for the low-noise expert: file[:weight],...")
-    flags.DEFINE_enum("lora_mode", "into", LORA_MODES, "Merged into the weights, or kept beside and added at use.")
-    flags.DEFINE_enum("solver", None, solvers.NAMES, "Default: the checkpoint's own, as for all settings below.")
-    flags.DEFINE_enum("grid", None, solvers.GRIDS, "Noise levels of the solver; distilled for few-step weights.")
-    flags.DEFINE_integer("steps", None, "Calls of the networks.")
-    flags.DEFINE_float("shift", None, "Of the noise levels; higher spends more steps at high noise.")
-    flags.DEFINE_float("guidance_high", None, "Guidance scale of the high-noise expert; 1 is none.")
-    flags.DEFINE_float("guidance_low", None, "Guidance scale of the low-noise expert; 1 is none.")
-    flags.DEFINE_float("boundary", None, "Noise level from which on the high-noise expert is at work.")
-    flags.DEFINE_string("negative_prompt", None, "What guidance leads away from.")
-    flags.DEFINE_integer("frames", None, "Frames per clip, 4n + 1.")
-    flags.DEFINE_integer("height", None, "Height in pixels.")
-    flags.DEFINE_integer("width", None, "Width in pixels.")
-    flags.DEFINE_float("fps", None, "Frames per second of the file.")
-    flags.mark_flags_as_required(["checkpoint", "out"])
-    flags.mark_flags_as_mutual_exclusive(["prompt", "prompts"], required=True)
+    sample_flags.define()
     app.run(main)
 
 

@@ -33,8 +33,8 @@ from wanjax.models.rows.dit import dit_rows
 from wanjax.objectives import Decoder, Objective, make_objective
 from wanjax.preview import make_preview
 from wanjax.run_log import RunLog, SilentLog
-from wanjax.stop import StopRequests
-from wanjax.train import EXPERTS, Diverged, Expert, Stopped, train_expert
+from wanjax.stop import Stopped, StopRequests
+from wanjax.train import EXPERTS, Diverged, Expert, train_expert
 from wanjax.workdir import Workdir, WorkdirError
 
 ERRORS = (config_lib.ConfigError, WorkdirError, CheckpointError, CacheError, encode.DataError, Diverged, OSError,

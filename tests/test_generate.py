@@ -188,14 +188,16 @@ class Shelf:
 def test_one_expert_at_a_time_is_read_once_and_makes_the_same_clips(experts):
     noise, prompt, null = inputs(3)
     batches = [Batch(noise[i : i + 1], prompt[i : i + 1], null) for i in range(3)]
-    both, one = Shelf(experts), Shelf(experts)
-    run_with = lambda shelf, holding: list(
-        denoise.denoise(shelf.experts, batches, GUIDED, execution=Execution(holding=holding))
+    both, one, grouped = Shelf(experts), Shelf(experts), Shelf(experts)
+    run_with = lambda shelf, holding, group=0: list(
+        denoise.denoise(shelf.experts, batches, GUIDED, execution=Execution(holding=holding, group=group))
     )
-    for a, b in zip(run_with(both, "both"), run_with(one, "one"), strict=True):
+    for a, b, c in zip(run_with(both, "both"), run_with(one, "one"), run_with(grouped, "one", 2), strict=True):
         np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
     assert both.read == [("high", []), ("low", ["high"])]
     assert one.read == [("high", []), ("low", [])]
+    assert grouped.read == [("high", []), ("low", [])] * 2  # two clips are finished before the third is begun
 
 
 def test_blocks_streamed_from_the_host_make_the_same_clips(experts):

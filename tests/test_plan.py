@@ -135,6 +135,8 @@ def test_parameters_in_host_memory_are_the_host_s():
     assert (one["host_bytes"], blocks["host_bytes"]) == (0, matrices * 4 // 8)
     assert blocks["argument_bytes"] < one["argument_bytes"]
     short = plan(small(), CPU, Settings("sample", holding="blocks", param_dtype="bfloat16"))
+    assert [[each[name] for name in ("holding", "passes", "param_dtype")] for each in (one, short)] == [
+        ["one", "batched", "float32"], ["blocks", "batched", "bfloat16"]]  # what a job of it is started with
     assert short["host_bytes"] == matrices * 2 // 8
 
 
@@ -146,7 +148,8 @@ def test_state_in_host_memory_is_the_host_s():
     assert moved == 3 * 4 * matrices // 8  # the average and two moments
     assert pinned(host) == moved and pinned(device) == 0
     copies = [plan_search._copies(program) for program in (device, host)]
-    assert copies[0] - copies[1] == pytest.approx(12 * matrices / rows.count(device.rows))
+    assert copies[1].host == pytest.approx(12 * matrices / rows.count(device.rows)) and copies[0].host == 0
+    assert copies[0].device == pytest.approx(sum(copies[1]))
 
 
 def pinned(program):

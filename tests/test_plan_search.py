@@ -50,6 +50,7 @@ def test_what_can_be_chosen_goes_with_the_config(experiment):
     for choice in found:
         assert choice.experiment.model.remat == choice.overrides["config.model.remat"]
         assert choice.experiment.model.chunk_tokens == choice.overrides["config.model.chunk_tokens"] == 0  # 12 tokens
+        assert choice.experiment.optimizer.state_memory == choice.overrides[plan_search.STATE] == "device"  # of a CPU
     # three heads of a width of 30 cannot be split over four or eight devices, nor three clips over two
     alone = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch=3),
                                 model=dataclasses.replace(heads.model, width=30, heads=3))  # fmt: skip
@@ -77,6 +78,43 @@ def test_the_most_tokens_at_a_time_that_fit_by_formula_are_chosen(monkeypatch, e
     assert smaller.overrides["config.model.chunk_tokens"] == 2 and some["none"].smaller is None
     least = chosen(10**6)["offload"]
     assert (least.experiment.model.chunk_tokens, least.memory) == (2, 2 * 10**6)  # too large all the same
+
+
+def test_state_goes_to_the_hosts_where_no_chunk_of_tokens_fits_beside_it(monkeypatch, experiment):
+    """State of 5 MB, of which 3 can go; 12 tokens of 1 MB, or 4 of them at a time where a policy has chunks."""
+    monkeypatch.setattr(plan_search, "CHUNKS", (0, 4))
+    monkeypatch.setattr(plan_search, "_memories", lambda *given: ("device", "host"))
+    monkeypatch.setattr(plan_search.plan_memory, "training", lambda chosen, mesh, *given, copies, **named: 10**6 * (
+        (chosen.model.chunk_tokens or 12) + (5 if copies.host == 0 else 2)))  # fmt: skip
+
+    def chains(limit):
+        """By policy, what is chosen and what follows where a compiler says that it does not fit."""
+        monkeypatch.setattr(topology.Topology, "hbm_bytes", lambda machine: limit * 10**6)
+        out = {}
+        for choice in choices(experiment, CPU, TRAIN, jax.devices()):
+            link, chain = choice, []
+            while link:
+                assert link.experiment.optimizer.state_memory == link.overrides[plan_search.STATE]
+                chain.append((link.overrides[plan_search.STATE], link.overrides["config.model.chunk_tokens"]))
+                link = link.smaller
+            if choice.overrides["config.mesh.seq"] == 1:
+                out[choice.experiment.model.remat] = chain
+        return out
+
+    assert chains(17)["full"] == [("device", 0), ("device", 4), ("host", 0), ("host", 4)]
+    assert chains(17)["dots"] == [("device", 0), ("host", 0)]
+    assert chains(9)["full"] == [("device", 4), ("host", 4)]
+    assert chains(8)["full"] == [("host", 4)] and chains(14)["dots"] == [("host", 0)]
+    assert chains(1)["full"] == [("host", 4)]  # too large all the same
+
+
+def test_only_tpus_have_hosts_to_plan_with(experiment):
+    memories = {name: plan_search._memories(experiment, topology.parse(name)) for name in ("v5p:4x4x4", "h100:1x8",
+                                                                                          "cpu:8")}  # fmt: skip
+    assert memories == {"v5p:4x4x4": ("device", "host"), "h100:1x8": ("device",), "cpu:8": ("device",)}
+    lora = dataclasses.replace(experiment.lora, rank=4, targets=("head/projection/kernel",))
+    outside = dataclasses.replace(experiment, lora=lora)  # nothing of the stack is trained
+    assert plan_search._memories(outside, topology.parse("v5p:4x4x4")) == ("device",)
 
 
 def test_where_a_compiler_says_that_they_do_not_fit_fewer_tokens_follow(monkeypatch, experiment):
@@ -159,9 +197,11 @@ def test_what_another_beats_in_everything_is_not_compiled(monkeypatch, experimen
     monkeypatch.setattr(plan_search, "choices", lambda *given: [known[0], other])
     assert tried(experiment, [made(80.0), made(80.0)]).beaten == 0
     chunked = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, chunk_tokens=4))
-    for first, beaten in ((experiment, 1), (chunked, 0)):  # by one that takes as many tokens at a time, or more
-        pair = [dataclasses.replace(known[0], experiment=first),
-                dataclasses.replace(known[1], experiment=chunked if beaten else experiment)]  # fmt: skip
+    moved = plan_search._in(experiment, "host")
+    # by one that takes as many tokens at a time, or more, and by one with its state at hand
+    for first, second, beaten in ((experiment, chunked, 1), (chunked, experiment, 0), (experiment, moved, 1),
+                                  (moved, moved, 1), (moved, experiment, 0)):  # fmt: skip
+        pair = [dataclasses.replace(known[0], experiment=first), dataclasses.replace(known[1], experiment=second)]
         monkeypatch.setattr(plan_search, "choices", lambda *given, pair=pair: pair)
         assert tried(experiment, [made(80.0), made(80.0)]).beaten == beaten
 

@@ -7,9 +7,11 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
@@ -21,9 +23,10 @@ from tests.fake_store import clusters, together
 from tests.tiny_release import DIT, QUICK, randomised, write_index, write_release, write_run
 from wanjax import checkpoint, generate, hub, partition, pipeline, video
 from wanjax.cluster import ClusterError
-from wanjax.denoise import Execution
+from wanjax.denoise import Execution, Step
 from wanjax.models.dit import WanDiT
 from wanjax.sample_config import SampleConfig
+from wanjax.stop import Stopped, StopRequests
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -163,6 +166,23 @@ def test_an_interrupted_call_leaves_a_record_of_every_finished_clip(workdir, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip_000.mp4", "samples.jsonl"]
 
 
+def test_a_request_to_stop_ends_the_command_and_the_next_one_goes_on(workdir, tmp_path):
+    arguments = ["--checkpoint", workdir, "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "clips",
+                 "--stopped_code=75", "--steps=4"]  # fmt: skip
+    (tmp_path / "prompts.txt").write_text("dawn\n" * 200)
+    running = subprocess.Popen([sys.executable, "-m", "experiments.sample", *map(str, arguments)], cwd=ROOT, text=True,
+                               env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    while not (tmp_path / "clips/samples.jsonl").exists() and running.poll() is None:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGTERM)
+    said, _ = running.communicate()
+    assert (running.returncode, said.splitlines()[-1]) == (75, f"stopped; {launcher.KEPT}")
+    clips = sorted(path.name for path in (tmp_path / "clips").glob("*.mp4"))
+    assert 0 < len(clips) < 200 and not list((tmp_path / "clips").glob(".*"))
+    assert [one["file"] for one in records(tmp_path / "clips")] in (clips, clips[:-1])  # it may have hit in between
+
+
 def test_one_prompt_may_go_to_one_file(workdir, tmp_path, painter, capsys):
     launcher.sample(str(workdir), lines("a"), str(tmp_path / "new" / "dawn.mp4"))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["dawn.mp4"]
@@ -259,6 +279,35 @@ def test_processes_that_mean_different_clips_stop_before_any_is_made(workdir, tm
     assert [type(error) for error in errors] == [ClusterError] * 2
     assert str(errors[0]).startswith("2 processes sample on one mesh of all their 8 devices: give --mesh")
     assert painter.asked == [] and not list(tmp_path.glob("*/*"))
+
+
+class AskedToStop(StopRequests):
+    """No signal reaches the threads that stand for processes: the second question of each is answered with yes."""
+
+    def __init__(self):
+        super().__init__()
+        self.questions = 0
+
+    def __call__(self):
+        self.questions += 1
+        return self.questions == 2
+
+
+def test_processes_stop_after_the_same_step_and_go_on_with_what_is_missing(workdir, tmp_path, painter, monkeypatch):
+    def latents(pipeline, requests, *, on_step, **options):
+        for number, made in enumerate(painter.latents(pipeline, requests, **options), start=1):
+            on_step(Step("high", number, len(requests), 0.0))
+            yield made
+
+    monkeypatch.setattr(generate, "latents", latents)
+    monkeypatch.setattr(launcher, "StopRequests", AskedToStop)
+    errors = sampled_by_two(workdir, tmp_path)
+    assert [(type(error), str(error)) for error in errors] == [(Stopped, f"stopped after step 2 of 2; {launcher.KEPT}")
+                                                               ] * 2  # fmt: skip
+    assert [one["file"] for one in records(tmp_path)] == ["clip_000.mp4"]
+    painter.asked.clear()
+    assert sampled_by_two(workdir, tmp_path)[0] == records(tmp_path)
+    assert painter.asked == [("b", 1), ("b", 1)]
 
 
 def test_what_process_0_cannot_write_fails_on_all(workdir, tmp_path, painter):

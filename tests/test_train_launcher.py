@@ -16,7 +16,7 @@ from wanjax.light.luminance import LuminanceFit
 from wanjax.models.dit import WanDiT
 from wanjax.models.vae import WAN22, WanVAE
 from wanjax.pipeline import open_pipeline
-from wanjax.train import Stopped
+from wanjax.stop import Stopped
 
 BOTH = {"train.steps_high": 40, "train.steps_low": 6, "train.preview_every": 20, "sample.steps": 2}
 

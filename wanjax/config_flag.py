@@ -134,9 +134,15 @@ def _literal(text: str) -> Any:
         return text
 
 
+def in_one_line(error: Exception) -> str:
+    """absl's words about a command line; of flags that are missing it says just that."""
+    said = "; ".join(str(error).splitlines())
+    return re.sub(r"flag --(\w+)=None: Flag --\1 must have a value other than None\.?", r"--\1 is missing", said)
+
+
 def _said(error: Exception, types: Mapping[str, Any]) -> str:
     """absl's words about a command line, in one line that says what to do."""
-    said = "; ".join(str(error).splitlines())
+    said = in_one_line(error)
     for name, kind in types.items():
         if said.startswith(f"flag --config.{name}="):
             expected = kind.__name__ if isinstance(kind, type) else kind
@@ -145,8 +151,7 @@ def _said(error: Exception, types: Mapping[str, Any]) -> str:
         return f"--{error.flagname} replaces a field of a config file: name that before it, --config FILE.py"
     if isinstance(error, flags.DuplicateFlagError):
         return "--config is given more than once: name one file"
-    said = re.sub(r"flag --(\w+)=None: Flag --\1 must have a value other than None\.?", r"--\1 is missing", said)
     return f"{said} (--help lists the options)"
 
 
-__all__ = ["define", "experiment", "parse", "run"]
+__all__ = ["define", "experiment", "in_one_line", "parse", "run"]

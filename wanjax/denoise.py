@@ -39,15 +39,20 @@ class Execution:
             host's memory and are copied block by block at every step. "auto" takes the first that fits.
         passes: with guidance the network answers twice, "batched" together or in "two" passes, which take less memory.
             "auto" takes the first that fits.
+        group: clips that are finished before others are begun, rounded up to whole batches: what an interruption loses
+            at most. Unless both experts are held each of them is read again for every group. 0: all clips.
     """
 
     batch: int = 1
     holding: str = "auto"
     passes: str = "auto"
+    group: int = 0
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch = {self.batch}: expected at least 1 clip")
+        if self.group < 0:
+            raise ValueError(f"group = {self.group}: expected a number of clips, 0 for all")
         for name, known in (("holding", HOLDING), ("passes", PASSES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(known)}")
@@ -134,8 +139,8 @@ def denoise(
 ) -> Iterator[np.ndarray]:
     """Latents of each batch in turn, float32 [B, F, h, w, C] on the host.
 
-    With both experts held, a batch is finished before the next begins. With one at a time, all batches take the steps
-    of the high-noise expert first, so that each expert is read once.
+    With both experts held, a batch is finished before the next begins. With one at a time, all batches of a group take
+    the steps of the high-noise expert first, so that each expert is read once for it.
 
     Args:
         experts: "high" and "low"; one may be absent where no step falls to it.
@@ -172,8 +177,8 @@ def denoise(
             on_step(Step(stage.expert, done, total, time.perf_counter() - started))
         return carry
 
-    groups = [[batch] for batch in batches] if execution.holding == "both" else [list(batches)]
-    for group in groups:
+    size = 1 if execution.holding == "both" else -(-execution.group // len(batches[0].noise)) or len(batches)
+    for group in (batches[i : i + size] for i in range(0, len(batches), size)):
         carries = [_begin(batch, config) for batch in group]
         for stage in stages[:-1]:
             carries = [partition.to_host(run(stage, batch, c)) for batch, c in zip(group, carries, strict=True)]

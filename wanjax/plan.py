@@ -104,6 +104,8 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         lines = _lines(found, dict(mesh.shape), machine, domains)
         estimate = plan_time.estimate(machine, module, memory, found, work, domain=domains.__getitem__,
                                       model_flops=program.flops)  # fmt: skip
+    sampling = settings.program == "sample"
+    holding, passes = settings.holding or "one", settings.passes or "batched"
     result: dict[str, Any] = {
         "program": settings.program,
         "config": experiment.name,
@@ -117,6 +119,9 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
         "mesh": dict(mesh.shape),
         "clips": program.work.clips,
         "tokens": program.work.tokens,
+        "holding": holding if sampling else None,
+        "passes": passes if sampling else None,
+        "param_dtype": settings.param_dtype or experiment.model.param_dtype if sampling else None,
         "fits": memory.peak <= limit,
         "hbm_bytes_per_device": limit,
         "peak_bytes_per_device": memory.peak,
@@ -146,12 +151,12 @@ def plan(experiment: Experiment, machine: Topology, settings: Settings) -> dict[
     if estimate and estimate["expected"] and machine.devices > 1:
         result["warnings"].append("kernels were measured on one device, and none that sends: for what is sent, the "
                                   "expected time takes the lower bound, as if it overlapped with all else")  # fmt: skip
-    if excess := plan_remedies.of_hosts(experiment, result, holding=settings.holding or "one"):
+    if excess := plan_remedies.of_hosts(experiment, result, holding=holding):
         result["warnings"].append(excess)
     if not result["fits"]:
         result["warnings"].append(
             plan_remedies.of_devices(experiment, result, memory, forwards=program.work.forwards,
-                                     holding=settings.holding or "one", passes=settings.passes or "batched")
+                                     holding=holding, passes=passes)
         )  # fmt: skip
     return result
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from jax.sharding import Mesh, NamedSharding
 
@@ -41,15 +42,24 @@ _LAYERS, _HIDDEN = 40, 6
 _AHEAD = {"gpu": 2, "v5p": 1}
 
 
-def training(experiment: Experiment, mesh: Mesh, work: Work, *, machine: Topology, copies: float) -> int:
+class Copies(NamedTuple):
+    """Bytes of a training state per parameter of the network: on the devices, and in their hosts' memory."""
+
+    device: float
+    host: float = 0.0
+
+
+def training(experiment: Experiment, mesh: Mesh, work: Work, *, machine: Topology, copies: Copies) -> int:
     """Bytes of one device in a training step, at least.
+
+    With state in the hosts' memory two layers of it are on the device, but when the activations are gone.
 
     Args:
         experiment: what is trained.
         mesh: over which; the sizes of its axes are all that counts.
         work: of a step.
         machine: whose kernels work on attention, and whose compiler has its habits.
-        copies: bytes of a training state per parameter of the network.
+        copies: of parameters and what is trained with them, as ``experiment.optimizer.state_memory`` places them.
     """
     model, table = experiment.model, dit_rows(experiment.model)
     trained = experiment.lora.trained(table)
@@ -72,7 +82,9 @@ def training(experiment: Experiment, mesh: Mesh, work: Work, *, machine: Topolog
     peak = max(attention, around + layers * each + matrices * _late_matrices(model))
     ahead = 0 if mesh.size == tensor else _AHEAD.get(machine.kind, _AHEAD.get(machine.platform, 0))
     peak += ahead * own * _matrices(model)
-    return round(copies * shard(table, mesh) + gradients + model.layers * kept + peak)
+    parameters = shard(table, mesh)
+    update = 2 * copies.host * parameters / model.layers
+    return round(copies.device * parameters + gradients + max(model.layers * kept + peak, update))
 
 
 def sampling(model: DiTConfig, mesh: Mesh, work: Work, *, machine: Topology, arguments: int) -> int:

@@ -6,8 +6,9 @@ formula (:mod:`wanjax.plan_memory`) are left out, and meshes that another one be
 memory and sends as little with the same policies. The rest is compiled in that order until enough plans were made or no
 choice that is left can be faster than the fastest that fits.
 
-Chunks of tokens save memory and never time, so that a choice has the largest that fit by formula; where its compiler
-says that they do not, the next smaller ones follow.
+Chunks of tokens and state in the hosts' memory save memory and never time, so that a choice has what takes the most
+that fits by formula: state on the devices and the largest chunks, then smaller ones, then state on the hosts and again
+the largest chunks. Where its compiler says that a choice does not fit, the next one of these follows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,12 +28,15 @@ from wanjax.config import ConfigError, Experiment, MeshConfig, validate
 from wanjax.models import rows
 from wanjax.models.dit_config import REMAT
 from wanjax.models.rows.dit import dit_rows
+from wanjax.offload import is_streamed
+from wanjax.optim import MEMORIES
 from wanjax.plan import PlanError, Settings, plan_program
 from wanjax.topology import Topology
 
 SEARCHED = ("train", "sample", "encode")
 _SLACK = 1.05  # a compiler may come to need less than any has needed so far, by as much
 CHUNKS = (0, 8192, 4096, 2048, 1024)  # tokens of a device at a time that are tried, 0 for all
+STATE = "config.optimizer.state_memory"
 # policies that keep nothing which is computed chunk by chunk: it would be computed anew all the same
 CHUNKED = ("full", "attention", "offload")
 
@@ -47,7 +51,7 @@ class Choice:
         seconds: of one clip at least, by formula; 0 where the machine has no stated rates.
         memory: of one device at least, by formula.
         sent: bytes of one device at least, by formula.
-        smaller: the same with fewer tokens at a time, if any.
+        smaller: the same in less memory, if there is one: with fewer tokens at a time, or state on the hosts.
     """
 
     experiment: Experiment
@@ -67,6 +71,11 @@ class Choice:
     def at_once(self) -> float:
         """Tokens of a device at a time; formulas do not tell what chunks cost either."""
         return self.experiment.model.chunk_tokens or math.inf
+
+    @property
+    def on_hosts(self) -> bool:
+        """Whether moments and average come from the hosts at every step; the rate of that link is not known."""
+        return self.experiment.optimizer.state_memory == "host"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +102,8 @@ def choices(experiment: Experiment, machine: Topology, settings: Settings, devic
     """All that can be laid over the machine, by their lower bound.
 
     Args:
-        experiment: what is asked for; its mesh, remat policy and chunks of tokens are not obeyed.
+        experiment: what is asked for; its mesh, remat policy, chunks of tokens and memory of the optimizer's state are
+            not obeyed.
         machine: where.
         settings: of the program.
         devices: of the machine.
@@ -102,7 +112,8 @@ def choices(experiment: Experiment, machine: Topology, settings: Settings, devic
     if settings.program not in SEARCHED:
         raise PlanError(f"--search: nothing is chosen for --program {settings.program}; expected one of "
                         f"{', '.join(SEARCHED)}")  # fmt: skip
-    found, copies, why, limit = [], None, "", machine.hbm_bytes()
+    found, why, limit = [], "", machine.hbm_bytes()
+    copies: dict[str, plan_memory.Copies] = {}  # of every parameter: it and its moments, on any mesh
     for sizes in meshes(machine.devices):
         try:
             laid, mesh = programs.lay_out(dataclasses.replace(experiment, mesh=MeshConfig(**sizes)), devices)
@@ -110,17 +121,17 @@ def choices(experiment: Experiment, machine: Topology, settings: Settings, devic
         except ValueError as error:  # says what does not divide
             why = str(error)
             continue
-        if settings.program == "train" and copies is None:  # of every parameter: it and its moments, on any mesh
-            copies = _copies(programs.train(laid, mesh))
+        if settings.program == "train" and not copies:
+            copies = {memory: _copies(programs.train(_in(laid, memory), mesh)) for memory in _memories(laid, machine)}
         at = {f"config.mesh.{axis}": size for axis, size in sizes.items()}
         for option in _options(settings):
             chosen = Settings(settings.program, settings.clips, param_dtype=settings.param_dtype, **option)
-            for ways in _ways(laid, mesh, settings):
+            for ways in _ways(laid, mesh, settings, tuple(copies)):
                 choice = None
                 for overrides, own in ways:
                     named = {**at, **overrides, **{f"--{name}": value for name, value in option.items()}}
                     bounds = _bounds(own, machine, mesh, chosen, copies)
-                    if bounds and (choice is None or bounds[1] <= limit):  # else no more tokens fit at a time
+                    if bounds and (choice is None or bounds[1] <= limit):  # else it does not fit as fast
                         choice = Choice(own, chosen, named, *bounds, smaller=choice)
                 if choice:
                     found.append(choice)
@@ -171,7 +182,7 @@ def search(
 
 def _beats(one: Choice, other: Choice, *, earlier: bool) -> bool:
     """Whether its mesh is as good in everything, and better in something or equal and earlier."""
-    if one.policies != other.policies or one.at_once < other.at_once:
+    if one.policies != other.policies or one.at_once < other.at_once or one.on_hosts > other.on_hosts:
         return False
     pairs = ((one.seconds, other.seconds), (one.memory, other.memory), (one.sent, other.sent))
     if any(own > others for own, others in pairs):
@@ -180,10 +191,11 @@ def _beats(one: Choice, other: Choice, *, earlier: bool) -> bool:
 
 
 def short(overrides: dict[str, Any]) -> str:
-    """A choice in few words; axes of size 1 are left out, and chunks where there are none."""
-    words = [f"{name.removeprefix('config.mesh.')} {value}" for name, value in overrides.items()
-             if value != (0 if name == "config.model.chunk_tokens" else 1)]  # fmt: skip
-    return ", ".join(word.removeprefix("config.model.").removeprefix("--") for word in words) or "one device"
+    """A choice in few words; axes of size 1 are left out, chunks where there are none, and state on the devices."""
+    usual = {"config.model.chunk_tokens": 0, STATE: "device"}
+    words = [f"{name.split('.')[-1].removeprefix('--')} {value}" for name, value in overrides.items()
+             if value != usual.get(name, 1)]  # fmt: skip
+    return ", ".join(words) or "one device"
 
 
 def options(overrides: dict[str, Any]) -> str:
@@ -200,9 +212,9 @@ def meshes(devices: int) -> Iterator[dict[str, int]]:
 
 
 def _ways(
-    experiment: Experiment, mesh: Mesh, settings: Settings
+    experiment: Experiment, mesh: Mesh, settings: Settings, memories: Sequence[str]
 ) -> Iterator[list[tuple[dict[str, Any], Experiment]]]:
-    """Of training, every remat policy, with the fewest tokens at a time first."""
+    """Of training, every remat policy, with what is slowest and takes the least memory first."""
     if settings.program != "train":
         yield [({}, experiment)]
         return
@@ -210,11 +222,23 @@ def _ways(
     sizes = sorted(chunk for chunk in CHUNKS if 0 < chunk < tokens)
     for remat in REMAT:
         ways = []
-        for chunk in (*(sizes if remat in CHUNKED else ()), 0):
+        for memory, chunk in itertools.product(memories[::-1], (*(sizes if remat in CHUNKED else ()), 0)):
             model = dataclasses.replace(experiment.model, remat=remat, chunk_tokens=chunk)
-            overrides = {"config.model.remat": remat, "config.model.chunk_tokens": chunk}
-            ways.append((overrides, dataclasses.replace(experiment, model=model)))
+            overrides = {"config.model.remat": remat, "config.model.chunk_tokens": chunk, STATE: memory}
+            ways.append((overrides, dataclasses.replace(_in(experiment, memory), model=model)))
         yield ways
+
+
+def _memories(experiment: Experiment, machine: Topology) -> tuple[str, ...]:
+    """Where moments and average can lie, the fastest first: on TPUs, where some of them are moved, on the hosts, too.
+    GPUs that are not there have no such memory, and of simulated devices both are one."""
+    moved = any(map(is_streamed, experiment.lora.trained(dit_rows(experiment.model))))
+    return MEMORIES if machine.platform == "tpu" and moved else MEMORIES[:1]
+
+
+def _in(experiment: Experiment, memory: str) -> Experiment:
+    optimizer = dataclasses.replace(experiment.optimizer, state_memory=memory)
+    return dataclasses.replace(experiment, optimizer=optimizer)
 
 
 def _options(settings: Settings) -> Iterator[dict[str, str]]:
@@ -228,22 +252,25 @@ def _options(settings: Settings) -> Iterator[dict[str, str]]:
         yield {"holding": held, "passes": taken}
 
 
-def _copies(program: programs.Program) -> float:
-    """Bytes of a training state, but for what lies in the hosts' memory, over those of its parameters."""
-    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.arguments)
-               if leaf.sharding.memory_kind != offload.HOST)
-    return size / rows.count(program.frozen or program.rows)  # factors are small beside frozen weights
+def _copies(program: programs.Program) -> plan_memory.Copies:
+    """Of a training state, over the parameters of its network."""
+    sizes = {True: 0, False: 0}
+    for leaf in jax.tree.leaves(program.arguments):
+        sizes[leaf.sharding.memory_kind == offload.HOST] += math.prod(leaf.shape) * leaf.dtype.itemsize
+    count = rows.count(program.frozen or program.rows)  # factors are small beside frozen weights
+    return plan_memory.Copies(sizes[False] / count, sizes[True] / count)
 
 
 def _bounds(
-    experiment: Experiment, machine: Topology, mesh: Mesh, settings: Settings, copies: float | None
+    experiment: Experiment, machine: Topology, mesh: Mesh, settings: Settings, copies: Mapping[str, plan_memory.Copies]
 ) -> tuple[float, int, int] | None:
     """Seconds of one clip, memory, and bytes sent, at least; None where clips do not divide."""
     model = experiment.model
     if settings.program == "train":  # without building the program of every mesh
         work, table, lora = programs.training_work(experiment), dit_rows(model), experiment.lora
         least = traffic.minimum(model, lora.trained(table), mesh, work, table if lora.rank else (), lora.base_dtype)
-        held = plan_memory.training(experiment, mesh, work, machine=machine, copies=copies or 0)
+        held = plan_memory.training(experiment, mesh, work, machine=machine,
+                                    copies=copies[experiment.optimizer.state_memory])  # fmt: skip
     else:
         try:
             program = plan_program(experiment, mesh, settings)

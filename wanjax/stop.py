@@ -13,6 +13,10 @@ import jax
 from jax.experimental import multihost_utils
 
 
+class Stopped(Exception):
+    """A request to stop was obeyed; what is done is saved."""
+
+
 class StopRequests:
     """Whether this run was asked to stop; one for all that it trains, so that no request is forgotten between two.
 

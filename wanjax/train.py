@@ -30,7 +30,7 @@ from wanjax.models.shadow_head import ShadowHead
 from wanjax.objectives import Objective, Prediction
 from wanjax.optim import OptimizerConfig
 from wanjax.profiler_window import ProfilerWindow
-from wanjax.stop import StopRequests
+from wanjax.stop import Stopped, StopRequests
 from wanjax.throughput import StepClock, work_of
 from wanjax.train_config import EXPERTS, TrainConfig
 
@@ -58,10 +58,6 @@ FULL = LoraConfig()  # the network itself is trained
 
 class Diverged(FloatingPointError):
     """A loss term or the gradient is not finite; says which, at which step, and what is safe."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop; its state is saved."""
 
 
 def network_rows(model: WanDiT, head: ShadowHead | None = None, lora: LoraConfig = FULL) -> tuple[rows.Row, ...]:

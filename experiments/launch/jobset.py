@@ -1,10 +1,15 @@
-"""A JobSet manifest for GKE that trains a config on the machine of its plan, and starts again what was interrupted.
+"""A JobSet manifest for GKE that trains a config, or samples, on the machine of its plan, and starts again what was
+interrupted.
 
     python -m experiments.launch.jobset --config configs/t2v_a14b.py --plan plan.json --workdir /runs/a14b \\
         --claim runs:/runs --image REGISTRY/wanjax:TAG --out job.yaml --config.data.cache_dir=/runs/cache
+    python -m experiments.launch.jobset --config configs/t2v_a14b.py --plan sampling.json --claim runs:/runs \\
+        --image REGISTRY/wanjax:TAG --out clips.yaml --sample=--checkpoint=/runs/Wan2.2-T2V-A14B \\
+        --sample=--prompts=/runs/prompts.jsonl --sample=--out=/runs/clips
 
-One pod for each host, with all of its chips. The plan has to be of this config and to fit. Needs JobSet 0.10 or newer
-in the cluster, and a volume that all pods share (``--claim``): ``kubectl apply -f job.yaml``.
+One pod for each host, with all of its chips. The plan has to be of this config and to fit; its program is the job's.
+Needs JobSet 0.10 or newer in the cluster, and a volume that all pods share (``--claim``):
+``kubectl apply -f job.yaml``.
 """
 
 from __future__ import annotations
@@ -18,8 +23,9 @@ from typing import Any
 import yaml
 from absl import flags
 
-from experiments.launch import planned
-from experiments.launch.planned import STOPPED, WRONG, LaunchError, Machine
+from experiments.launch import starting
+from experiments.launch.planned import Job, LaunchError
+from experiments.launch.starting import STOPPED, WRONG
 from wanjax import config as config_lib
 from wanjax import config_flag
 from wanjax.chips import GPUS
@@ -31,17 +37,16 @@ ACCELERATORS = {
     "v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice",
     "tpu7x": "tpu7x", "h100": "nvidia-h100-80gb", "h200": "nvidia-h200-141gb",
 }  # fmt: skip
+REMOTE = ("--workdir", "--checkpoint")  # what may be on an object store
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-CONTAINER = "train"
 
 
-def manifest(machine: Machine, command: list[str], *, name: str, image: str, claim: str, mount: str, grace: int,
-             max_restarts: int) -> list[dict[str, Any]]:  # fmt: skip
+def manifest(job: Job, *, name: str, image: str, claim: str, mount: str, grace: int, max_restarts: int
+             ) -> list[dict[str, Any]]:  # fmt: skip
     """The objects to apply: a JobSet, and for GPUs what JAX's detection may read of it.
 
     Args:
-        machine: of the plan.
-        command: that trains, with every path below ``mount``.
+        job: with every path below ``mount``.
         name: of the JobSet.
         image: the container's, with wanjax and the extra of the machine: tpu, or cuda12 and k8s.
         claim, mount: persistent volume claim, and where all pods see it.
@@ -50,6 +55,7 @@ def manifest(machine: Machine, command: list[str], *, name: str, image: str, cla
     Raises:
         LaunchError: a machine that is none of GKE's, or a name that Kubernetes does not take.
     """
+    machine = job.machine
     if machine.kind not in ACCELERATORS:
         raise LaunchError(f"the plan is for {machine.topology}: a JobSet is made for {', '.join(ACCELERATORS)}")
     if not NAME.fullmatch(name) or len(name) > 40:
@@ -57,7 +63,7 @@ def manifest(machine: Machine, command: list[str], *, name: str, image: str, cla
     gpu = machine.kind in GPUS
     pods = machine.hosts // machine.slices
     container = {
-        "name": CONTAINER, "image": image, "command": command,
+        "name": machine.program, "image": image, "command": job.command,
         "env": [{"name": "JAX_PLATFORMS", "value": "cuda,cpu" if gpu else "tpu,cpu"},
                 {"name": "PYTHONUNBUFFERED", "value": "1"}],
         "resources": {"limits": {"nvidia.com/gpu" if gpu else "google.com/tpu": machine.chips_per_host}},
@@ -80,10 +86,11 @@ def manifest(machine: Machine, command: list[str], *, name: str, image: str, cla
         pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] = machine.shape
         if pods > 1:  # a slice is a node pool
             metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
-    exits = [{"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": list(codes)}}
+    exits = [{"action": "FailJob", "onExitCodes": {"containerName": machine.program, "operator": "In",
+                                                    "values": list(codes)}}
              for codes in (WRONG, (STOPPED,))]  # fmt: skip
-    job = {"parallelism": pods, "completions": pods, "completionMode": "Indexed", "backoffLimit": 0,
-           "podFailurePolicy": {"rules": exits}, "template": {"spec": pod}}  # fmt: skip
+    work = {"parallelism": pods, "completions": pods, "completionMode": "Indexed", "backoffLimit": 0,
+            "podFailurePolicy": {"rules": exits}, "template": {"spec": pod}}  # fmt: skip
     # a Job that a rule of its pods has failed says "... failed with exit code 75 matching FailJob rule ..."
     rules = [
         {"name": "stopped", "action": "RestartJobSetAndIgnoreMaxRestarts", "onJobFailureReasons": ["PodFailurePolicy"],
@@ -93,7 +100,7 @@ def manifest(machine: Machine, command: list[str], *, name: str, image: str, cla
     jobset = {
         "apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata,
         "spec": {"failurePolicy": {"maxRestarts": max_restarts, "rules": rules},
-                 "replicatedJobs": [{"name": "hosts", "replicas": machine.slices, "template": {"spec": job}}]},
+                 "replicatedJobs": [{"name": "hosts", "replicas": machine.slices, "template": {"spec": work}}]},
     }  # fmt: skip
     return [*(_rights(name) if gpu else []), jobset]
 
@@ -111,17 +118,14 @@ def _rights(name: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def check_paths(experiment: config_lib.Experiment, workdir: str, mount: str, logs: str | None = None) -> None:
-    """Refuses folders that pods do not share.
+def check_paths(job: Job, mount: str) -> None:
+    """Refuses paths that pods do not share.
 
     Raises:
         LaunchError: naming them.
     """
-    planned.check_logs(workdir, logs)
-    paths = {"--workdir": workdir, "--logs": logs or mount, "config.data.cache_dir": experiment.data.cache_dir,
-             "config.data.data_dir": experiment.data.data_dir}  # fmt: skip
-    outside = [f"{name} = {path!r}" for name, path in paths.items()
-               if not PurePosixPath(path).is_relative_to(mount) and not (name == "--workdir" and is_remote(path))]
+    outside = [f"{name} = {path!r}" for name, path in (*job.folders, *job.files)
+               if not PurePosixPath(path).is_relative_to(mount) and not (name in REMOTE and is_remote(path))]
     if outside:
         raise LaunchError(f"{', '.join(outside)}: not below the volume that all pods see at {mount}; put it there")
 
@@ -133,14 +137,13 @@ def make(experiment: config_lib.Experiment) -> str:
         LaunchError, ConfigError: it cannot be made.
     """
     flag = flags.FLAGS
-    machine = planned.agreed(experiment, planned.read_plan(flag.plan))
+    job = starting.job(experiment)
     claim, _, mount = flag.claim.partition(":")
     if not claim or not mount.startswith("/"):
         raise LaunchError(f"--claim {flag.claim!r}: expected NAME:/path of a persistent volume claim")
-    check_paths(experiment, flag.workdir, mount, flag.logs)
-    name = flag.name or re.sub(r"[^a-z0-9]+", "-", experiment.name.lower()).strip("-")
-    command = planned.command(flag.python, flag.config, experiment, machine, flag.workdir, flag.logs)
-    objects = manifest(machine, command, name=name, image=flag.image, claim=claim, mount=mount, grace=flag.grace,
+    check_paths(job, mount)
+    machine, name = job.machine, flag.name or re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-")
+    objects = manifest(job, name=name, image=flag.image, claim=claim, mount=mount, grace=flag.grace,
                        max_restarts=flag.max_restarts)  # fmt: skip
     head = (f"# {shlex.join(['python', '-m', 'experiments.launch.jobset', *sys.argv[1:]])}\n"
             f"# {machine.topology}, {machine.hosts} hosts of {machine.chips_per_host} chips, mesh "
@@ -149,14 +152,15 @@ def make(experiment: config_lib.Experiment) -> str:
 
 
 def main() -> None:
-    planned.run(make, start="start it with kubectl apply -f")
+    starting.run(make, start="start it with kubectl apply -f")
 
 
 def entry() -> None:
     """Defines the flags (here, so that importing this file leaves absl's flags alone) and runs the launcher."""
-    planned.define_flags(workdir="below the mount of --claim", logs=", below the mount", out="manifest", python="image",
-                         grace="that a pod has to save its state when it is to go", restarted="JobSet")  # fmt: skip
-    flags.adopt_module_key_flags(planned)  # so that --help shows them
+    starting.define_flags(workdir="below the mount of --claim", logs=", below the mount", out="manifest",
+                          python="image", grace="that a pod has to save its state when it is to go",
+                          restarted="JobSet")  # fmt: skip
+    flags.adopt_module_key_flags(starting)  # so that --help shows them
     flags.DEFINE_string("claim", None, "NAME:/path of the persistent volume claim that all pods share.")
     flags.DEFINE_string("image", None, "Container image with wanjax.")
     flags.DEFINE_string("name", "", "Of the JobSet; by default the config's.")

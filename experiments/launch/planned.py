@@ -5,29 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from absl import flags
-
 from wanjax import config as config_lib
-from wanjax import config_flag
 from wanjax.chips import CHIPS
 from wanjax.config import Experiment
-from wanjax.run_folder import is_remote
 
-# exit codes of experiments.train: asked to stop, the state saved (EX_TEMPFAIL of sysexits.h); an error that would come
-# again, of the launcher and of its command line
-STOPPED, WRONG = 75, (1, 2)
-# fields that change no shape, no program and no byte
-NO_MATTER = ("config.name", "config.seed", "config.codec", "config.sample.", "config.data.source", "config.data.seed",
-             "config.data.train_clips", "config.data.data_dir", "config.data.cache_dir", "config.data.fps",
-             "config.data.caption_dropout", "config.text.tokenizer", "config.text.encoder", "config.text.seed",
-             "config.text.model.", "config.train.steps_", "config.train.log_every", "config.train.checkpoint_every",
-             "config.train.keep", "config.train.validate_every", "config.train.validation_bins",
-             "config.train.preview_every", "config.train.init_from", "config.train.batch_timeout",
-             "config.train.profile_")  # fmt: skip
+PROGRAMS = ("train", "sample")  # whose jobs are made
+# fields that change no shape, no program and no byte of training
+_TRAINING_APART = (
+    "config.name", "config.seed", "config.codec", "config.sample.", "config.data.source", "config.data.seed",
+    "config.data.train_clips", "config.data.data_dir", "config.data.cache_dir", "config.data.fps",
+    "config.data.caption_dropout", "config.text.tokenizer", "config.text.encoder", "config.text.seed",
+    "config.text.model.", "config.train.steps_", "config.train.log_every", "config.train.checkpoint_every",
+    "config.train.keep", "config.train.validate_every", "config.train.validation_bins", "config.train.preview_every",
+    "config.train.init_from", "config.train.batch_timeout", "config.train.profile_",
+)  # fmt: skip
+# all that the shapes and the program of sampling come from
+_SAMPLED = ("config.codec_strides", "config.data.frames", "config.data.height", "config.data.width", "config.mesh.",
+            "config.model.", "config.sample.", "config.text.length")  # fmt: skip
 
 
 class LaunchError(ValueError):
@@ -47,6 +44,9 @@ class Machine:
         chips: of all slices.
         mesh: sizes by axis.
         memory: a line about it.
+        program: that is planned, "train" or "sample".
+        clips: of one step over all devices.
+        holding, passes: of sampling, as the options of ``experiments.sample``; "" in training.
     """
 
     topology: str
@@ -57,10 +57,32 @@ class Machine:
     chips: int
     mesh: Mapping[str, int]
     memory: str
+    program: str
+    clips: int
+    holding: str = ""
+    passes: str = ""
 
     @property
     def chips_per_host(self) -> int:
         return self.chips // self.hosts
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A program on its machine.
+
+    Attributes:
+        name: for people.
+        machine: of the plan.
+        command: one process's, the same for all.
+        folders, files: that all processes have to see, each with the name of the option or field that it is given by.
+    """
+
+    name: str
+    machine: Machine
+    command: list[str]
+    folders: tuple[tuple[str, str], ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
 
 
 def read_plan(file: str) -> dict[str, Any]:
@@ -73,11 +95,13 @@ def read_plan(file: str) -> dict[str, Any]:
         plan = json.loads(pathlib.Path(file).read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise LaunchError(f"--plan {file!r} cannot be read ({error}): make it with python -m experiments.plan "
-                          "--program train --json") from error  # fmt: skip
-    missing = {"program", "topology", "hosts", "chips", "devices", "mesh", "fits", "experiment"} - {*plan}
+                          "--json") from error  # fmt: skip
+    missing = {"program", "topology", "hosts", "chips", "devices", "mesh", "clips", "fits", "experiment"} - {*plan}
+    if plan.get("program") == "sample":
+        missing |= {"holding", "passes", "param_dtype"} - {*plan}
     if missing:
         raise LaunchError(f"--plan {file!r} has no {', '.join(sorted(missing))}: make it again with python -m "
-                          "experiments.plan --program train --json")  # fmt: skip
+                          "experiments.plan --json")  # fmt: skip
     return plan
 
 
@@ -87,14 +111,18 @@ def agreed(experiment: Experiment, plan: Mapping[str, Any]) -> Machine:
     Raises:
         LaunchError: the plan is of another program or config, or says that it does not fit.
     """
-    if plan["program"] != "train":
-        raise LaunchError(f"the plan is of --program {plan['program']}: a job trains, plan --program train")
+    program = plan["program"]
+    if program not in PROGRAMS:
+        raise LaunchError(f"the plan is of --program {program}: a job trains or samples, plan --program train or "
+                          "sample")  # fmt: skip
     sizes = experiment.mesh.sizes(plan["devices"])
     filled = dataclasses.replace(experiment, mesh=config_lib.MeshConfig(**sizes))
-    config_lib.validate(filled)
+    if program == "train":
+        config_lib.validate(filled)
     planned = config_lib.completed(plan["experiment"])
     changed = {name: values for name, values in config_lib.differences(planned, config_lib.to_dict(filled)).items()
-               if not name.startswith(NO_MATTER)}  # fmt: skip
+               if (name.startswith(_SAMPLED) if program == "sample" else not name.startswith(_TRAINING_APART))
+               }  # fmt: skip
     if changed:
         lines = "\n".join(f"  {name}: {was!r} in the plan, {now!r} in the config"
                           for name, (was, now) in changed.items())  # fmt: skip
@@ -107,76 +135,9 @@ def agreed(experiment: Experiment, plan: Mapping[str, Any]) -> Machine:
         raise LaunchError(f"the plan's topology is {plan['topology']!r}: jobs are made for cpu, "
                           f"{', '.join(CHIPS)}")  # fmt: skip
     memory = f"{plan['peak_bytes_per_device'] / 1e9:.2f} of {plan['hbm_bytes_per_device'] / 1e9:.2f} GB on each device"
-    return Machine(plan["topology"], kind, shape, int(slices or 1), plan["hosts"], plan["chips"], plan["mesh"], memory)
-
-
-def command(
-    python: str, file: str, experiment: Experiment, machine: Machine, workdir: str, logs: str | None = None
-) -> list[str]:
-    """The launcher's command line: the config file, what was overridden, and the plan's mesh.
-
-    Args:
-        python: the job's interpreter.
-        file: the config's.
-        experiment: the config with its overrides.
-        machine: the plan's.
-        workdir: of the run.
-        logs: folder for metrics and previews, where the workdir is on an object store.
-    """
-    # not as an experiment: a config may be one with its overrides only
-    plain = config_lib.completed(config_lib.read(file).copy_and_resolve_references().to_dict())
-    now = config_lib.to_dict(experiment)
-    fields = {name: tuple(value) if isinstance(value, list) else value
-              for name, (_, value) in config_lib.differences(plain, now).items()}  # fmt: skip
-    fields |= {f"config.mesh.{axis}": size for axis, size in machine.mesh.items()}
-    return [python, "-m", "experiments.train", "--config", file, "--workdir", workdir,
-            *(["--logs", logs] if logs else []), f"--stopped_code={STOPPED}",
-            *(f"--{name}={value}" for name, value in fields.items())]  # fmt: skip
-
-
-def check_logs(workdir: str, logs: str | None) -> None:
-    """Refuses a run on an object store without a folder for what grows line by line.
-
-    Raises:
-        LaunchError: that says so.
-    """
-    if is_remote(workdir) and logs is None:
-        raise LaunchError(f"--workdir {workdir!r} lies on an object store: give --logs, too, a folder that all see")
-
-
-def define_flags(*, workdir: str, logs: str, out: str, python: str, grace: str, restarted: str) -> None:
-    """The flags that every kind of job has; the arguments say what each means for it."""
-    config_flag.define()
-    flags.DEFINE_string("plan", None, "JSON of experiments.plan --program train.")
-    flags.DEFINE_string("workdir", None, f"Folder of the run, {workdir}, or gs://... with --logs.")
-    flags.DEFINE_string("logs", None, f"Folder for metrics and previews{logs}; that of the run by default.")
-    flags.DEFINE_string("out", None, f"File that receives the {out}.")
-    flags.DEFINE_string("python", "python", f"The {python}'s interpreter.")
-    flags.DEFINE_integer("grace", 300, f"Seconds {grace}.")
-    flags.DEFINE_integer("max_restarts", 10, f"How often the {restarted} is started again after failures.")
-    flags.mark_flags_as_required(["config", "plan", "workdir", "out"])
-
-
-def run(make: Callable[[Experiment], str], *, start: str, executable: bool = False) -> None:
-    """Writes what ``make`` gives for the config of the flags, and says how it is started."""
-    flag = flags.FLAGS
-    try:
-        write(flag.out, make(config_flag.experiment()), executable=executable)
-    except (LaunchError, config_lib.ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{flag.out}: {start} {flag.out}", flush=True)
-
-
-def write(file: str, text: str, *, executable: bool = False) -> None:
-    """Writes a job's file, whole or not at all.
-
-    Raises:
-        LaunchError: its folder is not there.
-    """
-    path = pathlib.Path(file)
-    if not path.absolute().parent.is_dir():
-        raise LaunchError(f"--out {file!r}: its folder does not exist")
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.chmod(0o755 if executable else 0o644)
-    part.replace(path)
+    held = {}
+    if program == "sample":
+        memory += f", parameters in {plan['param_dtype']}"
+        held = {"holding": plan["holding"], "passes": plan["passes"]}
+    return Machine(plan["topology"], kind, shape, int(slices or 1), plan["hosts"], plan["chips"], plan["mesh"], memory,
+                   program, plan["clips"], **held)  # fmt: skip
