@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 import sys
@@ -58,7 +59,7 @@ def run(experiment: config_lib.Experiment, workdir: str, cluster: Cluster, logs:
         # while clips are encoded on a device; afterwards the devices are the experts'
         codec = dataclasses.replace(encoding, params=jax.device_get(encoding.params))
         objectives = {name: objective_for(name, experiment, codec) for name in experiment.train.experts}
-        cluster.once("latent cache", lambda: _ensure_cache(experiment, encoding, mesh), ERRORS)
+        cluster.once("latent cache", functools.partial(_ensure_cache, experiment, encoding, mesh), ERRORS)
         del encoding
         cache = LatentCache(experiment.data.cache_dir)
         if cluster.processes > 1:
