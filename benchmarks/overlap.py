@@ -6,8 +6,10 @@
 Compiles (``pip install "wanjax[tpu]"``; a minute or two each) the launcher's own step of configs/t2v_a14b.py at
 1280 × 720 × 81 until the compiler has written its schedule, and ends it there: code is not needed, and nothing is run.
 An operation that sends stands in a schedule alone, and all wait for it, or it has a start and an end, and what stands
-between them goes on meanwhile. ``--set`` adds options of the compiler to those of ``wanjax/compiler_options.py``,
-``--bare`` leaves these out.
+between them goes on meanwhile: the table has GB that are sent beside matrix products and attention's kernels, of all
+GB, and seconds at the makers' rates, of sending one after the other, of waiting for it in the schedule's order, of
+computing. ``--set`` adds options of the compiler to those of ``wanjax/compiler_options.py``, ``--bare`` leaves these
+out.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import argparse
 import collections
 import dataclasses
 import functools
-import json
 import os
 import re
 import signal
@@ -38,6 +39,8 @@ CONFIG = Path(__file__).resolve().parents[1] / "configs/t2v_a14b.py"
 SIZE = {"data.height": 720, "data.width": 1280, "data.frames": 81}
 # fsdp, seq and clips of a step
 MACHINES = {"v5p:4x4x4": (16, 4, 16), "v6e:16x16": (32, 8, 32), "tpu7x:4x4x4": (32, 4, 32), "v5e:16x16": (32, 8, 32)}
+SHOWN = ("all-gather", "reduce-scatter", "all-to-all")
+COLUMNS = ("machine", *SHOWN, "others", "all, GB", "sending, s", "waiting", "computing", "temp, GB")
 _AROUND = ("fusion", "call", "custom-call", "async-start")  # what a collective may be wrapped in
 # A v5e's compiler fuses the parts of a gather with what goes on meanwhile, in loops, too: a fusion that starts it,
 # fusions of work, and one that ends it, by the names that it gives them.
@@ -53,6 +56,7 @@ class Sending:
         op: one of :data:`wanjax.collectives.OPS`.
         bytes: that a device sends.
         parts: names of the instructions that it is made of: one, or a start, an end and what is between.
+        groups: devices that take part, which stand for the axis of the mesh.
         channels: numbers that the compiler gives to what it is.
         work: floating-point operations of products and kernels from its first part to its last.
     """
@@ -60,6 +64,7 @@ class Sending:
     op: str
     bytes: int
     parts: list[str]
+    groups: tuple[tuple[int, ...], ...]
     channels: frozenset[str]
     work: int = 0
 
@@ -95,20 +100,21 @@ class Schedule:
     def seconds(self, flops: float, sent: float) -> tuple[float, float]:
         """Of computing, and of waiting for what is sent, in the schedule's order.
 
-        A device computes at ``flops`` operations/s, reading its memory costs nothing, and sends one operation at a time
-        at ``sent`` bytes/s. Nothing is under way from one turn of a loop to the next.
+        A device computes at ``flops`` operations/s, and reading its memory costs nothing. Along one axis of the mesh it
+        sends one operation at a time at ``sent`` bytes/s, along several at once, as they have links of their own in a
+        torus. Nothing is under way from one turn of a loop to the next.
         """
 
         @functools.cache
         def run(name: str) -> tuple[float, float]:
             computation, sendings = self._module.computations[name], self._sendings(name)
             computing = waiting = 0.0
-            free = 0.0  # when the link has sent what was started
+            free = collections.defaultdict[Any, float](float)  # when links have sent what was started, by their groups
             arrives: dict[int, float] = {}
             for each in computation.instructions.values():
                 now, of = computing + waiting, sendings.get(each.name)
                 if of is not None and each.name == of.parts[0]:
-                    free = arrives[id(of)] = max(now, free) + of.bytes / sent
+                    free[of.groups] = arrives[id(of)] = max(now, free[of.groups]) + of.bytes / sent
                 if of is None:
                     more, idle = self._block(computation, each, run, flops)
                     computing, waiting = computing + more, waiting + idle
@@ -141,7 +147,7 @@ class Schedule:
                 parts[each.name] = before
             elif not each.finishes and not _beside(each) and (inside := self._sends(each)):
                 (found,) = collectives.of(_alone(self._module, computation, each), self._devices).collectives[:1]
-                parts[each.name] = Sending(found.op, found.bytes, [each.name], _channels(inside))
+                parts[each.name] = Sending(found.op, found.bytes, [each.name], found.groups, _channels(inside))
         places = {each.name: place for place, each in enumerate(order)}
         for of in {id(of): of for of in parts.values()}.values():
             if len(of.parts) > 1:
@@ -225,24 +231,23 @@ def compile_into(machine: str, folder: str, options: dict[str, str], *, bare: bo
     lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True, **options})
 
 
-def report(machine: str, text: str, temporary: int | None) -> dict[str, Any]:
-    """Figures of one machine, bytes in GB."""
+def report(machine: str, text: str, temporary: int | None) -> str:
+    """A line of the table: by operation GB beside work and GB in all, then seconds, and GB of temporary memory."""
     from wanjax import topology
 
     there = topology.parse(machine)
     assert there.chip
     schedule = Schedule(hlo.parse(text), there.devices)
-    by_op: dict[str, dict[str, list[float]]] = collections.defaultdict(dict)
-    for (op, how), (count, size) in sorted(schedule.table().items()):
-        by_op[op][how] = [count, size / 1e9]
+    by_op = collections.defaultdict[str, collections.Counter[str]](collections.Counter)
+    for (op, how), (_, size) in schedule.table().items():
+        by_op[op if op in SHOWN else "others"][how] += size
     speed = there.chip.link * (2 if all(there.rings) else 1) / there.chip.devices
     computing, waiting = schedule.seconds(there.chip.flops / there.chip.devices, speed)
-    everything = [number for ways in by_op.values() for number in ways.values()]
-    beside = [ways["beside work"] for ways in by_op.values() if "beside work" in ways]
-    sent = sum(size for _, size in everything)
-    return {"machine": machine, "operations": by_op, "sent": sent, "beside": sum(size for _, size in beside),
-            "sending_seconds": sent * 1e9 / speed, "waiting_seconds": waiting, "computing_seconds": computing,
-            "temporary": None if temporary is None else temporary / 1e9}  # fmt: skip
+    ways = [by_op[op] for op in (*SHOWN, "others")]
+    everything = sum(ways, collections.Counter[str]())
+    shown = [f"{way['beside work'] / 1e9:.1f} of {way.total() / 1e9:.1f}" for way in (*ways, everything)]
+    seconds = [f"{value:.2f}" for value in (everything.total() / speed, waiting, computing)]
+    return "| " + " | ".join([machine, *shown, *seconds, "" if temporary is None else f"{temporary / 1e9:.2f}"]) + " |"
 
 
 def main() -> None:
@@ -262,8 +267,9 @@ def main() -> None:
     names = given.machines.split(",")
     if unknown := sorted(set(names) - MACHINES.keys()):
         parser.error(f"--machines {','.join(unknown)}: expected some of {', '.join(MACHINES)}")
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     for name in names:
-        print(json.dumps(report(name, *scheduled(name, options, bare=given.bare)), indent=1), flush=True)
+        print(report(name, *scheduled(name, options, bare=given.bare)), flush=True)
 
 
 if __name__ == "__main__":

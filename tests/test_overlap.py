@@ -40,8 +40,8 @@ def test_bytes_count_by_what_stands_between_start_and_end(lines, how):
 
 
 def test_what_sparse_cores_send_is_found_within_their_calls():
-    more = computation("inner", f"ROOT {ALONE}") + computation(
-        "outer", 'ROOT %c = f32[8,64]{1,0} custom-call(%p), custom_call_target="sparse", called_computations={%inner}')
+    call = 'custom-call(%p), custom_call_target="sparse", called_computations={%inner}'
+    more = computation("inner", f"ROOT {ALONE}") + computation("outer", f"ROOT %c = f32[8,64]{{1,0}} {call}")
     lines = ("%s = ((f32[8,8]{1,0}), f32[8,64]{1,0}, u32[]) async-start(%p), calls=%outer",
              "%u = ((f32[8,8]{1,0}), f32[8,64]{1,0}, u32[]) async-update(%s)", PRODUCT,
              "%e = f32[8,64]{1,0} async-done(%u)")  # fmt: skip
@@ -49,7 +49,7 @@ def test_what_sparse_cores_send_is_found_within_their_calls():
 
 
 def test_a_gather_that_is_fused_with_a_loops_work_counts_once():
-    """As a v5e has it: a fusion that starts it, a loop of fusions that have a part of it each, a fusion that ends it."""
+    """As a v5e has it: a fusion starts it, those of a loop have a part of it each, another ends it."""
     part = f"%g = {GATHER}"
     more = (
         computation("begin", f"ROOT {part}")
@@ -74,6 +74,8 @@ def test_a_gather_that_is_fused_with_a_loops_work_counts_once():
     # one link: the second is sent when the first has been
     ([START, START.replace("%s", "%s.2"), PRODUCT, END, END.replace("%s", "%s.2").replace("%e", "%e.2")], 3.0),
     ([START, PRODUCT, ALONE, END], 3.0),
+    # along another axis it has links of its own
+    ([START, PRODUCT, ALONE.replace("[1,8]<=[8]", "{{0,2,4,6,8,10,12,14},{1,3,5,7,9,11,13,15}}"), END], 2.0),
 ])  # fmt: skip
 def test_seconds_of_waiting_are_those_that_no_work_covers(lines, waiting):
     products = sum("dot(" in line for line in lines)
