@@ -37,8 +37,13 @@ from wanjax.hlo import Computation, Instruction, Module
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/t2v_a14b.py"
 SIZE = {"data.height": 720, "data.width": 1280, "data.frames": 81}
-# fsdp, seq and clips of a step
-MACHINES = {"v5p:4x4x4": (16, 4, 16), "v6e:16x16": (32, 8, 32), "tpu7x:4x4x4": (32, 4, 32), "v5e:16x16": (32, 8, 32)}
+# fields of the config beside
+MACHINES: dict[str, dict[str, float]] = {
+    "v5p:4x4x4": {"mesh.fsdp": 16, "mesh.seq": 4, "data.batch": 16, "optimizer.ema_decay": 0.0},
+    "v6e:16x16": {"mesh.fsdp": 32, "mesh.seq": 8, "data.batch": 32},
+    "tpu7x:4x4x4": {"mesh.fsdp": 32, "mesh.seq": 4, "data.batch": 32},
+    "v5e:16x16": {"mesh.fsdp": 32, "mesh.seq": 8, "data.batch": 32},
+}
 SHOWN = ("all-gather", "reduce-scatter", "all-to-all")
 COLUMNS = ("machine", *SHOWN, "others", "all, GB", "sending, s", "waiting", "computing", "temp, GB")
 _AROUND = ("fusion", "call", "custom-call", "async-start")  # what a collective may be wrapped in
@@ -224,9 +229,7 @@ def compile_into(machine: str, folder: str, options: dict[str, str], *, bare: bo
         compiler_options.TRAINING = {}
     there = topology.parse(machine)
     topology.prepare(there)
-    fsdp, seq, clips = MACHINES[machine]
-    fields = {**SIZE, "mesh.fsdp": fsdp, "mesh.seq": seq, "data.batch": clips}
-    experiment, mesh = programs.lay_out(config.load(CONFIG, fields), topology.devices(there))
+    experiment, mesh = programs.lay_out(config.load(CONFIG, {**SIZE, **MACHINES[machine]}), topology.devices(there))
     lowered = programs.train(experiment, mesh).lower()
     lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True, **options})
 
