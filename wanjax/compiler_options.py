@@ -30,15 +30,27 @@ PLATFORM: Mapping[str, Mapping[str, str | bool]] = {
     # Gathers and scatters of one block's parameters run beside the work of its neighbours: one more block in memory.
     "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True, **_GPU_PIPELINES},
 }
-# By kind of device, for a training step besides. Without them a TPU waits for every gather; the sparse cores of a v5p
-# send while its tensor cores compute. (The fusion that lets a v5e do so is refused for v5p.)
+# By kind of device, for a training step besides. Left to itself the compiler of a v5p and a v6e waits for every gather;
+# their sparse cores can send while the tensor cores compute. Those of a tpu7x do so unasked, a v5e has none. What each
+# option hides, and what was tried besides, is in benchmarks/results/overlap.md.
 _SPARSE_CORES = {
     "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
     "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
     "xla_enable_async_all_gather": "true",
-    "xla_tpu_enable_async_all_to_all": "true",
 }
-TRAINING: Mapping[str, Mapping[str, str | bool]] = {"TPU v5": _SPARSE_CORES, "TPU v5p": _SPARSE_CORES}
+_V5P = {**_SPARSE_CORES, "xla_tpu_enable_async_all_to_all": "true"}
+# The compiler makes padded all-reduces of some scatters here, and has one gather under way at a time unless it is told.
+_V6E = {
+    **_SPARSE_CORES,
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
+    "xla_tpu_enable_sparse_core_offload_queuing_in_lhs": "true",
+    "xla_tpu_enable_concurrent_sparse_core_offloading": "true",
+    "xla_max_concurrent_async_all_gathers": "16",
+    "xla_max_concurrent_async_reduce_scatters": "16",
+}
+TRAINING: Mapping[str, Mapping[str, str | bool]] = {
+    "TPU v5": _V5P, "TPU v5p": _V5P, "TPU v6 lite": _V6E, "TPU v6e": _V6E,
+}  # fmt: skip
 
 
 def of(device: Any) -> Options:
