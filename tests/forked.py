@@ -119,9 +119,11 @@ def serve(requests: socket.socket) -> None:
     for name in LIBRARIES:
         importlib.import_module(name)
     gc.freeze()  # else the collector would write to, and so copy, every page that is shared
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         more, files, _, _ = socket.recv_fds(requests, 1, 3)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # those that have ended since; their time is then known, too
+                pass
         if not more:
             return
         line = b""
@@ -138,7 +140,6 @@ def serve(requests: socket.socket) -> None:
 def _watch(request: dict, out: int, err: int, status: int) -> None:
     """Forks the command, says its process id and, when it has ended, its exit code; returns in the command's process
     alone, which then ends as any does."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid:
         os.close(out)
