@@ -57,9 +57,9 @@ define environment
 endef
 
 # glibc keeps freed memory instead of giving it back and touching it anew at every step: 7 % of a training step
-demo showcase: export MALLOC_MMAP_THRESHOLD_ = 1073741824
-demo showcase: export MALLOC_TRIM_THRESHOLD_ = 4294967296
-demo showcase: export MALLOC_TOP_PAD_ = 268435456
+demo showcase test: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+demo showcase test: export MALLOC_TRIM_THRESHOLD_ = 4294967296
+demo showcase test: export MALLOC_TOP_PAD_ = 268435456
 demo: setup
 	$(call say,scenes: rendering what is not in $(DATA) yet)
 	@$(RUN) -m data_pipelines.light_scenes --data_dir $(DATA)

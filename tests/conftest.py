@@ -1,6 +1,7 @@
 """Eight simulated CPU devices for every test, and quick compilation: set before jax starts."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -21,6 +22,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+# an eighth of a test's time went into looking for garbage among what was imported, traced and compiled, which is none
+gc.set_threshold(100_000, 20, 100)
+
 # the files that take longest, longest first: one that is begun last would keep one core busy while others are idle
 LONG = (
     "test_train_launcher", "test_train", "test_showcase", "test_codec_training", "test_vae_light", "test_vae_shipped",
@@ -33,3 +37,8 @@ def pytest_collection_modifyitems(items):
     """Long files first; the Makefile tells xdist to keep this order, it sorts files by how many tests they hold."""
     rank = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
+
+
+def pytest_collection_finish():
+    """What collecting has imported stays: the garbage collector need not look at it again."""
+    gc.freeze()

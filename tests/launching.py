@@ -10,7 +10,6 @@ import os
 import pathlib
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from data_pipelines.light_scenes import LightScenesConfig, prepare
-from tests import xla_flags
+from tests import forked, xla_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
@@ -44,11 +43,9 @@ def command(workdir: pathlib.Path, source: str, cache: pathlib.Path, *, config: 
             "--workdir", str(workdir), *(f"--config.{k}={v}" for k, v in values.items())]
 
 
-def launch(arguments: list[str], **kwargs: object) -> subprocess.Popen[str]:
+def launch(arguments: list[str]) -> forked.Command:
     """Starts a launcher on one simulated device; it compiles quickly and computes slowly."""
-    environment = {**os.environ, "XLA_FLAGS": xla_flags.QUICK, "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, **kwargs)
+    return forked.Command(arguments, {**os.environ, "XLA_FLAGS": xla_flags.QUICK}, merged=True)
 
 
 def finish(arguments: list[str]) -> tuple[int, str]:
@@ -73,7 +70,7 @@ def final_state(workdir: pathlib.Path, expert: str = "high") -> dict[str, np.nda
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
 
 
-def wait_for_step(process: subprocess.Popen[str], workdir: pathlib.Path, step: int) -> None:
+def wait_for_step(process: forked.Command, workdir: pathlib.Path, step: int) -> None:
     """Returns when the run has logged so many lines, or has ended."""
     while process.poll() is None and len(log(workdir)) < step:
         time.sleep(0.02)

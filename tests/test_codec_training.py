@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import train_codec
+from tests import forked
 from wanjax import codec_training, hub
 from wanjax.codec import find_codec
 from wanjax.codec_training import CodecTrainingConfig
@@ -223,6 +224,6 @@ def test_a_codec_of_wan22s_architecture_is_trained_further_and_exported(codec22,
 
 
 def test_a_given_codec_keeps_its_sizes(codec22):
-    command = ("-m", "experiments.train_codec", "--workdir=none", f"--init_from={codec22}", "--base_dim=16")
-    done = subprocess.run((sys.executable, *command), capture_output=True, text=True, check=False, cwd=ROOT)
+    command = (sys.executable, "-m", "experiments.train_codec", "--workdir=none")
+    done = forked.run((*command, f"--init_from={codec22}", "--base_dim=16"))
     assert done.returncode != 0 and "--base_dim is for a codec from scratch" in done.stdout + done.stderr

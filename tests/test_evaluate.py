@@ -11,6 +11,7 @@ import pytest
 from absl.testing import flagsaver
 
 from experiments import evaluate as launcher
+from tests import forked
 from wanjax import evaluate, report, video
 
 REAL = Path(__file__).parents[2] / "shared" / "clips"
@@ -210,9 +211,7 @@ def test_the_launcher_runs_from_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "clips measured: 1" in done.stdout
     assert "sunrise" in (tmp_path / "r.html").read_text()
-    refused = subprocess.run(
-        [sys.executable, "-m", "experiments.evaluate"], capture_output=True, text=True, check=False
-    )
+    refused = forked.run([sys.executable, "-m", "experiments.evaluate"])
     assert refused.returncode != 0
     assert "either --videos GLOB or --workdir DIR" in refused.stderr + refused.stdout
 

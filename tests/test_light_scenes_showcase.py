@@ -11,6 +11,7 @@ import pytest
 from data_pipelines import light_scenes
 from data_pipelines.light_scenes import all_captions, plan
 from data_pipelines.light_scenes.captions import LANGUAGES, states_color
+from tests import forked
 
 LAMP, BLINDS, WATER = light_scenes.SCENARIOS.values()
 SMALL = light_scenes.LightScenesConfig(frames=3, height=16, width=16, train=24, validation=24, test=96, supersample=1,
@@ -85,7 +86,7 @@ def folder(tmp_path_factory):
 
 def launch(folder, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "data_pipelines.light_scenes", f"--data_dir={folder}", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return forked.run(command)
 
 
 def lines_of(path) -> list[dict]:

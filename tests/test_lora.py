@@ -6,9 +6,7 @@ The reference is the formula on the foreign tensors, out of place, in numpy.
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from safetensors.numpy import save_file
 
 from experiments import convert
 from experiments import sample as launcher
+from tests import forked
 from tests.parity import dit_case
 from tests.test_sample import release, workdir  # noqa: F401 (fixtures)
 from tests.tiny_release import DIT, QUICK
@@ -30,7 +29,6 @@ from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows import Row
 from wanjax.models.rows.dit import dit_rows
 
-ROOT = Path(__file__).parent.parent
 # No two sizes are the same, and block 1 is the beginning of block 11.
 CONFIG = DiTConfig(width=24, heads=2, layers=12, ffn=40, in_channels=6, out_channels=5, freq_dim=18, text_dim=14)
 ROWS = dit_rows(CONFIG)
@@ -335,10 +333,9 @@ def files(tmp_path_factory):
 
 def test_a_sampled_lora_is_the_converted_one_and_changes_the_clip(release, files, tmp_path):  # noqa: F811
     options = [f"--{name}={value}" for name, value in SMALL.items()]
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.sample", "--checkpoint", release, "--prompt", "dawn", "--out",
-         tmp_path / "a", "--lora_high", f"{files[0]}:0.8,{files[1]}", "--lora_low", files[0], *options],
-        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+    done = forked.run(
+        [sys.executable, "-m", "experiments.sample", "--checkpoint", str(release), "--prompt", "dawn", "--out",
+         str(tmp_path / "a"), "--lora_high", f"{files[0]}:0.8,{files[1]}", "--lora_low", str(files[0]), *options],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "one.safetensors into the high-noise expert's weights, weight 0.8" in done.stdout

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from tests import forked
 from tests.test_convert import ROOT, write_release
 from wanjax import convert, hub, manifest
 from wanjax.family import MEMBERS
@@ -22,8 +23,7 @@ def flip(file, at=-5):
 
 
 def command(*arguments):
-    return subprocess.run([sys.executable, "-m", "experiments.convert", *map(str, arguments)], cwd=ROOT,
-                          env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)  # fmt: skip
+    return forked.run([sys.executable, "-m", "experiments.convert", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")

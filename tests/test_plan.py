@@ -5,7 +5,6 @@ import json
 import math
 import os
 import pathlib
-import subprocess
 import sys
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import plan as launcher
-from tests import xla_flags
+from tests import forked, xla_flags
 from wanjax import codec_work, hub, offload, optim, plan_cache, plan_remedies, plan_search, programs, topology
 from wanjax import config as config_lib
 from wanjax.codec import find_codec
@@ -334,10 +333,9 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_compiled(t
 
 
 def command(tmp_path, *arguments):
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = xla_flags.QUICK
-    return subprocess.run([sys.executable, "-m", "experiments.plan", "--config", str(TINY), *map(str, arguments)],
-                          cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)  # fmt: skip
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "XLA_FLAGS": xla_flags.QUICK}
+    return forked.run([sys.executable, "-m", "experiments.plan", "--config", str(TINY), *map(str, arguments)],
+                      env=environment)  # fmt: skip
 
 
 def test_the_command_prints_a_table_and_writes_the_plan(tmp_path):

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -19,6 +18,7 @@ import pytest
 from PIL import Image
 
 from experiments import sample as launcher
+from tests import forked
 from tests.fake_store import clusters, together
 from tests.tiny_release import DIT, QUICK, randomised, write_index, write_release, write_run
 from wanjax import checkpoint, generate, hub, partition, pipeline, video
@@ -99,10 +99,7 @@ def records(folder):
 
 
 def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.sample", *map(str, arguments)],
-        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
-    )  # fmt: skip
+    return forked.run([sys.executable, "-m", "experiments.sample", *map(str, arguments)])
 
 
 def test_the_command_makes_clips_that_can_be_made_again(workdir, tmp_path):
