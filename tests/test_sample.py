@@ -4,10 +4,10 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -167,9 +167,7 @@ def test_a_request_to_stop_ends_the_command_and_the_next_one_goes_on(workdir, tm
     arguments = ["--checkpoint", workdir, "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "clips",
                  "--stopped_code=75", "--steps=4"]  # fmt: skip
     (tmp_path / "prompts.txt").write_text("dawn\n" * 200)
-    running = subprocess.Popen([sys.executable, "-m", "experiments.sample", *map(str, arguments)], cwd=ROOT, text=True,
-                               env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+    running = forked.Command([sys.executable, "-m", "experiments.sample", *map(str, arguments)], os.environ)
     while not (tmp_path / "clips/samples.jsonl").exists() and running.poll() is None:
         time.sleep(0.02)
     running.send_signal(signal.SIGTERM)
