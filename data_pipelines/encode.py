@@ -30,7 +30,8 @@ from wanjax import first_frame, latent_cache
 from wanjax.data import DataConfig
 from wanjax.latent_cache import Clip, LatentCache, Manifest, Shard
 from wanjax.models.vae import WanVAE
-from wanjax.text import TextEncoder, load_text_encoder_for
+from wanjax.prompt_embeddings import PromptEmbedder
+from wanjax.text import TextEncoder
 
 SPLITS = ("train", "validation")
 CLIPS_PER_SHARD = 128  # an interruption costs at most so many clips
@@ -64,7 +65,7 @@ def ensure_cache(
     vae: WanVAE,
     vae_params: Any,
     vae_fingerprint: str,
-    text: TextEncoder,
+    text: PromptEmbedder,
     splits: Sequence[str] = SPLITS,
     visibility_cell: int = 0,
     image: bool = False,
@@ -72,8 +73,8 @@ def ensure_cache(
 ) -> LatentCache:
     """Opens the cache of these clips, after encoding what is not there yet.
 
-    A finished cache is only checked, not read. Processes that ask for the same folder at the same time wait for one
-    another; on many machines run ``python -m data_pipelines.encode`` once before training.
+    A finished cache is only checked, not read, and opens no text encoder. Processes that ask for the same folder at the
+    same time wait for one another; on many machines run ``python -m data_pipelines.encode`` once before training.
 
     Args:
       source: where the clips are; a DataConfig is opened with ``open_source``.
@@ -100,18 +101,19 @@ def ensure_cache(
             latent_cache.check_image(folder, manifest)
         unfinished = any(not shard.bytes for shards in manifest.splits.values() for shard in shards)
         if unfinished or not (folder / latent_cache.NULL_TEXT).exists():
-            latent_cache.write_null_text(folder, text.embed([""])[0])
+            opened = text.open()
+            latent_cache.write_null_text(folder, opened.embed([""])[0])
         if unfinished:
             for leftover in folder.glob(".*.array_record.*"):
                 leftover.unlink()
-            encoder = _Encoder(clips, vae, vae_params, text, manifest.visibility_cell, manifest.image)
+            encoder = _Encoder(clips, vae, vae_params, opened, manifest.visibility_cell, manifest.image)
             for split in manifest.splits:
                 manifest = _encode_split(folder, manifest, split, clips, encoder)
     return LatentCache(folder)
 
 
 def _plan(folder: pathlib.Path, clips: ClipSource, vae: WanVAE, vae_params: Any, vae_fingerprint: str,
-          text: TextEncoder, splits: Sequence[str], per_shard: int, image: bool) -> Manifest:
+          text: PromptEmbedder, splits: Sequence[str], per_shard: int, image: bool) -> Manifest:
     """The folder's manifest, or a new one; files that are not there have ``bytes = 0``."""
     if (folder / latent_cache.MANIFEST).exists():
         manifest = latent_cache.read_manifest(folder)
@@ -341,7 +343,7 @@ def main() -> None:
         config.check_codec(experiment, opened.model)
         cache = ensure_cache(experiment.data.cache_dir, source=experiment.data, vae=opened.model,
                              vae_params=opened.params, vae_fingerprint=opened.fingerprint,
-                             text=load_text_encoder_for(experiment.text),
+                             text=PromptEmbedder.of_config(experiment.text),
                              image=first_frame.reads_image(experiment.model))
     except (DataError, latent_cache.CacheError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")

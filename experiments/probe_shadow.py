@@ -24,11 +24,12 @@ import tqdm
 from absl import app, flags
 
 from data_pipelines import encode
-from wanjax import checkpoint, codec, config, data, text, warm_start
+from wanjax import checkpoint, codec, config, data, warm_start
 from wanjax.first_frame import reads_image
 from wanjax.latent_cache import CacheError, LatentCache
 from wanjax.models.dit import WanDiT
 from wanjax.models.shadow_head import ShadowHead, ShadowHeadConfig
+from wanjax.prompt_embeddings import PromptEmbedder
 from wanjax.shadow_probe import ProbeConfig, compare, make_look, train_head
 
 
@@ -85,7 +86,7 @@ def run(folder: str, settings: Settings, *, weights: str = "ema") -> dict[str, A
     cache = encode.ensure_cache(
         settings.cache_dir or experiment.data.cache_dir, source=source, vae=shipped.model,
         vae_params=shipped.params, vae_fingerprint=shipped.fingerprint, splits=("train", settings.split),
-        text=text.load_text_encoder_for(experiment.text), visibility_cell=cell)
+        text=PromptEmbedder.of_config(experiment.text), visibility_cell=cell)
     families = _families(source, settings)
     found = {name: _probe(name, opened, settings, shipped, cache, families) for name in wanted}
     settings_read = dataclasses.asdict(settings) | {"weights": weights, "visibility_cell": cell}

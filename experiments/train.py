@@ -23,7 +23,7 @@ from data_pipelines import encode
 from experiments import processes
 from wanjax import codec as codec_lib
 from wanjax import config as config_lib
-from wanjax import config_flag, data, first_frame, partition, preflight, text, warm_start
+from wanjax import config_flag, data, first_frame, partition, preflight, warm_start
 from wanjax.checkpoint import CheckpointError, Checkpoints
 from wanjax.cluster import Cluster, ClusterError
 from wanjax.heartbeat import Watch
@@ -33,6 +33,7 @@ from wanjax.models.dit import DiTConfig, WanDiT
 from wanjax.models.rows.dit import dit_rows
 from wanjax.objectives import Decoder, Objective, make_objective
 from wanjax.preview import make_preview
+from wanjax.prompt_embeddings import PromptEmbedder
 from wanjax.run_log import RunLog, SilentLog
 from wanjax.stop import Stopped, StopRequests
 from wanjax.train import EXPERTS, Diverged, Expert, train_expert
@@ -83,7 +84,7 @@ def _check_attention(model: DiTConfig, mesh: jax.sharding.Mesh) -> None:
 
 
 def _ensure_cache(experiment: config_lib.Experiment, codec: codec_lib.Codec, mesh: jax.sharding.Mesh) -> None:
-    encoder = text.load_text_encoder_for(experiment.text, mesh=mesh if mesh.size > 1 else None)
+    encoder = PromptEmbedder.of_config(experiment.text, mesh=mesh if mesh.size > 1 else None)
     encode.ensure_cache(experiment.data.cache_dir, source=experiment.data, vae=codec.model, vae_params=codec.params,
                         vae_fingerprint=codec.fingerprint, text=encoder,
                         visibility_cell=_visibility_cell(experiment), image=first_frame.reads_image(experiment.model))

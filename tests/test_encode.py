@@ -44,6 +44,11 @@ class FakeText:
 
     width = 4
     fingerprint = "text"
+    opened = 0
+
+    def open(self):
+        self.opened += 1
+        return self
 
     def embed(self, texts):
         return [np.stack([np.frombuffer(hashlib.sha256(w.encode()).digest()[:4], np.uint8).astype(np.float32)
@@ -113,6 +118,14 @@ def test_latents_and_captions_are_what_codec_and_text_encoder_say(tmp_path):
             caption = example[name] if isinstance(example[name], str) else example[name].decode()
             np.testing.assert_array_equal(text, FakeText().embed([caption])[0])
     np.testing.assert_array_equal(cache.null_text, FakeText().embed([""])[0])
+
+
+def test_a_finished_cache_opens_no_text_encoder(tmp_path):
+    text = FakeText()
+    cached(tmp_path, text=text)
+    assert text.opened == 1
+    cached(tmp_path, text=text)
+    assert text.opened == 1
 
 
 def test_a_lost_embedding_of_the_empty_caption_is_made_again(tmp_path):

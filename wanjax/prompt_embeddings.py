@@ -51,8 +51,8 @@ class PromptEmbedder:
         width: E.
         vocab_size: tokens that the encoder knows.
         fingerprint: of all that determines an embedding: weights, config, compute type, tokenizer.
-        load: opens the encoder. What it returns is let go of before ``embed`` returns, which frees it and its device
-            memory unless ``load`` keeps it.
+        load: opens the encoder; see :meth:`open`. ``embed`` lets go of it before it returns, which frees it and its
+            device memory unless ``load`` keeps it.
         cache: folder of the embeddings, made when the first is written; None keeps none.
     """
 
@@ -137,6 +137,20 @@ class PromptEmbedder:
 
         return cls(opened, length, width, vocab_size, _fingerprint(opened, digest, dtype), load, cache)
 
+    def open(self) -> text.TextEncoder:
+        """The text encoder itself, for many captions at a time, of which no cache knows.
+
+        Raises:
+            ValueError: ``load`` gave an encoder of another width or vocabulary.
+        """
+        encoder = self.load()
+        if (encoder.width, encoder.encoder.config.vocab_size) != (self.width, self.vocab_size):
+            raise ValueError(
+                f"the text encoder that was opened has width {encoder.width} and "
+                f"{encoder.encoder.config.vocab_size} tokens, expected {self.width} and {self.vocab_size}"
+            )
+        return encoder
+
     def embed(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Embeddings ``[n_i, E]`` float32 of each prompt's own ``n_i`` tokens, without padding, in the given order.
 
@@ -163,13 +177,7 @@ class PromptEmbedder:
 
     def _compute(self, texts: dict[str, str]) -> dict[str, np.ndarray]:
         """Embeddings by key; each is kept as soon as it is there. The encoder lives no longer than this call."""
-        encoder = self.load()
-        if (encoder.width, encoder.encoder.config.vocab_size) != (self.width, self.vocab_size):
-            raise ValueError(
-                f"the text encoder that was opened has width {encoder.width} and "
-                f"{encoder.encoder.config.vocab_size} tokens, expected {self.width} and {self.vocab_size}"
-            )
-        out = {}
+        encoder, out = self.open(), {}
         for key, one in texts.items():
             out[key] = np.array(encoder.embed([one])[0], np.float32)  # a copy: it may view what the encoder gave
             self._keep(key, out[key])
