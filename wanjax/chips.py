@@ -103,7 +103,7 @@ TPUS: dict[str, Chip] = {
     "v5p": Chip(1, 459e12, _gib(95.73), 2.765e12, 100e9, 6.25e9, (_CLOUD + "v5p", _CLOUD + "tpu7x", _BOOK),
                 Torus(3, (16, 16, 24), 4), dumped=True, host_memory=112 * 10**9),
     "v6e": Chip(1, 918e12, _gib(31.24), 1.638e12, 100e9, 12.5e9, (_CLOUD + "v6e", _CLOUD + "tpu7x", _BOOK),
-                Torus(2, (16, 16), 16), host_memory=180 * 10**9),
+                Torus(2, (16, 16), 16), dumped=True, host_memory=180 * 10**9),
     "tpu7x": Chip(2, 2307e12, _gib(94.74), 7.38e12, 100e9, 12.5e9, (_CLOUD + "tpu7x",), Torus(3, (16, 24, 24), 4),
                   dumped=True, host_memory=240 * 10**9),
 }  # fmt: skip
