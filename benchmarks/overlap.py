@@ -47,9 +47,6 @@ MACHINES: dict[str, dict[str, float]] = {
 SHOWN = ("all-gather", "reduce-scatter", "all-to-all")
 COLUMNS = ("machine", *SHOWN, "others", "all, GB", "sending, s", "waiting", "computing", "temp, GB")
 _AROUND = ("fusion", "call", "custom-call", "async-start")  # what a collective may be wrapped in
-# A v5e's compiler fuses the parts of a gather with what goes on meanwhile, in loops, too: a fusion that starts it,
-# fusions of work, and one that ends it, by the names that it gives them.
-_END, _FUSED_WITH_WORK = "async-collective-done", "async_collective_fusion"
 _TEMPORARY = re.compile(r"^allocation \d+: size (\d+), page \d+, preallocated-temp:", re.MULTILINE)
 
 
@@ -95,7 +92,7 @@ class Schedule:
         def leaf(computation: Computation, each: Instruction) -> hlo_loops.Totals | None:
             of = self._sendings(computation.name).get(each.name)
             if of is None:
-                return {} if _beside(each) else None
+                return {} if collectives.beside_work(each) else None
             how = "waited for" if len(of.parts) == 1 else "beside work" if of.work else "paired"
             return {(of.op, how): (1, of.bytes)} if of.parts[0] == each.name else {}
 
@@ -143,14 +140,14 @@ class Schedule:
         for each in order:
             if each.finishes:
                 before = parts.get(each.operands[0])
-            elif each.name.startswith(_END):
+            elif each.name.startswith(collectives.ENDS):
                 before = next(of for of in reversed(parts.values()) if of.channels & _channels(self._sends(each)))
             else:
                 before = None
             if before is not None:
                 before.parts.append(each.name)
                 parts[each.name] = before
-            elif not each.finishes and not _beside(each) and (inside := self._sends(each)):
+            elif not each.finishes and not collectives.beside_work(each) and (inside := self._sends(each)):
                 (found,) = collectives.of(_alone(self._module, computation, each), self._devices).collectives[:1]
                 parts[each.name] = Sending(found.op, found.bytes, [each.name], found.groups, _channels(inside))
         places = {each.name: place for place, each in enumerate(order)}
@@ -188,11 +185,6 @@ def _alone(module: Module, computation: Computation, each: Instruction) -> Modul
              for name in each.operands if name in computation.instructions}  # fmt: skip
     only = Computation("only", {**given, each.name: each}, each.name)
     return Module("only", {**module.computations, "only": only})
-
-
-def _beside(each: Instruction) -> bool:
-    """Whether it is work with a part of a collective in it."""
-    return each.opcode == "fusion" and each.called()[0].startswith(_FUSED_WITH_WORK)
 
 
 def _channels(inside: list[Instruction]) -> frozenset[str]:

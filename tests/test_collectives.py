@@ -85,6 +85,19 @@ def test_a_wrapped_pair_counts_once():
     assert only(wrapped + text) == ("reduce-scatter", "f32", 8, 1, 128, 112)
 
 
+def test_a_gather_that_is_fused_with_what_goes_on_beside_it_counts_once():
+    fused = "".join(f"""
+%{name} (q: f32[8]) -> f32[64] {{
+  %q = f32[8]{{0}} parameter(0)
+  ROOT %g = f32[64]{{0}} all-gather(%q), channel_id=1, replica_groups=[1,8]<=[8], dimensions={{0}}
+}}
+""" for name in ("begin", "async_collective_fusion.1", "end"))
+    text = entry("%async-collective-start.3 = f32[64]{0} fusion(%p), kind=kCustom, calls=%begin",
+                 "%f = f32[64]{0} fusion(%p), kind=kOutput, calls=%async_collective_fusion.1",
+                 "%async-collective-done.3 = f32[64]{0} fusion(%f), kind=kCustom, calls=%end")  # fmt: skip
+    assert only(fused + text) == ("all-gather", "f32", 8, 1, 256, 224)
+
+
 def test_a_fused_all_reduce_of_which_a_slice_is_kept_is_a_reduce_scatter():
     fused = """
 %all-reduce-scatter.3 (q: bf16[32,8]) -> bf16[8,8] {

@@ -21,6 +21,9 @@ from wanjax.hlo_loops import Totals
 
 OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
        "ragged-all-to-all")  # fmt: skip
+# A v5e's compiler fuses the parts of a gather with what goes on meanwhile, in loops, too: a fusion that starts it,
+# fusions of work (:func:`beside_work`), and one that ends it, all with the operation in them.
+ENDS = "async-collective-done"
 _Groups = tuple[tuple[int, ...], ...]
 
 
@@ -80,11 +83,18 @@ def of(module: Module, devices: int) -> Found:
     def leaf(_: Computation, each: Instruction) -> Totals | None:
         if each.base in OPS:
             return _collective(each, devices)
+        if beside_work(each) or each.name.startswith(ENDS):
+            return {}
         return _fused_scatter(module, each, devices) if each.opcode == "fusion" else None
 
     totals, unknown = hlo_loops.fold(module, leaf, lambda totals: sum(out for _, _, out in totals.values()))
     found = [_named(key, numbers) for key, numbers in totals.items()]
     return Found(tuple(sorted(found, key=lambda each: (-each.bytes, each.op))), unknown)
+
+
+def beside_work(each: Instruction) -> bool:
+    """Whether it is work with a part of a collective in it, which another instruction has started."""
+    return each.opcode == "fusion" and each.called()[0].startswith("async_collective_fusion")
 
 
 def sent(op: str, result: int, group: int) -> int:
