@@ -112,8 +112,8 @@ def ratios(found: dict[str, float], other: dict[str, float]) -> list[str]:
             for column in COLUMNS]  # fmt: skip
 
 
-def table(made: dict[str, dict[str, Any]], peers: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Markdown; ``peers``: what ``scale_memory_peer.py`` gave, by case and field of the peer's config."""
+def table(made: dict[str, dict[str, Any]], peers: dict[str, dict[str, dict[str, Any] | None]]) -> str:
+    """Markdown; ``peers``: what ``scale_memory_peer.py`` gave, by case and field of the peer's config, if it did."""
     out = ["| what | of | " + " | ".join(COLUMNS) + " |", "|" + "---|" * (len(COLUMNS) + 2)]
     for name, plan_ in made.items():
         case, found = CASES[name], figures(plan_)
@@ -122,11 +122,14 @@ def table(made: dict[str, dict[str, Any]], peers: dict[str, dict[str, dict[str, 
             limits = [f"≤ {case.limits[column]:g}" if column in case.limits else "" for column in COLUMNS]
             out.append(line("", "target", limits))
         for way, theirs in peers.get(name, {}).items():
+            if theirs is None:
+                out.append(line("", f"peer {way}".strip(), ["not compiled", *[""] * (len(COLUMNS) - 1)]))
+                continue
             other = figures({**theirs, "flops_per_step": plan_["flops_per_step"]})
             shown = [f"{other[column]:.4g}" if column in other else "" for column in COLUMNS]
             out.append(line("", " ".join(("peer at", theirs["commit"][:8], way)).strip(), shown))
             out.append(line("", "wanjax / peer", ratios(found, other)))
-        if case.peer and name not in peers:
+        if case.peer and not any(peers.get(name, {}).values()):
             out.append(line("", "peer, quoted", list(case.peer)))
     return "\n".join(out)
 
@@ -138,11 +141,12 @@ def missed(made: dict[str, dict[str, Any]]) -> list[str]:
             if figures(plan_)[column] > most]  # fmt: skip
 
 
-def printed(command: list[str], name: str) -> dict[str, Any]:
-    """The JSON in the last line of what the peer's process prints."""
+def printed(command: list[str], name: str) -> dict[str, Any] | None:
+    """The JSON in the last line of what the peer's process prints; None where its program was not compiled."""
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if child.returncode:
-        sys.exit(f"error: {name} could not be compiled; the reason stands above")
+        print(f"{name} could not be compiled; the reason stands above", file=sys.stderr, flush=True)
+        return None
     found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
     return found
 
@@ -162,7 +166,7 @@ def main() -> None:
     if given.peer and not (given.peer / PEER_MODEL).is_file():
         parser.error(f"--peer {given.peer}: expected a checkout of MaxDiffusion, with {PEER_MODEL}")
     made: dict[str, dict[str, Any]] = {}
-    peers: dict[str, dict[str, dict[str, Any]]] = {}
+    peers: dict[str, dict[str, dict[str, Any] | None]] = {}
     for name in names:
         made[name] = planned(name)
         for way in PEER_WAYS.get(name, ()) if given.peer else ():
