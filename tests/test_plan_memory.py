@@ -39,7 +39,11 @@ def bound(found):
 @pytest.mark.parametrize("line", MADE, ids=[line["name"] for line in MADE])
 def test_it_is_close_below_what_compilers_said_of_the_large_network(line):
     """Within a quarter: the closer, the fewer choices of a search are compiled in vain; above, one might be missed."""
-    assert 0.75 < bound(line["plan"]) / line["plan"]["peak_bytes_per_device"] < 1
+    found = line["plan"]
+    # the compiler of a tpu7x copies 16-bit weights into other tiles at every step: all of them once more
+    copied = found["argument_bytes"] if found["program"] == "sample" and found["topology"].startswith("tpu7x") else 0
+    assert bound(found) < found["peak_bytes_per_device"]
+    assert 0.75 < (bound(found) + copied) / found["peak_bytes_per_device"] < 1
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ _FORWARD = {"gpu": 8}
 _LAYERS, _HIDDEN = 40, 6
 # Blocks whose matrices, or gradients of these, travel beside the work of another one, where a kind of chip or a
 # platform has such options (wanjax.compiler_options).
-_AHEAD = {"gpu": 2, "v5p": 1}
+_AHEAD = {"gpu": 2, "v5p": 1, "v6e": 1}
 
 
 class Copies(NamedTuple):
