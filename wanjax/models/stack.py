@@ -30,9 +30,9 @@ _INPUT = "block_input"
 _WHOLE = -1  # in the place of the axis of a parameter that is split over tensor
 # Of a block, what is as quick to compute again as to keep: on a CPU a kept value is written, copied and read back.
 _CHEAP = frozenset({
-    "add", "add_any", "sub", "mul", "div", "neg", "square", "integer_pow", "sqrt", "rsqrt", "tanh", "reduce_sum",
-    "convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "split", "pad",
-    "concatenate", "stack",
+    "add", "add_any", "sub", "mul", "div", "neg", "square", "one_minus_square", "integer_pow", "sqrt", "rsqrt", "tanh",
+    "reduce_sum", "convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "split",
+    "pad", "concatenate", "stack",
 })  # fmt: skip
 
 
