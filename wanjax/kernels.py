@@ -20,8 +20,8 @@ _HOST = "S(5)"  # XLA's memory space of the host, in a layout
 _NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
             "opt-barrier", "optimization-barrier", "domain", "add-dependency", *OPS}  # fmt: skip
 _SLICES = {"slice", "dynamic-slice", "gather"}  # read as much as they give
-_UPDATED = {"dynamic-update-slice", "scatter"}  # of their first operand, what is not replaced stays where it is
-_UPDATE = {"dynamic-update-slice": 1, "scatter": 2}
+# Of their first operand, what is not replaced stays where it is; the place of the operand that replaces the rest.
+_UPDATED = {"dynamic-update-slice": 1, "scatter": 2}
 _SAME_PLACE = {"bitcast", "reshape"}
 
 
@@ -100,7 +100,7 @@ def _moved(computation: Computation, each: Instruction) -> dict[str, int]:
         _read(found, operands[0], _elements(result(each)))
         _written(found, result(each), _elements(result(each)))
     elif each.base in _UPDATED:
-        update = operands[_UPDATE[each.base]]
+        update = operands[_UPDATED[each.base]]
         _read(found, update, _elements(update))
         _written(found, result(each), _elements(update))
     else:
@@ -139,7 +139,12 @@ def _in_place(inside: Computation, name: str) -> int | None:
         each = inside.instructions[each.operands[0]]
     if each.opcode not in _UPDATED:
         return None
-    return _elements(inside.instructions[each.operands[_UPDATE[each.opcode]]].shape)
+    return _replaced(inside, each)
+
+
+def _replaced(inside: Computation, each: Instruction) -> int:
+    """Elements that an update replaces."""
+    return _elements(inside.instructions[each.operands[_UPDATED[each.opcode]]].shape)
 
 
 def _reached(inside: Computation, wanted: dict[str, int]) -> dict[str, int]:
@@ -157,8 +162,7 @@ def _reached(inside: Computation, wanted: dict[str, int]) -> dict[str, int]:
                 apart[name] += number
                 continue
             if each.opcode in _UPDATED:
-                update = _elements(inside.instructions[each.operands[_UPDATE[each.opcode]]].shape)
-                own = max(0, number - update) if place == 0 else min(whole, number)
+                own = max(0, number - _replaced(inside, each)) if place == 0 else min(whole, number)
             elif each.opcode in ("reduce", "reduce-window", "dot", "convolution", "fusion", "call", "sort"):
                 own = -(-whole * number // size)
             else:
