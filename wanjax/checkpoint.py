@@ -308,7 +308,7 @@ class SavedExpert:
         try:
             params = _load(self.folder, {self.part: abstract})[self.part]
         except UNREADABLE as error:
-            others = sorted((int(p.name) for p in _steps(self.folder.parent) if p != self.folder), reverse=True)
+            others = sorted((int(p.name) for p in step_folders(self.folder.parent) if p != self.folder), reverse=True)
             instead = (f"give one of the others, such as {self.folder.parent / str(others[0])}" if others
                        else "there is no other one here")
             raise CheckpointError(f"checkpoint {self.folder} cannot be read ({_first_line(error)}): {instead}"
@@ -387,7 +387,7 @@ def _expert_checkpoints(path: epath.Path) -> list[list[epath.Path]]:
     for folders in ([path / e for e in EXPERTS], [path]):
         found = []
         for folder in folders:
-            steps = _steps(folder / "checkpoints")
+            steps = step_folders(folder / "checkpoints")
             if steps:
                 found.append(sorted(steps, key=lambda p: int(p.name), reverse=True))
         if found:
@@ -395,7 +395,7 @@ def _expert_checkpoints(path: epath.Path) -> list[list[epath.Path]]:
     return []
 
 
-def _steps(folder: epath.Path) -> list[epath.Path]:
+def step_folders(folder: epath.Path) -> list[epath.Path]:
     """Folders of whole checkpoints, in no order."""
     return [step for step in folder.glob("*") if step.name.isdigit()
             and (not is_remote(folder) or (step / COMMITTED).exists())]

@@ -8,6 +8,7 @@ import pathlib
 from types import TracebackType
 
 from wanjax import config as config_lib
+from wanjax.checkpoint import step_folders
 from wanjax.run_folder import is_remote, local_folder, run_folder
 from wanjax.train_config import EXPERTS
 
@@ -93,8 +94,7 @@ class Workdir:
 
     def _begun(self) -> bool:
         """Whether anything was trained that would go on."""
-        steps = (step for name in EXPERTS for step in (self.path / name / "checkpoints").glob("*"))
-        return any(step.name.isdigit() for step in steps)
+        return any(step_folders(self.path / name / "checkpoints") for name in EXPERTS)
 
     def _check_config(self) -> None:
         file, new = self.path / "config.json", config_lib.to_dict(self._experiment)
